@@ -1,0 +1,54 @@
+"""What the app asks of an engine; nothing here knows vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from qwen2vl_serve.protocol import ChatRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One name that clients may put into ``model``.
+
+    ``max_model_len`` is in tokens, ``created`` in seconds since the epoch.
+    """
+
+    id: str
+    created: int
+    max_model_len: int
+
+
+class Engine(Protocol):
+    """An engine that is up; its errors are ``APIError`` of ``qwen2vl_serve.errors``."""
+
+    @property
+    def models(self) -> Sequence[ServedModel]:
+        """The served names, the profile's first name first."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Name and version of the engine, as ``vllm 0.32.0``."""
+        ...
+
+    async def complete(self, request: ChatRequest, request_id: str) -> bytes:
+        """Answer at once: a ``chat.completion`` object as JSON.
+
+        Cancelling the call aborts the generation.
+        """
+        ...
+
+    def stream(self, request: ChatRequest, request_id: str) -> AsyncIterator[str]:
+        """Answer token by token: each value is the JSON of one ``chat.completion.chunk``.
+
+        An ``APIError`` before the first value means that nothing was generated; after it,
+        that the answer is cut short. Closing the iterator aborts the generation.
+        """
+        ...
+
+    async def check(self) -> None:
+        """Return when the engine answers; raise ``EngineUnavailable`` when it does not."""
+        ...

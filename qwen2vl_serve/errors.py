@@ -1,0 +1,229 @@
+"""Every error this project raises on purpose.
+
+::
+
+    ServeError
+    ├── SetupError                 before the server runs: exit status 2, one line
+    │   ├── ProfileError           a profile cannot be read or is not valid
+    │   └── PreflightError         this machine cannot run that profile
+    ├── BootError                  the engine failed to start: exit status 1
+    └── APIError                   an HTTP answer in OpenAI's error shape
+        ├── RequestError           400  the client must change the request
+        │   ├── InvalidJSON        400  invalid_json
+        │   ├── MissingParameter   400  missing_required_parameter
+        │   ├── InvalidType        400  invalid_type
+        │   ├── InvalidValue       400  invalid_value
+        │   ├── UnsupportedParameter 400 unsupported_parameter
+        │   ├── ReservedToken      400  reserved_token
+        │   ├── TooManyItems       400  too_many_items
+        │   ├── InvalidImage       400  invalid_image
+        │   ├── InvalidImageURL    400  invalid_image_url
+        │   ├── InvalidVideo       400  invalid_video
+        │   ├── ContextLengthExceeded 400 context_length_exceeded
+        │   ├── ModelNotFound      404  model_not_found
+        │   ├── RouteNotFound      404  not_found
+        │   ├── MethodNotAllowed   405  method_not_allowed
+        │   ├── RequestTooLarge    413  request_too_large
+        │   └── UnsupportedContentType 415 unsupported_content_type
+        ├── InvalidAPIKey          401  invalid_api_key
+        ├── InternalError          500  internal_error
+        └── EngineUnavailable      503  engine_unavailable
+            ├── ShuttingDown       503  shutting_down
+            └── Overloaded         503  overloaded
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServeError(Exception):
+    """Root of the tree; ``str(error)`` is fit for a user's eyes."""
+
+
+class SetupError(ServeError):
+    """The command cannot start: the command line prints one line and exits with 2."""
+
+
+class ProfileError(SetupError):
+    """A profile is missing, malformed or contradicts itself; names file, line and key."""
+
+
+class PreflightError(SetupError):
+    """This machine cannot run the profile: port, folder, cards or memory."""
+
+
+class BootError(ServeError):
+    """The engine started and failed; names the cause and the log that holds the rest."""
+
+
+class APIError(ServeError):
+    """An answer with an HTTP status and a body in OpenAI's error shape.
+
+    Each subclass owns ``status``, ``type`` and ``code``; ``param`` names the request field.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    headers: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """Return the JSON body: ``{"error": {"message", "type", "param", "code"}}``."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class RequestError(APIError):
+    """The request cannot be served as it is; sending it again will not help."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidJSON(RequestError):
+    """The body is not a JSON object in UTF-8."""
+
+    code = "invalid_json"
+
+
+class MissingParameter(RequestError):
+    """A required field is absent."""
+
+    code = "missing_required_parameter"
+
+
+class InvalidType(RequestError):
+    """A field holds another JSON type than the API defines; nothing is coerced."""
+
+    code = "invalid_type"
+
+
+class InvalidValue(RequestError):
+    """A field has the right type and a value outside its bounds."""
+
+    code = "invalid_value"
+
+
+class UnsupportedParameter(RequestError):
+    """A field that this server knows and does not let clients set."""
+
+    code = "unsupported_parameter"
+
+
+class ReservedToken(RequestError):
+    """A text contains one of the model's control tokens."""
+
+    code = "reserved_token"
+
+
+class TooManyItems(RequestError):
+    """More pictures, videos or messages than the profile allows in one request."""
+
+    code = "too_many_items"
+
+
+class InvalidImage(RequestError):
+    """The bytes of a picture cannot be decoded or are of a kind that is not served."""
+
+    code = "invalid_image"
+
+
+class InvalidImageURL(RequestError):
+    """A picture's address cannot be used; blocked and unreachable read the same."""
+
+    code = "invalid_image_url"
+
+
+class InvalidVideo(RequestError):
+    """A video cannot be decoded or is of a kind that is not served."""
+
+    code = "invalid_video"
+
+
+class ContextLengthExceeded(RequestError):
+    """Prompt and requested output do not fit into ``max_model_len``."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(RequestError):
+    """``model`` names none that is served here."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class RouteNotFound(RequestError):
+    """No such path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists and does not take that method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTooLarge(RequestError):
+    """The body is larger than ``limits.max_body_bytes``."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedContentType(RequestError):
+    """The body is not declared as ``application/json``, or is compressed."""
+
+    status = 415
+    code = "unsupported_content_type"
+
+
+class InvalidAPIKey(APIError):
+    """No key, or none that this server knows."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+    headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class InternalError(APIError):
+    """A fault of ours; the log holds it under the request's id."""
+
+    code = "internal_error"
+
+
+class EngineUnavailable(APIError):
+    """The engine is not there (starting, stopped or dead); worth another try."""
+
+    status = 503
+    code = "engine_unavailable"
+    headers: ClassVar[dict[str, str]] = {"Retry-After": "5"}
+
+
+class ShuttingDown(EngineUnavailable):
+    """The server is draining and takes nothing new."""
+
+    code = "shutting_down"
+
+
+class Overloaded(EngineUnavailable):
+    """The server's queue is full."""
+
+    code = "overloaded"
+    headers: ClassVar[dict[str, str]] = {"Retry-After": "1"}
