@@ -53,7 +53,7 @@ def _declare_schemas(torch: Any) -> None:
     torchvision = importlib.util.find_spec("torchvision")
     if torchvision is None or not torchvision.submodule_search_locations:
         return
-    if "torchvision" in sys.modules or hasattr(torch.ops.torchvision, "nms"):
+    if hasattr(torch.ops.torchvision, "nms"):
         return
     for library in Path(torchvision.submodule_search_locations[0]).glob("_C.*"):
         with suppress(OSError):
