@@ -1,0 +1,226 @@
+"""Pictures and videos as content parts of a chat message.
+
+What a file is, its first bytes tell, not its name: a PNG saved as ``.jpg`` is sent as PNG.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
+
+from qwen2vl_client.errors import MediaError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ContentPart: TypeAlias = dict[str, Any]
+#: A path, an ``http(s)://`` or ``data:`` URL, the bytes of a file, a file opened for reading
+#: bytes, or a Pillow image.
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image"
+)
+#: A path, a URL, the bytes of a file, or the frames as a list of pictures in order.
+VideoSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Sequence[ImageSource]"
+)
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters and more: C:\ is a path
+_SENT_AS_IS = ("http", "https")
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+
+
+def image_part(source: ImageSource) -> ContentPart:
+    """Return the ``image_url`` part for one picture; the server fetches http(s) URLs.
+
+    Raises ``MediaError`` for a file that cannot be read and for bytes that are no picture.
+    """
+    url = _given_url(source)
+    if url is None:
+        url = _data_url(*_picture(source))
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def video_part(source: VideoSource) -> ContentPart:
+    """Return the ``video_url`` part for one video file or one list of frames.
+
+    Frames travel as ``data:video/jpeg;base64,<frame 1>,<frame 2>,…``; each may be of any
+    picture format, all must be of one size. Raises ``MediaError`` as ``image_part`` does.
+    """
+    if isinstance(source, list | tuple):
+        if not source:
+            raise MediaError("a video given as frames needs at least one frame: the list is empty")
+        frames = ",".join(base64.b64encode(_frame(frame)).decode("ascii") for frame in source)
+        return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}
+    url = _given_url(source)
+    if url is None:
+        data, name = _file_bytes(source, "video")
+        mime = media_type(data)
+        if mime is None or not mime.startswith("video/"):
+            raise MediaError(
+                f"{name} is {_described(data, mime)}, not a video (MP4, MOV, WebM, Matroska or "
+                "AVI); pictures that are the frames of one video go into a list of their own: "
+                "videos=[[frame1, frame2]]"
+            )
+        url = _data_url(data, mime)
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+def sources(given: Any) -> list[Any]:
+    """Return a list of sources, also where a single one was given without a list."""
+    if given is None:
+        return []
+    single = isinstance(given, str | os.PathLike | bytes | bytearray | memoryview)
+    if single or _is_pillow(given) or hasattr(given, "read"):
+        return [given]
+    if not isinstance(given, Iterable) or isinstance(given, Mapping):
+        raise MediaError(f"{_kind(given)} is no picture: {_ACCEPTED}")
+    return list(given)
+
+
+def media_type(data: bytes) -> str | None:
+    """Return the MIME type that the first bytes of a file prove, or None."""
+    head = bytes(data[:32])
+    for magic, mime in _MAGIC:
+        if head.startswith(magic):
+            return mime
+    if head[:4] == b"RIFF":
+        return {b"WEBP": "image/webp", b"AVI ": "video/x-msvideo"}.get(head[8:12])
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12], "video/mp4")
+    return None
+
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"II*\x00", "image/tiff"),
+    (b"MM\x00*", "image/tiff"),
+    (b"BM", "image/bmp"),
+    (b"\x1aE\xdf\xa3", "video/webm"),  # Matroska has the same magic and the same readers
+)
+# ISO base media files: the major brand after "ftyp"; what is not a picture is MP4 to readers.
+_BRANDS = {
+    b"avif": "image/avif",
+    b"avis": "image/avif",
+    b"heic": "image/heic",
+    b"heix": "image/heic",
+    b"mif1": "image/heif",
+    b"qt  ": "video/quicktime",
+}
+_ACCEPTED = "give a path, a URL, the bytes of a file, an open file or a Pillow image"
+
+
+def _given_url(source: object) -> str | None:
+    if not isinstance(source, str):
+        return None
+    if source[:5].lower() == "data:":
+        return source
+    match = _SCHEME.match(source)
+    if match is None:
+        return None
+    if match[1].lower() in _SENT_AS_IS:
+        return source
+    raise MediaError(
+        f"{_short(source)}: URLs with {match[1]}:// cannot be sent, only http://, https:// and "
+        "data:; give a local file as its path"
+    )
+
+
+def _picture(source: object) -> tuple[bytes, str]:
+    if _is_pillow(source):
+        return _encode_pillow(source), "image/png"
+    data, name = _file_bytes(source, "picture")
+    mime = media_type(data)
+    if mime is None or not mime.startswith("image/"):
+        raise MediaError(
+            f"{name} is {_described(data, mime)}, not a picture "
+            "(JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC)"
+        )
+    return data, mime
+
+
+def _frame(source: ImageSource) -> bytes:
+    if _given_url(source) is not None:
+        raise MediaError(
+            f"frame {_short(str(source))} is a URL; frames are sent inline: give paths, bytes "
+            "or Pillow images"
+        )
+    return _picture(source)[0]
+
+
+def _file_bytes(source: object, what: str) -> tuple[bytes, str]:
+    """Return the bytes and what to call them in an error."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source), f"the {what} given as bytes"
+    if hasattr(source, "read"):
+        content = source.read()
+        if not isinstance(content, bytes):
+            raise MediaError(f"the {what}'s file is open for text; open it with mode 'rb'")
+        return content, f"the {what} read from an open file"
+    if not isinstance(source, str | os.PathLike):
+        raise MediaError(f"{_kind(source)} is no {what}: {_ACCEPTED}")
+    path = Path(source).expanduser()
+    name = _short(str(path))
+    try:
+        if path.exists() and not path.is_file():
+            raise MediaError(f"{name} is a folder or a device, not a {what} file")
+        return path.read_bytes(), name
+    except FileNotFoundError:
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise MediaError(f"there is no {what} file {name}{where}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MediaError(f"cannot read the {what} {name}: {reason}") from error
+
+
+def _is_pillow(source: object) -> bool:
+    # Whoever holds a Pillow image has imported Pillow; nobody else pays for the import.
+    module = sys.modules.get("PIL.Image")
+    return module is not None and isinstance(source, module.Image)
+
+
+def _encode_pillow(source: Any) -> bytes:
+    """Encode without loss, upright: PNG would drop the EXIF orientation of an opened photo."""
+    from PIL import ImageOps  # noqa: PLC0415  (an option of the caller, not a dependency)
+
+    try:
+        upright = ImageOps.exif_transpose(source)
+        if upright.mode not in _PNG_MODES:
+            upright = upright.convert("RGB")
+        buffer = io.BytesIO()
+        upright.save(buffer, format="PNG", compress_level=1)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise MediaError(f"the Pillow image cannot be encoded as PNG: {error}") from error
+    return buffer.getvalue()
+
+
+def _data_url(data: bytes, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _described(data: bytes, mime: str | None) -> str:
+    if not data:
+        return "empty"
+    if mime is not None:
+        return mime
+    if data.startswith(b"%PDF"):
+        return "a PDF"
+    if b"<svg" in data[:1024]:
+        return "an SVG"
+    return f"of no known kind (it begins with {bytes(data[:8])!r})"
+
+
+def _short(name: str) -> str:
+    return repr(name) if len(name) <= 200 else f"{name[:60]!r}… ({len(name)} characters)"
+
+
+def _kind(value: object) -> str:
+    return f"an object of type {type(value).__name__}"

@@ -1,0 +1,124 @@
+"""The body of a chat request: the tutorials' defaults and what a call adds to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
+
+from qwen2vl_client.errors import InvalidArgumentError
+from qwen2vl_client.media import ContentPart, image_part, sources, video_part
+
+Message: TypeAlias = Mapping[str, Any]
+
+SYSTEM_PROMPT = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+
+#: Sent unless a call says otherwise; a field given as None is left out of the request.
+DEFAULT_SAMPLING: Mapping[str, Any] = {
+    "temperature": 0.7,
+    "top_p": 0.8,
+    "repetition_penalty": 1.05,
+    "max_tokens": 1024,
+}
+
+
+class Sampling(TypedDict, total=False):
+    """The fields that ``chat`` and ``stream`` take by keyword, by their names in the API.
+
+    A field that is None is left out, so that the server's own default holds. Names that are
+    not listed here are sent as they are: the server decides about them.
+    """
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    max_tokens: int | None
+    max_completion_tokens: int | None
+    min_tokens: int | None
+    stop: str | list[str] | None
+    seed: int | None
+    n: int | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    logit_bias: dict[str, float] | None
+    response_format: dict[str, Any] | None
+    tools: list[dict[str, Any]] | None
+    tool_choice: str | dict[str, Any] | None
+    mm_processor_kwargs: dict[str, Any] | None
+    media_io_kwargs: dict[str, Any] | None
+    vl_high_resolution_images: bool | None
+
+
+def user_message(text: str | None, images: Any = None, videos: Any = None) -> dict[str, Any] | None:
+    """Return the user's turn: pictures, videos, then the text; None where nothing is given."""
+    if text is not None and not isinstance(text, str):
+        raise InvalidArgumentError(
+            f"text must be a string, not {type(text).__name__}; pictures go into images="
+        )
+    parts: list[ContentPart] = [image_part(source) for source in sources(images)]
+    parts += [video_part(source) for source in sources(videos)]
+    if not parts:
+        return None if text is None else {"role": "user", "content": text}
+    if text is not None:
+        parts.append({"type": "text", "text": text})
+    return {"role": "user", "content": parts}
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> list[dict[str, Any]]:
+    """Return the messages with ``system`` in front, unless they bring their own."""
+    turns = [dict(message) for message in messages]
+    if system is None:
+        return turns
+    if any(turn.get("role") == "system" for turn in turns):
+        if system != SYSTEM_PROMPT:
+            raise InvalidArgumentError(
+                "messages already hold a system message and system= was given as well: "
+                "drop one of the two"
+            )
+        return turns
+    return [{"role": "system", "content": system}, *turns]
+
+
+def chat_messages(
+    earlier: Sequence[Message], turn: Message | None, system: str | None
+) -> list[dict[str, Any]]:
+    """Return what is sent: the system message, the earlier turns, this one."""
+    turns = [*earlier, *([] if turn is None else [turn])]
+    if not turns:
+        raise InvalidArgumentError("nothing to ask: give a text, images, videos or messages")
+    return with_system(turns, system)
+
+
+def sampling_fields(given: Mapping[str, Any], *, stream: bool) -> dict[str, Any]:
+    """Return the defaults overlaid with ``given``, without the fields that are None."""
+    reserved = sorted(given.keys() & {"stream", "messages", "model"})
+    if reserved:
+        raise InvalidArgumentError(
+            f"{reserved[0]}= is not a sampling field; use stream() for streams"
+        )
+    if stream and (given.get("n") or 1) != 1:
+        raise InvalidArgumentError(f"n={given['n']}: a stream yields one text; use chat() for more")
+    fields = {**DEFAULT_SAMPLING, **given}
+    if given.get("max_completion_tokens") is not None and "max_tokens" not in given:
+        del fields["max_tokens"]  # two names of one limit
+    if stream:
+        fields.setdefault("stream_options", {"include_usage": True})
+        fields["stream"] = True
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """Return the body as UTF-8 JSON; ``InvalidArgumentError`` names what JSON cannot hold."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"a text holds half of a surrogate pair ({error.object[error.start]!r}), "
+            "which UTF-8 cannot express: repair the text"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"the request cannot be written as JSON: {error}") from error
