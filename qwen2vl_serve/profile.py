@@ -1,0 +1,374 @@
+"""Deployment profiles: which model, on which cards, within which limits.
+
+A profile is a YAML file with the sections of ``profile_sections``; it is immutable once loaded.
+Nothing here imports vLLM: ``engine_args`` returns plain values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from qwen2vl_serve.api_keys import keys_of_environment, keys_of_file
+from qwen2vl_serve.errors import ProfileError
+from qwen2vl_serve.profile_sections import (
+    EngineSection,
+    HardwareSection,
+    LimitsSection,
+    MediaSection,
+    ModelSection,
+    Section,
+    ServerSection,
+    contradiction,
+)
+from qwen2vl_serve.profile_yaml import Document, KeyPath, dotted, parse_yaml, read_yaml, shown
+
+DEMO_PROFILE = "demo"
+REHEARSAL_KV_BYTES = 512 * 1024 * 1024
+# Options of ``--set``'s kin on the command line: plain text, not YAML.
+BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server.port"}
+
+
+class Profile(Section):
+    """One deployment, complete and consistent."""
+
+    description: str | None = Field(
+        default=None, description="What the profile is for, in one line."
+    )
+    model: ModelSection = Field(description="The checkpoint and how it is read.")
+    hardware: HardwareSection = Field(
+        default=HardwareSection(), description="What it is meant for."
+    )
+    engine: EngineSection = Field(default=EngineSection(), description="vLLM's engine arguments.")
+    server: ServerSection = Field(default=ServerSection(), description="The HTTP server.")
+    media: MediaSection = Field(default=MediaSection(), description="Pictures and videos.")
+    limits: LimitsSection = Field(
+        default=LimitsSection(), description="What one request may ask for."
+    )
+
+    _name: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        hardware, engine = self.hardware, self.engine
+        if hardware.cards is not None and hardware.device == "cpu":
+            raise contradiction(
+                "has no use with hardware.device cpu; leave it out", "hardware.cards"
+            )
+        if hardware.cards is not None and hardware.cards != self.workers:
+            raise contradiction(
+                f"is {hardware.cards}, but engine.tensor_parallel_size "
+                f"{engine.tensor_parallel_size} × engine.pipeline_parallel_size "
+                f"{engine.pipeline_parallel_size} = {self.workers}; make them equal",
+                "hardware.cards",
+            )
+        if hardware.cpu_kvcache_gib is not None and engine.kv_cache_memory_bytes is not None:
+            raise contradiction(
+                "sets the same as engine.kv_cache_memory_bytes; keep one",
+                "hardware.cpu_kvcache_gib",
+            )
+        bind = hardware.cpu_threads_bind
+        if bind not in (None, "auto", "nobind") and len(bind.split("|")) != self.workers:
+            raise contradiction(
+                f"has {len(bind.split('|'))} entries for {self.workers} workers; "
+                "write one a worker, separated by |",
+                "hardware.cpu_threads_bind",
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """The name or path it was loaded by; empty for one made in Python."""
+        return self._name
+
+    @property
+    def workers(self) -> int:
+        """Worker processes, on CUDA each with a card of its own: TP × PP."""
+        return self.engine.tensor_parallel_size * self.engine.pipeline_parallel_size
+
+    @property
+    def log_path(self) -> Path:
+        """The file that keeps the engine's log; its folder may not exist yet."""
+        if self.server.log_file is not None:
+            return Path(self.server.log_file).expanduser()
+        state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+        return Path(state).expanduser() / "qwen2vl-serve" / f"serve-{self.server.port}.log"
+
+    def api_keys(self, environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+        """Gather the keys of profile, key file and environment; none means an open server.
+
+        Raises ``ProfileError`` when the file cannot be read or a key cannot be sent in a header.
+        """
+        keys = [key.get_secret_value() for key in self.server.api_keys]
+        keys += keys_of_environment(environ)
+        if self.server.api_key_file is not None:
+            keys += keys_of_file(Path(self.server.api_key_file).expanduser())
+        return frozenset(keys)
+
+    def engine_args(self) -> dict[str, Any]:
+        """Keyword arguments for ``vllm.AsyncEngineArgs``; unset ones are left out."""
+        arguments: dict[str, Any] = self.model.model_dump() | self.engine.model_dump()
+        arguments |= {
+            "model": self.model.path,
+            "served_model_name": list(self.model.served_names),
+            "hf_overrides": self.model.hf_overrides or None,
+            "limit_mm_per_prompt": self.media.limit_mm_per_prompt.model_dump(),
+            "mm_processor_kwargs": self._mm_processor_kwargs(),
+            "media_io_kwargs": _set_values(self.media.media_io_kwargs.model_dump()) or None,
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
+    def _mm_processor_kwargs(self) -> dict[str, Any]:
+        bounds: dict[str, Any] = self.media.model_dump(include={"min_pixels", "max_pixels"})
+        if self.media.limit_mm_per_prompt.video:
+            # Bounds at the top apply to frames as well, unless frames have their own.
+            bounds["videos_kwargs"] = self.media.videos_kwargs.model_dump()
+        return bounds
+
+    def environment(self) -> dict[str, str]:
+        """Variables that vLLM's processes need; set them before ``vllm`` is imported."""
+        hardware = self.hardware
+        variables: dict[str, str] = {}
+        if hardware.cpu_kvcache_gib is not None:
+            variables["VLLM_CPU_KVCACHE_SPACE"] = str(hardware.cpu_kvcache_gib)
+        if hardware.cpu_threads_bind is not None:
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = hardware.cpu_threads_bind
+        elif hardware.device == "cpu" and self.workers > 1:
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = one_cpu_each(self.workers)
+        return variables
+
+    def vllm_command(self) -> list[str]:
+        """The words of the ``vllm serve`` line that starts the same engine at the same address.
+
+        API keys are left out, since a command line is public on its machine.
+        """
+        arguments = self.engine_args()
+        words = ["vllm", "serve", arguments.pop("model")]
+        server = self.server.model_dump(include={"host", "port", "ssl_certfile", "ssl_keyfile"})
+        for name, value in (arguments | _set_values(server)).items():
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            elif isinstance(value, list):
+                words += [f"--{option}", *value]
+            else:
+                words += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
+        return words
+
+    def rehearsal(self) -> Profile:
+        """The same topology, limits, address and keys with the demo model on CPU workers.
+
+        Pixel bounds and number format are the demo model's own, and what only cards or this
+        profile's checkpoint know (quantisation, revision, memory shares) is dropped.
+        """
+        demo = load_profile(DEMO_PROFILE)
+        engine = self.engine.model_copy(
+            update={
+                # Pipeline stages die on their first request when no warm-up run has allocated
+                # their intermediate tensors, and eager mode skips that run.
+                "enforce_eager": None if self.engine.pipeline_parallel_size > 1 else True,
+                "kv_cache_memory_bytes": REHEARSAL_KV_BYTES,
+                **dict.fromkeys(
+                    (
+                        "gpu_memory_utilization",
+                        "kv_cache_dtype",
+                        "cpu_offload_gb",
+                        "disable_custom_all_reduce",
+                        "distributed_executor_backend",
+                    )
+                ),
+            }
+        )
+        media = demo.media.model_copy(
+            update={
+                "limit_mm_per_prompt": self.media.limit_mm_per_prompt,
+                "media_io_kwargs": self.media.media_io_kwargs,
+            }
+        )
+        bind = one_cpu_each(self.workers) if self.workers > 1 else None
+        rehearsed = self.model_copy(
+            update={
+                "model": demo.model.model_copy(
+                    update={
+                        "served_model_name": self.model.served_names,
+                        "hf_overrides": _allow_length(engine.max_model_len),
+                    }
+                ),
+                "hardware": HardwareSection(device="cpu", cpu_threads_bind=bind),
+                "engine": engine,
+                "media": media,
+            }
+        )
+        return Profile.model_validate(rehearsed.model_dump()).named(self.name)
+
+    def named(self, name: str) -> Profile:
+        """The same profile under another name."""
+        copy = self.model_copy()
+        copy._name = name
+        return copy
+
+
+def profiles_folder() -> Path:
+    """The folder of the profiles that ship: within the package, or the checkout's ``deploy``."""
+    package = Path(__file__).parent
+    packaged = package / "profiles"
+    return packaged if packaged.is_dir() else package.parent / "deploy" / "profiles"
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that ship, sorted."""
+    return sorted(path.stem for path in profiles_folder().glob("*.yaml"))
+
+
+def load_profile(name_or_path: str, overrides: Sequence[str] = ()) -> Profile:
+    """Load a profile that ships by its name, or any by the path of its YAML file.
+
+    ``overrides`` are ``section.field=VALUE`` with a YAML value, or ``model=…``, ``host=…``,
+    ``port=…`` as plain text; later ones win. Raises ``ProfileError`` in one line naming where
+    the fault stands, the key, the value given and, for an unknown key, the nearest valid one.
+    """
+    document = read_yaml(_find(name_or_path))
+    if document.values is None:
+        document = Document(document.source, {})
+    if not isinstance(document.values, dict):
+        raise ProfileError(f"{document.source}: must hold the sections {_sections()}")
+    for override in overrides:
+        _override(document, override)
+    try:
+        profile = Profile.model_validate(document.values)
+    except ValidationError as error:
+        raise ProfileError(_explain(error.errors(), document)) from None
+    return profile.named(name_or_path)
+
+
+def one_cpu_each(workers: int) -> str:
+    """Bind each worker to one of the CPUs that this process may use, in turn: ``0|1|0|1``."""
+    if hasattr(os, "sched_getaffinity"):
+        cpus = sorted(os.sched_getaffinity(0))
+    else:
+        cpus = list(range(os.cpu_count() or 1))
+    return "|".join(str(cpus[worker % len(cpus)]) for worker in range(workers))
+
+
+def _allow_length(max_model_len: int | None) -> dict[str, Any]:
+    """Let the demo model run at another context length than it was made for.
+
+    Its rotary positions are computed, not stored, so that any length is sound.
+    """
+    if max_model_len is None:
+        return {}
+    return {"text_config": {"max_position_embeddings": max_model_len}}
+
+
+def _find(name_or_path: str) -> Path:
+    names = profile_names()
+    if name_or_path in names:
+        return profiles_folder() / f"{name_or_path}.yaml"
+    if name_or_path.endswith((".yaml", ".yml")) or os.sep in name_or_path:
+        return Path(name_or_path).expanduser()
+    raise ProfileError(
+        f"no profile is named {shown(name_or_path)}{_nearest(name_or_path, names)}; there are "
+        f"{', '.join(names)}, or give the path of a .yaml file"
+    )
+
+
+def _override(document: Document, override: str) -> None:
+    """Write ``section.field=VALUE`` into the document."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ProfileError(f"--set {shown(override)}: must be section.field=value")
+    if key in BARE_OVERRIDES:
+        source, key = f"--{key}", BARE_OVERRIDES[key]
+        number = key == BARE_OVERRIDES["port"] and text.isascii() and text.isdigit()
+        value: Any = int(text[:9]) if number else text
+    else:
+        source = "--set"
+        value = parse_yaml(text, f"{source} {shown(key)}").values
+    path: KeyPath = tuple(key.split("."))
+    target = document.values
+    for part in path[:-1]:
+        inner = target.get(part)
+        if inner is None:
+            inner = target[part] = {}
+        if not isinstance(inner, dict):
+            raise ProfileError(f"{source}: {part} is a value, not a section")
+        target = inner
+    target[path[-1]] = value
+    for known in [known for known in document.places if known[: len(path)] == path]:
+        del document.places[known]
+    document.places[path] = source
+
+
+def _explain(errors: Iterable[ErrorDetails], document: Document) -> str:
+    """Put pydantic's first error into one line."""
+    first, *others = errors
+    path: KeyPath = tuple(first["loc"])
+    kind = first["type"]
+    if kind == "contradiction":
+        path = tuple(str(first["ctx"]["at"]).split("."))
+        problem = first["msg"]
+    elif kind == "extra_forbidden":
+        return f"{document.place(path)}: unknown key {dotted(path)}{_whereabouts(path)}"
+    elif kind == "missing":
+        problem = "is required"
+    elif kind == "model_type":
+        problem = f"must be a section of keys and values, is {shown(first['input'])}"
+    elif kind == "unusable_key":
+        problem = first["msg"]
+    else:
+        problem = first["msg"].replace("Input should", "must").replace("Value should", "must")
+        if path[:2] != ("server", "api_keys"):  # an error may be logged; a key must not
+            problem += f", is {shown(first['input'])}"
+    rest = f" (and {len(others)} more)" if others else ""
+    return f"{document.place(path)}: {dotted(path)} {problem}{rest}"
+
+
+def _whereabouts(path: KeyPath) -> str:
+    """Say which valid key an unknown one may have meant."""
+    model = _model_at(path[:-1])
+    name = str(path[-1]).replace("-", "_")
+    if model is None:
+        return ""
+    fields = list(model.model_fields)
+    if nearest := _nearest(name, fields):
+        return nearest
+    for section, field in Profile.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section) and name in inner.model_fields:
+            return f"; it belongs to section {section}"
+    return f"; there are {', '.join(fields)}"
+
+
+def _model_at(path: KeyPath) -> type[Section] | None:
+    model: type[Section] = Profile
+    for part in path:
+        inner = model.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, Section)):
+            return None
+        model = inner
+    return model
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _sections() -> str:
+    return ", ".join(name for name in Profile.model_fields if name != "description")
+
+
+def _set_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop None and what is left empty by that, at every level."""
+    kept = {
+        key: _set_values(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+    }
+    return {key: value for key, value in kept.items() if value is not None and value != {}}
