@@ -38,9 +38,9 @@ class TextStream:
         print(stream.answer.seconds)
 
     ``text`` is what has arrived so far; ``answer`` is the whole, once the stream has ended.
-    ``close()`` (or leaving the loop or the ``with`` block) ends the HTTP answer, and the server stops
-    generating; it may be called from another thread. An error in mid-stream is raised from
-    the iteration, where ``text`` still holds what came before it. Iterate from one thread.
+    ``close()`` (or leaving the loop or the ``with`` block) ends the HTTP answer, and the server
+    stops generating; it may be called from another thread. An error in mid-stream is raised
+    from the iteration; ``text`` still holds what came before it. Iterate from one thread.
     """
 
     def __init__(

@@ -345,8 +345,14 @@ def _reason(error: Exception) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the library's errors and the first that is not one, which caused them.
+
+    Not further: behind it may stand an error that the caller was handling when it called us.
+    """
     while error is not None:
         yield error
+        if not isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError):
+            return
         error = error.__cause__ or error.__context__
 
 
