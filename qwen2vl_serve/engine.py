@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,7 +41,7 @@ class Engine(Protocol):
         """
         ...
 
-    def stream(self, request: ChatRequest, request_id: str) -> AsyncIterator[str]:
+    def stream(self, request: ChatRequest, request_id: str) -> AsyncGenerator[str, None]:
         """Answer token by token: each value is the JSON of one ``chat.completion.chunk``.
 
         An ``APIError`` before the first value means that nothing was generated; after it,

@@ -1,0 +1,312 @@
+"""``serve``: engine → app → uvicorn, from the first line to the exit status.
+
+While the engine boots, its processes write their flood to a log file; this module follows that
+file and reports one line a phase.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import importlib
+import io
+import json
+import logging
+import math
+import os
+import resource
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from qwen2vl_serve.api_keys import API_KEY_VARIABLE
+from qwen2vl_serve.app import API, build_app
+from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.boot_log import BootLog
+from qwen2vl_serve.engine import Engine
+from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError
+from qwen2vl_serve.profile import Profile
+
+Report = Callable[[str], None]
+"""Takes one line for the operator's eyes."""
+
+WATCH_SECONDS = 1.0
+"""How often a running server asks whether its engine lives."""
+
+
+def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
+    """Serve ``profile`` until a signal ends it; return the exit status.
+
+    0 after SIGTERM or SIGINT and a finished drain, 1 when the engine died. Standard output and
+    error of this process and its children go to the log file from here on, so ``report`` must
+    write elsewhere; ``verbose`` reports the log's lines as well.
+
+    Raises:
+        PreflightError: the port was taken since the preflight, or no log file can be written.
+        BootError: the engine did not start; the message names the cause and the log file.
+    """
+    keys = Keys(profile.api_keys())
+    os.environ.update(_environment(profile))
+    listener = _listen(profile)
+    path = _fresh_log(profile.log_path.absolute())
+    signal.signal(signal.SIGTERM, _stop_boot)
+    with _output_to(path), BootLog(path, report, verbose=verbose) as boot:
+        report(f"log     {path}")
+        _log_requests_to(report)
+        try:
+            return _run(_Server(profile, keys, listener, report, boot))
+        except (KeyboardInterrupt, _Stopped):
+            report("stopped while starting")
+            return 0
+        finally:
+            listener.close()
+
+
+class _Stopped(BaseException):
+    """SIGTERM during the boot; not an ``Exception``, so that no handler of vLLM's keeps it."""
+
+
+def _stop_boot(signal_number: int, frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+def _run(server: _Server) -> int:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(server.run())
+
+
+@dataclass
+class _Server:
+    profile: Profile
+    keys: Keys
+    listener: socket.socket
+    report: Report
+    boot: BootLog
+
+    async def run(self) -> int:
+        begun = time.monotonic()
+        start_engine = self._import_engine()
+        try:
+            async with start_engine(self.profile) as engine:
+                return await self._serve(engine, begun)
+        except (BootError, _Stopped, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            # vLLM raises whatever failed; its workers' own words are in the log.
+            logging.getLogger(__name__).exception("the engine did not start")
+            raise BootError(self.boot.cause(error)) from error
+
+    def _import_engine(self) -> Callable[..., contextlib.AbstractAsyncContextManager[Engine]]:
+        """Import vLLM, seconds long, and only after its missing operators are declared."""
+        self.boot.enter("import")
+        operators = importlib.import_module("qwen2vl_serve.torchvision_ops")
+        operators.declare_missing_operators()
+        try:
+            seam = importlib.import_module("qwen2vl_serve.vllm_engine")
+        except ImportError as error:
+            raise BootError(
+                f"vLLM cannot be imported ({error}); install the extra this machine needs: "
+                "pip install 'qwen2vl-serve[cpu]' or 'qwen2vl-serve[gpu]'."
+            ) from error
+        self.boot.enter("engine")
+        return seam.start_engine  # type: ignore[no-any-return]  # imported by name
+
+    async def _serve(self, engine: Engine, begun: float) -> int:
+        app = build_app(engine, self.profile, self.keys)
+        http = _HTTPServer(_config(app, self.profile), app.state.api)
+        http.on_started = lambda: self._report_ready(engine, time.monotonic() - begun)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, http.drain)
+        watch = asyncio.create_task(self._watch(engine, http))
+        try:
+            await http.serve(sockets=[self.listener])
+        finally:
+            watch.cancel()
+        self.report("engine lost, exit 1" if http.engine_lost else "drained, exit 0")
+        return 1 if http.engine_lost else 0
+
+    async def _watch(self, engine: Engine, http: _HTTPServer) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                await engine.check()
+            except EngineUnavailable as error:
+                self.report(f"error   {error}")
+                http.engine_lost = True
+                http.drain()
+                return
+
+    def _report_ready(self, engine: Engine, seconds: float) -> None:
+        self.boot.ready()
+        url = server_url(self.profile, self.listener.getsockname()[1])
+        names = ", ".join(model.id for model in engine.models)
+        self.report(f"ready   {url}/v1 serves {names}, {seconds:.1f} s after the start")
+        self.report(f"try     {curl(url, with_key=bool(self.keys))}")
+
+
+class _HTTPServer(uvicorn.Server):
+    """uvicorn with our signals: the first drains, the second ends at once."""
+
+    def __init__(self, config: uvicorn.Config, api: API) -> None:
+        super().__init__(config)
+        self.api = api
+        self.engine_lost = False
+        self.on_started: Callable[[], None] = lambda: None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone: uvicorn would raise them again after a clean drain."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        self.on_started()
+
+    def drain(self) -> None:
+        """Take nothing new and finish what runs; called again, drop what runs."""
+        if self.should_exit:
+            self.force_exit = True
+        self.api.draining = True
+        self.should_exit = True
+
+
+def _config(app: object, profile: Profile) -> uvicorn.Config:
+    server = profile.server
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]  # uvicorn names the ASGI versions one by one
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(server.shutdown_timeout),
+        ssl_certfile=server.ssl_certfile,
+        ssl_keyfile=server.ssl_keyfile,
+    )
+    config.load()
+    return config
+
+
+def server_url(profile: Profile, port: int) -> str:
+    """Return the address that a client on this machine uses, without ``/v1``."""
+    scheme = "https" if profile.server.ssl_certfile else "http"
+    host = profile.server.host
+    if host in ("0.0.0.0", "::"):  # noqa: S104  # compared with, not bound to
+        host = "127.0.0.1"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def curl(url: str, *, with_key: bool) -> str:
+    """Return a command line that asks the server at ``url`` about a picture it carries."""
+    body = {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": _picture()}},
+                    {"type": "text", "text": "What colour is the circle?"},
+                ],
+            }
+        ]
+    }
+    words = ["curl", f"{url}/v1/chat/completions", "-H", "Content-Type: application/json"]
+    line = shlex.join([*words, "-d", json.dumps(body, separators=(",", ":"))])
+    return f'{line} -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if with_key else line
+
+
+def _picture() -> str:
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("P", (112, 112), 0)
+    picture.putpalette([255, 255, 255, 220, 30, 30])
+    ImageDraw.Draw(picture).ellipse((24, 24, 88, 88), fill=1)
+    data = io.BytesIO()
+    picture.save(data, "PNG", bits=1, optimize=True)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _environment(profile: Profile) -> dict[str, str]:
+    """Return what vLLM's processes must find in their environment before vLLM is imported."""
+    chosen = {
+        "VLLM_MEDIA_CONNECTOR": "qwen2vl_serve",
+        "VLLM_NO_USAGE_STATS": "1",
+        **profile.environment(),
+    }
+    # An operator's own setting wins over the profile's.
+    return {name: value for name, value in chosen.items() if name not in os.environ}
+
+
+def _listen(profile: Profile) -> socket.socket:
+    """Bind the port before the engine boots, so that no minute is lost on a taken one."""
+    host, port = profile.server.host, profile.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise PreflightError(
+            f"server.port: cannot listen on {host}:{port} ({error.strerror}); "
+            "stop what holds it or choose another with --port."
+        ) from None
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return listener
+
+
+def _fresh_log(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    except OSError as error:
+        raise PreflightError(
+            f"server.log_file: cannot write {path} ({error.strerror}); name another place."
+        ) from None
+    return path
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Send file descriptors 1 and 2, which child processes inherit, to ``path``."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for descriptor in (*kept, log):
+            os.close(descriptor)
+
+
+def _log_requests_to(report: Report) -> None:
+    """Report the server's own log lines (one a request); vLLM's stay in the file."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            report(self.format(record))
+
+    handler = Handler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours = logging.getLogger("qwen2vl_serve.app")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)

@@ -1,0 +1,342 @@
+"""The seam: the one module that knows vLLM (0.32).
+
+``start_engine`` boots the engine of a profile and yields a ``VLLMEngine``, which lets vLLM's
+own serving classes do the work and translates at the border: our request to vLLM's, vLLM's
+errors to ours. Import it only after ``torchvision_ops.declare_missing_operators``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+from aiohttp import ClientError
+from PIL import Image, UnidentifiedImageError
+from pydantic_core import from_json
+from vllm import __version__ as vllm_version
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.generate.base.protocol import (
+    JsonSchemaResponseFormat,
+    ResponseFormat,
+    StreamOptions,
+)
+from vllm.entrypoints.launchers.api_server.entry import (
+    build_async_engine_client_from_engine_args,
+)
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+)
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from qwen2vl_serve import protocol
+from qwen2vl_serve.engine import ServedModel
+from qwen2vl_serve.errors import (
+    APIError,
+    ContextLengthExceeded,
+    EngineUnavailable,
+    InternalError,
+    InvalidImage,
+    InvalidImageURL,
+    InvalidValue,
+    InvalidVideo,
+    ModelNotFound,
+    Overloaded,
+)
+from qwen2vl_serve.profile import Profile
+from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart, VideoPart
+
+logger = logging.getLogger(__name__)
+
+MEDIA_CONNECTOR = "qwen2vl_serve"
+"""Name under which vLLM finds our connector (environment ``VLLM_MEDIA_CONNECTOR``)."""
+
+_DONE = "data: [DONE]"
+_ERROR = 'data: {"error"'
+# vLLM's names of what it measured when a prompt does not fit.
+_CONTEXT_PARAMETERS = {"input_tokens", "input_text", "max_tokens", "max_completion_tokens"}
+
+
+class VLLMEngine:
+    """``qwen2vl_serve.engine.Engine`` on vLLM's ``OpenAIServingChat``."""
+
+    def __init__(self, client: EngineClient, chat: OpenAIServingChat) -> None:
+        self._client = client
+        self._chat = chat
+        self._window = int(chat.model_config.max_model_len)
+        started = int(time.time())
+        self._models = tuple(
+            ServedModel(path.name, started, self._window) for path in chat.models.base_model_paths
+        )
+
+    @property
+    def models(self) -> Sequence[ServedModel]:
+        """The served names, the profile's first name first."""
+        return self._models
+
+    @property
+    def version(self) -> str:
+        """Name and version of the engine."""
+        return f"vllm {vllm_version}"
+
+    async def complete(self, request: ChatRequest, request_id: str) -> bytes:
+        """Answer at once: a ``chat.completion`` object as JSON."""
+        answer = await self._start(request, request_id)
+        assert isinstance(answer, ChatCompletionResponse)
+        return answer.model_dump_json().encode()
+
+    async def stream(self, request: ChatRequest, request_id: str) -> AsyncGenerator[str, None]:
+        """Answer token by token, one ``chat.completion.chunk`` a value.
+
+        vLLM reports a failure in mid-stream as one more event and closes with ``[DONE]``,
+        which clients read as a whole answer; here it is raised.
+        """
+        events = await self._start(request, request_id)
+        assert not isinstance(events, ChatCompletionResponse)
+        try:
+            async for event in events:
+                if event.startswith(_DONE):
+                    return
+                if event.startswith(_ERROR):
+                    self._raise_error(ErrorResponse(**from_json(event[len("data: ") :])))
+                yield event[len("data: ") :].rstrip("\n")
+        finally:
+            await events.aclose()
+
+    async def check(self) -> None:
+        """Return when the engine answers; raise ``EngineUnavailable`` when it does not."""
+        try:
+            await self._client.check_health()
+        except EngineDeadError:
+            raise EngineUnavailable("The engine has stopped; the server is going down.") from None
+
+    async def _start(
+        self, request: ChatRequest, request_id: str
+    ) -> AsyncGenerator[str, None] | ChatCompletionResponse:
+        try:
+            answer = await self._chat.create_chat_completion(_as_vllm(request, request_id))
+        except APIError:
+            raise
+        except Exception as error:
+            raise self._translated(error) from error
+        if isinstance(answer, ErrorResponse):
+            self._raise_error(answer)
+        return answer
+
+    def _translated(self, error: Exception) -> APIError:
+        """Return our error for one that vLLM raised; library text passes only where typed."""
+        match error:
+            case EngineDeadError():
+                return EngineUnavailable("The engine has stopped; the server is going down.")
+            case GracefulHTTPError():
+                return Overloaded("The server's queue is full; try again shortly.")
+            case VLLMClientError() if getattr(error, "parameter", None) in _CONTEXT_PARAMETERS:
+                return ContextLengthExceeded(
+                    f"The messages and the requested output do not fit into max_model_len "
+                    f"({self._window} tokens): {error.args[0]} Send fewer or smaller pictures, "
+                    "shorter messages or a smaller max_tokens.",
+                    param="messages",
+                )
+            case VLLMClientError():
+                return InvalidValue(str(error.args[0]), param=getattr(error, "parameter", None))
+            case ValueError():
+                return InvalidValue(str(error))
+            case _:
+                logger.error("vLLM failed", exc_info=error)
+                return InternalError("The engine failed on this request; the log has the cause.")
+
+    def _raise_error(self, response: ErrorResponse) -> NoReturn:
+        error = response.error
+        if self._client.errored:
+            raise EngineUnavailable("The engine stopped while it answered.")
+        if error.code == 404:
+            raise ModelNotFound(error.message, param="model")
+        if error.code < 500:
+            raise InvalidValue(error.message, param=error.param)
+        raise InternalError("The engine failed on this request; the log has the cause.")
+
+
+class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type information
+    """vLLM's chat serving, which holds ``max_tokens`` to its word.
+
+    vLLM cuts ``max_tokens`` without a sign where pictures leave less of the window than asked
+    for: its own check comes before their tokens are counted.
+    """
+
+    async def render_chat_request(self, request: ChatCompletionRequest) -> Any:
+        """Return vLLM's conversation and engine inputs.
+
+        Raises:
+            ContextLengthExceeded: prompt and ``max_tokens`` exceed ``max_model_len``.
+        """
+        rendered = await super().render_chat_request(request)
+        wanted = request.max_completion_tokens or request.max_tokens
+        if isinstance(rendered, ErrorResponse) or wanted is None:
+            return rendered
+        _, inputs = rendered
+        window = self.model_config.max_model_len
+        prompt = sum(len(one["prompt_token_ids"]) for one in inputs)
+        if prompt + wanted > window:
+            raise ContextLengthExceeded(
+                f"The messages take {prompt} tokens and max_tokens asks for {wanted} more; "
+                f"max_model_len is {window}. Send fewer or smaller pictures, shorter messages, "
+                f"or max_tokens of at most {max(window - prompt, 0)}.",
+                param="messages",
+            )
+        return rendered
+
+
+@asynccontextmanager
+async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
+    """Boot vLLM with ``profile.engine_args()``; shut it down on the way out.
+
+    Whatever vLLM raises at start passes unchanged: the launcher explains it.
+    """
+    args = AsyncEngineArgs(**profile.engine_args())
+    async with build_async_engine_client_from_engine_args(args) as client:
+        names = profile.model.served_names
+        models = OpenAIServingModels(client, [BaseModelPath(name, args.model) for name in names])
+        renderer = OnlineRenderer(
+            model_config=client.model_config,
+            renderer=client.renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+        )
+        renderer.warmup()
+        chat = Chat(
+            client,
+            models,
+            "assistant",
+            online_renderer=renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+        )
+        yield VLLMEngine(client, chat)
+
+
+@MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)
+class Connector(MediaConnector):  # type: ignore[misc]  # vLLM ships no type information
+    """vLLM's fetcher and decoder with our errors: none of its text reaches a client."""
+
+    async def fetch_image_async(
+        self, image_url: str, *, image_mode: str | None = "RGB"
+    ) -> Image.Image:
+        """Return the picture at a ``data:`` or ``http(s)`` address.
+
+        Raises:
+            InvalidImage: the bytes are no picture that can be decoded.
+            InvalidImageURL: the address cannot be fetched.
+        """
+        try:
+            return await super().fetch_image_async(image_url, image_mode=image_mode)
+        except Exception as error:
+            logger.info("image refused: %s", type(error).__name__)
+            if _undecodable(image_url, error):
+                raise InvalidImage(
+                    "image_url holds no picture that can be decoded; send a JPEG, PNG, WebP or "
+                    "GIF, as data:image/jpeg;base64,….",
+                    param="messages",
+                ) from None
+            raise InvalidImageURL(
+                "image_url could not be fetched; give a public http(s) address of a picture, or "
+                "send the picture as data:image/jpeg;base64,….",
+                param="messages",
+            ) from None
+
+    async def fetch_video_async(self, video_url: str, **options: Any) -> Any:
+        """Return the frames of the video at a ``data:`` or ``http(s)`` address.
+
+        Raises:
+            InvalidVideo: the address cannot be fetched, or its bytes not be decoded.
+        """
+        try:
+            return await super().fetch_video_async(video_url, **options)
+        except Exception as error:
+            logger.info("video refused: %s", type(error).__name__)
+            raise InvalidVideo(
+                "video_url could not be fetched or decoded; send an mp4 or webm file, or frames "
+                "as data:video/jpeg;base64,<frame>,<frame>….",
+                param="messages",
+            ) from None
+
+
+def _undecodable(url: str, error: Exception) -> bool:
+    """Tell bytes that are no picture from an address that yields no bytes."""
+    if url[:5].lower() == "data:":
+        return True
+    if isinstance(error, (ClientError, TimeoutError)):
+        return False
+    decoding = (OSError, SyntaxError, Image.DecompressionBombError)
+    return isinstance(error, decoding) or isinstance(error.__cause__, UnidentifiedImageError)
+
+
+def _as_vllm(request: ChatRequest, request_id: str) -> ChatCompletionRequest:
+    """Return vLLM's request object.
+
+    Built without its validators: ``parse_chat`` has checked every field, and vLLM's own pass
+    over the messages costs more than ours.
+    """
+    given = request.model_dump(exclude_none=True, exclude=_TRANSLATED)
+    if request.stream_options is not None:
+        given["stream_options"] = StreamOptions(**request.stream_options.model_dump())
+    if request.response_format is not None:
+        given["response_format"] = _as_response_format(request.response_format)
+    return ChatCompletionRequest.model_construct(
+        messages=[_as_message(message) for message in request.messages],
+        request_id=request_id,
+        **given,
+    )
+
+
+# Fields that vLLM spells differently, or that ask for nothing.
+_TRANSLATED = {
+    "messages",
+    "stream_options",
+    "response_format",
+    "tool_choice",
+    "modalities",
+    "add_generation_prompt",
+}
+
+
+def _as_message(message: Message) -> dict[str, Any]:
+    # The family's template prints a role as it is given; it was trained on "system".
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    return {"role": role, "content": [_as_part(part) for part in message.content]}
+
+
+def _as_part(part: TextPart | ImagePart | VideoPart) -> dict[str, Any]:
+    match part:
+        case TextPart():
+            return {"type": "text", "text": part.text}
+        case ImagePart():
+            return {"type": "image_url", "image_url": {"url": part.image_url.url}}
+        case VideoPart():
+            return {"type": "video_url", "video_url": {"url": part.video_url.url}}
+
+
+def _as_response_format(wanted: protocol.ResponseFormat) -> ResponseFormat:
+    schema = wanted.json_schema
+    if schema is None:
+        return ResponseFormat(type=wanted.type)
+    return ResponseFormat(
+        type=wanted.type,
+        json_schema=JsonSchemaResponseFormat(
+            name=schema.name, schema=schema.schema_ or {}, strict=schema.strict
+        ),
+    )
