@@ -1,0 +1,127 @@
+"""Fixtures: the app over a scripted engine, and the real server on vLLM's CPU engine."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import requests
+
+BOOT_SECONDS = 300
+"""A 2-core machine under load boots the demo model in about 20 to 60 s."""
+
+
+@dataclass
+class ServerProcess:
+    """A `serve` command under test: its address, its lines, its exit."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    api_key: str | None = None
+    url: str = ""
+    """Base address for OpenAI clients, ending in /v1."""
+
+    @property
+    def root(self) -> str:
+        return self.url.removesuffix("/v1")
+
+    def wait_ready(self, seconds: float = BOOT_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for line in list(self.lines):
+                if found := re.match(r"ready\s+(\S+/v1)", line):
+                    self.url = found[1]
+                    return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        self.process.kill()
+        pytest.fail("the server did not start:\n" + "\n".join(self.lines[-30:]))
+
+    def metric(self, line_start: str) -> float:
+        """Return the value of the first metric line that begins with ``line_start``."""
+        text = requests.get(f"{self.root}/metrics", timeout=10).text
+        for line in text.splitlines():
+            if line.startswith(line_start):
+                return float(line.rpartition(" ")[2])
+        raise AssertionError(f"no metric {line_start}")
+
+    def stop(self, seconds: float = 60) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+def start_server(
+    *arguments: str, environment: dict[str, str] | None = None, command: list[str] | None = None
+) -> ServerProcess:
+    """Start `serve` with a free port and collect its lines; does not wait for readiness."""
+    words = command or [sys.executable, "-m", "qwen2vl_serve.cli", "serve"]
+    process = subprocess.Popen(
+        [*words, "--port", "0", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        start_new_session=True,
+    )
+    server = ServerProcess(process)
+
+    def collect() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            server.lines.append(line.rstrip("\n"))
+
+    threading.Thread(target=collect, daemon=True).start()
+    return server
+
+
+def end(server: ServerProcess) -> None:
+    """Leave no process of the server behind, however the test went."""
+    try:
+        os.killpg(server.process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    server.process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ServerProcess]:
+    """The demo profile on the real engine, one for the whole session."""
+    running = start_server("--profile", "demo")
+    try:
+        running.wait_ready()
+        yield running
+        assert running.stop() == 0, "\n".join(running.lines[-10:])
+    finally:
+        end(running)
+
+
+@pytest.fixture
+def launch_server() -> Iterator[Callable[..., ServerProcess]]:
+    """Start servers of a test's own; all are gone when the test ends."""
+    started: list[ServerProcess] = []
+
+    def launch(*arguments: str, **options: object) -> ServerProcess:
+        one = start_server(*arguments, **options)  # type: ignore[arg-type]
+        started.append(one)
+        return one
+
+    yield launch
+    for one in started:
+        end(one)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Path:
+    """The folder of the example pictures that ship with the client."""
+    return Path(__file__).parents[1] / "clients" / "examples" / "pictures"

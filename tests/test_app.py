@@ -1,0 +1,307 @@
+"""The HTTP application over real sockets, with a scripted engine behind it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+import pytest
+import requests
+import uvicorn
+
+from qwen2vl_serve.app import build_app
+from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.errors import EngineUnavailable, InvalidImage, Overloaded
+from qwen2vl_serve.profile import Profile, load_profile
+from tests.fake_engine import FakeEngine
+
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+@dataclass
+class Running:
+    root: str
+    port: int
+    engine: FakeEngine
+    app: Any
+
+    def chat(self, body: Any = None, **options: Any) -> requests.Response:
+        return requests.post(
+            f"{self.root}/v1/chat/completions", json=body or HELLO, timeout=20, **options
+        )
+
+    def metrics(self) -> str:
+        return requests.get(f"{self.root}/metrics", timeout=10).text
+
+
+@contextmanager
+def running(
+    engine: FakeEngine | None = None, keys: tuple[str, ...] = (), profile: Profile | None = None
+) -> Iterator[Running]:
+    engine = engine or FakeEngine()
+    app = build_app(engine, profile or load_profile("demo"), Keys(keys))
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    http = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield Running(f"http://127.0.0.1:{port}", port, engine, app)
+    finally:
+        http.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Running]:
+    with running() as one:
+        yield one
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not within the time allowed"
+        time.sleep(0.01)
+
+
+def error_of(answer: requests.Response) -> dict[str, Any]:
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] is None or isinstance(error["code"], str)
+    return dict(error)
+
+
+def test_a_chat_is_answered_whole(api: Running) -> None:
+    """Without ``stream`` the engine's answer comes back as one JSON object."""
+    answer = api.chat()
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["choices"][0]["message"]["content"] == "A red circle."
+
+
+def test_a_stream_ends_with_done(api: Running) -> None:
+    """A stream holds one event a chunk and closes with ``[DONE]``."""
+    answer = api.chat({**HELLO, "stream": True})
+    events = answer.text.split("\n\n")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert events[-2:] == ["data: [DONE]", ""]
+    texts = [json.loads(e.removeprefix("data: "))["choices"][0]["delta"] for e in events[:-2]]
+    assert [text["content"] for text in texts] == ["A ", "red ", "circle."]
+
+
+def test_the_openai_client_understands_answers_streams_and_errors(api: Running) -> None:
+    """The official package reads whole answers, streams, the model list and our errors."""
+    client = openai.OpenAI(base_url=f"{api.root}/v1", api_key="none", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["demo", "alias"]
+    assert client.models.retrieve("demo").id == "demo"
+    whole = client.chat.completions.create(model="demo", messages=HELLO["messages"])
+    assert whole.choices[0].message.content == "A red circle."
+    stream = client.chat.completions.create(model="demo", messages=HELLO["messages"], stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "A red circle."
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-4o", messages=HELLO["messages"])
+    assert caught.value.code == "model_not_found"
+    assert "'demo', 'alias'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("PUT", "/v1/models", 405, "method_not_allowed"),
+        ("GET", "/v1/models/other", 404, "model_not_found"),
+        ("POST", "/v1/chat/completions/", 404, "not_found"),
+        ("POST", "/invocations", 404, "not_found"),
+        ("POST", "/tokenize", 404, "not_found"),
+    ],
+)
+def test_what_is_not_there_is_told_in_openais_shape(
+    api: Running, method: str, path: str, status: int, code: str
+) -> None:
+    """Unknown paths, wrong methods and vLLM's other routes get a typed error with an id."""
+    answer = requests.request(method, api.root + path, timeout=10)
+    assert answer.status_code == status
+    assert error_of(answer)["code"] == code
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_only_json_is_read(api: Running, kind: str | None) -> None:
+    """A body that is not declared as JSON is refused with 415."""
+    headers = {"content-type": kind} if kind else {}
+    url = f"{api.root}/v1/chat/completions"
+    answer = requests.post(url, data=json.dumps(HELLO), headers=headers, timeout=10)
+    assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_content_type")
+
+
+def test_a_compressed_body_is_refused(api: Running) -> None:
+    """A gzip body could unpack to anything; it is not read."""
+    answer = api.chat(headers={"content-encoding": "gzip"})
+    assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_content_type")
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
+def test_a_body_over_the_cap_is_cut(chunked: bool) -> None:
+    """Over ``limits.max_body_bytes`` a body is refused, by its declared or its counted length."""
+    profile = load_profile("demo", ["limits.max_body_bytes=1000"])
+    text = json.dumps({"messages": [{"role": "user", "content": "x" * 2000}]}).encode()
+    pieces = (text[start : start + 100] for start in range(0, len(text), 100))
+    with running(profile=profile) as api:
+        url = f"{api.root}/v1/chat/completions"
+        headers = {"content-type": "application/json"}
+        answer = requests.post(url, data=pieces if chunked else text, headers=headers, timeout=10)
+        error = error_of(answer)
+        assert (answer.status_code, error["code"]) == (413, "request_too_large")
+        assert "1000" in error["message"]
+        assert api.chat().status_code == 200
+
+
+def test_a_request_id_goes_out_as_it_came_in(api: Running) -> None:
+    """A client's id is echoed; without one, or with an unfit one, the server makes its own."""
+    assert api.chat(headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    made = api.chat().headers["x-request-id"]
+    assert len(made) == 32
+    unfit = api.chat(headers={"x-request-id": "a b" * 99}).headers["x-request-id"]
+    assert len(unfit) == 32
+
+
+def test_two_requests_may_carry_one_id(api: Running) -> None:
+    """The engine's own id never comes from a client, so that two cannot collide."""
+    ids = {api.chat(headers={"x-request-id": "same"}).json()["id"] for _ in range(2)}
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (InvalidImage("no picture"), 400, "invalid_image"),
+        (EngineUnavailable("gone"), 503, "engine_unavailable"),
+        (Overloaded("full"), 503, "overloaded"),
+        (RuntimeError("secret /path/0x7f"), 500, "internal_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_before_the_first_token_has_its_own_status(
+    failure: Exception, status: int, code: str, stream: bool
+) -> None:
+    """Streams too: nothing has been sent, so the status line still tells the truth."""
+    with running(FakeEngine(failure=failure)) as api:
+        answer = api.chat({**HELLO, "stream": stream})
+        error = error_of(answer)
+        assert (answer.status_code, error["code"]) == (status, code)
+        assert "secret" not in answer.text
+        assert (status == 503) == ("retry-after" in answer.headers)
+        api.engine.failure = None
+        assert api.chat().status_code == 200
+
+
+def test_a_stream_that_breaks_ends_with_an_error_and_without_done() -> None:
+    """A client must not take a cut answer for a whole one."""
+    with running(FakeEngine(failure=EngineUnavailable("died"), fail_at=2)) as api:
+        answer = api.chat({**HELLO, "stream": True})
+        assert answer.status_code == 200
+        last = answer.text.rstrip("\n").split("\n\n")[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_unavailable"
+        assert "[DONE]" not in answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("pause", [0.05, 30], ids=["generating", "before the first token"])
+def test_a_client_that_leaves_stops_the_generation(stream: bool, pause: float) -> None:
+    """Within a second of a closed connection the engine's request is aborted."""
+    with running(FakeEngine(words=["word "] * 2000, pause=pause)) as api:
+        body = json.dumps({**HELLO, "stream": stream}).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", api.port)) as client:
+            client.sendall(head.encode() + body)
+            eventually(lambda: api.engine.running == 1)
+            time.sleep(0.2)
+        eventually(lambda: api.engine.running == 0, seconds=1)
+        assert api.engine.aborted == 1
+        eventually(lambda: "qwen2vl_requests_in_flight 0.0" in api.metrics())
+
+
+def test_without_a_key_nothing_but_the_probes_answers() -> None:
+    """Keys close every path, known or not, except liveness and readiness."""
+    with running(keys=("sk-one", "sk-two")) as api:
+        for path in ("/v1/models", "/metrics", "/version", "/docs", "/openapi.json", "/nothing"):
+            answer = requests.get(api.root + path, timeout=10)
+            assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        for path in ("/health/live", "/health/ready"):
+            assert requests.get(api.root + path, timeout=10).status_code == 200
+        for key in ("sk-one", "sk-two"):
+            assert api.chat(headers={"authorization": f"Bearer {key}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer ", "Basic sk-one", "Bearer sk-on", "Bearer sk-one2", "sk-one"]
+)
+def test_a_wrong_key_opens_nothing(header: str) -> None:
+    """Missing, empty, near or differently announced keys are all the same 401."""
+    with running(keys=("sk-one",)) as api:
+        answer = api.chat(headers={"authorization": header})
+        assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("target", ["//v1/models", "/v1//models", "/health/live/../../v1/models"])
+def test_path_tricks_open_nothing(target: str) -> None:
+    """The path that is compared is the path that is routed."""
+    with running(keys=("sk-one",)) as api, socket.create_connection(("127.0.0.1", api.port)) as raw:
+        raw.sendall(f"GET {target} HTTP/1.1\r\nHost: a/?x=\r\nConnection: close\r\n\r\n".encode())
+        assert raw.recv(4096).startswith(b"HTTP/1.1 401")
+
+
+def test_a_dead_engine_is_not_ready_but_live() -> None:
+    """Readiness asks the engine; liveness only the event loop."""
+    with running(FakeEngine(dead=True)) as api:
+        ready = requests.get(f"{api.root}/health/ready", timeout=10)
+        assert (ready.status_code, error_of(ready)["code"]) == (503, "engine_unavailable")
+        assert requests.get(f"{api.root}/health/live", timeout=10).status_code == 200
+
+
+def test_a_draining_server_takes_nothing_new() -> None:
+    """While it drains, readiness is red and chats are refused with Retry-After."""
+    with running() as api:
+        api.app.state.api.draining = True
+        for answer in (api.chat(), requests.get(f"{api.root}/health/ready", timeout=10)):
+            assert (answer.status_code, error_of(answer)["code"]) == (503, "shutting_down")
+            assert answer.headers["retry-after"]
+
+
+def test_metrics_count_answers_by_route_status_and_code(api: Running) -> None:
+    """Each answer is counted once, under the route's pattern rather than the path."""
+    line = 'qwen2vl_requests_total{code="model_not_found",route="/v1/models/{name:path}",status="404"}'
+
+    def count() -> float:
+        found = [one for one in api.metrics().splitlines() if one.startswith(line)]
+        return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+    before = count()
+    requests.get(f"{api.root}/v1/models/unknown", timeout=10)
+    assert count() == before + 1
+
+
+def test_the_openapi_document_describes_the_chat_body(api: Running) -> None:
+    """The schema served at /openapi.json resolves and names the fields clients send."""
+    document = requests.get(f"{api.root}/openapi.json", timeout=10).json()
+    schemas = document["components"]["schemas"]
+    assert {"messages", "model", "stream", "response_format"} <= set(
+        schemas["ChatRequest"]["properties"]
+    )
+    for reference in json.dumps(document).split('"$ref": "')[1:]:
+        name = reference.partition('"')[0].rpartition("/")[2]
+        assert name in schemas
