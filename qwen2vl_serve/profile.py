@@ -248,6 +248,15 @@ def load_profile(name_or_path: str, overrides: Sequence[str] = ()) -> Profile:
     return profile.named(name_or_path)
 
 
+def section_of(name: str) -> str | None:
+    """Name the section that has a field of this name."""
+    for section, field in Profile.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section) and name in inner.model_fields:
+            return section
+    return None
+
+
 def one_cpu_each(workers: int) -> str:
     """Bind each worker to one of the CPUs that this process may use, in turn: ``0|1|0|1``."""
     if hasattr(os, "sched_getaffinity"):
@@ -339,10 +348,8 @@ def _whereabouts(path: KeyPath) -> str:
     fields = list(model.model_fields)
     if nearest := _nearest(name, fields):
         return nearest
-    for section, field in Profile.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Section) and name in inner.model_fields:
-            return f"; it belongs to section {section}"
+    if section := section_of(name):
+        return f"; it belongs to section {section}"
     return f"; there are {', '.join(fields)}"
 
 

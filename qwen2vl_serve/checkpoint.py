@@ -1,0 +1,312 @@
+"""A checkpoint's folder, read without torch: is it whole, is it ours, how may it be split?
+
+Faults raise ``PreflightError`` naming the file and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen2vl_serve.errors import PreflightError
+
+SERVED_TYPES = ("qwen2_vl", "qwen2_5_vl")
+_LFS = b"version https://git-lfs"
+# The largest header that the safetensors format allows.
+_MAX_HEADER_BYTES = 100_000_000
+_ROPE_WITHOUT_FACTOR = ("default", "mrope")
+_ROPE_WITH_FACTOR = ("yarn",)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes that decide how a model may be split over cards.
+
+    ``group`` is the quantisation's group size along a layer's input, None where there is none.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    layers: int
+    vision_heads: int
+    vision_intermediate: int
+    group: int | None = None
+
+    def obstacle(self, tensor_parallel: int, *, split_vision: bool = True) -> str | None:
+        """Say what ``tensor_parallel`` does not divide, or None when the split is legal.
+
+        More ranks than KV heads replicate them, so either number has to divide the other. A
+        quantisation group cannot straddle two ranks of a row-parallel layer.
+        """
+        sizes = {"attention heads": self.heads, "intermediate size": self.intermediate}
+        if split_vision:
+            sizes["vision heads"] = self.vision_heads
+            sizes["vision intermediate size"] = self.vision_intermediate
+        for what, size in sizes.items():
+            if size % tensor_parallel:
+                return f"{size} {what}"
+        if self.kv_heads % tensor_parallel and tensor_parallel % self.kv_heads:
+            return f"{self.kv_heads} KV heads"
+        if self.group is not None:
+            for what, size in (
+                ("attention width", self.heads * self.head_dim),
+                ("intermediate size", self.intermediate),
+            ):
+                if size // tensor_parallel % self.group:
+                    return f"{what} {size} in quantisation groups of {self.group}"
+        return None
+
+    def legal(self, *, split_vision: bool = True) -> list[int]:
+        """List the tensor parallel sizes up to 64 that this model can be split into."""
+        sizes = range(1, 65)
+        return [n for n in sizes if self.obstacle(n, split_vision=split_vision) is None]
+
+
+def check_folder(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Check that a folder holds a whole Qwen2-VL checkpoint; return its settings.
+
+    ``overrides`` replace values of config.json, level by level, as vLLM's ``hf_overrides`` do.
+    Weights are checked by their headers and sizes, not by their bytes.
+    """
+    if not folder.is_dir():
+        raise PreflightError(
+            f"model.model: there is no folder {folder}; correct the path, or give the model's "
+            "name on the hub, as Qwen/Qwen2-VL-7B-Instruct"
+        )
+    config = read_config(folder, overrides)
+    read_json(folder / "preprocessor_config.json", "pictures cannot be prepared without it")
+    _check_tokenizer(folder)
+    _check_weights(folder)
+    return config
+
+
+def read_config(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Read config.json under ``overrides``.
+
+    Refuses a model of another family, and rotary settings that vLLM 0.32 cannot use.
+    """
+    source = folder / "config.json"
+    config = _merged(read_json(source, "it is not a checkpoint's folder"), overrides)
+    kind = config.get("model_type")
+    if kind not in SERVED_TYPES:
+        raise PreflightError(
+            f"{source}: model_type is {kind!r}; this server serves {' and '.join(SERVED_TYPES)}"
+        )
+    text = _text_config(config)
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    if not isinstance(rope, dict):
+        raise PreflightError(
+            f"{source}: rope_scaling is missing; Qwen2-VL needs "
+            '{"rope_type": "default", "type": "mrope", "mrope_section": [16, 24, 24]}'
+        )
+    name = rope.get("rope_type", rope.get("type", "default"))
+    if name not in _ROPE_WITHOUT_FACTOR + _ROPE_WITH_FACTOR:
+        raise PreflightError(
+            f"{source}: rope_scaling has type {name!r}, of another transformers version; write "
+            '"type": "mrope" (to 4.44) or "rope_type": "default" (since), or download the '
+            "checkpoint's config.json again"
+        )
+    if name in _ROPE_WITH_FACTOR and "factor" not in rope:
+        raise PreflightError(f"{source}: rope_scaling of type {name!r} needs a factor")
+    _check_sections(rope, text, source)
+    return config
+
+
+def shape_of(config: dict[str, Any]) -> Shape | None:
+    """Read the sizes from a config.json; None when it does not name them."""
+    text = _text_config(config)
+    vision, quantised = _object(config, "vision_config"), _object(config, "quantization_config")
+    try:
+        heads = int(text["num_attention_heads"])
+        group = int(quantised.get("group_size") or 0)
+        embed = int(vision.get("embed_dim") or vision.get("hidden_size") or 1280)
+        return Shape(
+            heads=heads,
+            kv_heads=int(text.get("num_key_value_heads") or heads),
+            head_dim=int(text.get("head_dim") or int(text["hidden_size"]) // heads),
+            intermediate=int(text["intermediate_size"]),
+            layers=int(text["num_hidden_layers"]),
+            vision_heads=int(vision.get("num_heads") or 16),
+            vision_intermediate=int(
+                vision.get("intermediate_size") or embed * int(vision.get("mlp_ratio") or 4)
+            ),
+            group=group if group > 0 else None,
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def known_shape(name: str) -> Shape | None:
+    """Shape of one of Qwen's published checkpoints by its hub name, without the hub."""
+    family, _, rest = name.rpartition("/")[2].lower().partition("-vl-")
+    sizes = _PUBLISHED.get((family, rest.split("-")[0]))
+    if sizes is None:
+        return None
+    hidden, intermediate, layers, heads, kv_heads, vision = sizes
+    quantised = rest.endswith(("-awq", "-gptq-int4", "-gptq-int8"))
+    if quantised and intermediate == _UNPADDED_72B:
+        intermediate = _PADDED_72B
+    group = 128 if quantised else None
+    return Shape(heads, kv_heads, hidden // heads, intermediate, layers, 16, vision, group)
+
+
+# Qwen pads the 72B's width before quantising it, so that groups of 128 divide over eight cards.
+_UNPADDED_72B, _PADDED_72B = 29568, 29696
+# hidden, intermediate, layers, heads, KV heads, vision intermediate: from their config.json.
+_PUBLISHED = {
+    ("qwen2", "2b"): (1536, 8960, 28, 12, 2, 5120),
+    ("qwen2", "7b"): (3584, 18944, 28, 28, 4, 5120),
+    ("qwen2", "72b"): (8192, _UNPADDED_72B, 80, 64, 8, 5120),
+    ("qwen2.5", "3b"): (2048, 11008, 36, 16, 2, 3420),
+    ("qwen2.5", "7b"): (3584, 18944, 28, 28, 4, 3420),
+    ("qwen2.5", "32b"): (5120, 27648, 64, 40, 8, 3456),
+    ("qwen2.5", "72b"): (8192, _UNPADDED_72B, 80, 64, 8, 3456),
+}
+
+
+def cached_folder(name: str, revision: str | None = None) -> Path | None:
+    """Find a hub checkpoint's folder in the local hub cache, by its layout on disk."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    repository = cache / f"models--{name.replace('/', '--')}"
+    wanted = revision or "main"
+    try:
+        commit = (repository / "refs" / wanted).read_text("ascii").strip()
+    except (OSError, ValueError):
+        commit = wanted
+    folder = repository / "snapshots" / commit
+    return folder if (folder / "config.json").is_file() else None
+
+
+def read_json(path: Path, without: str) -> dict[str, Any]:
+    """Read a JSON object; ``without`` says what its absence means."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise PreflightError(f"{path}: is missing; {without}") from None
+    except OSError as error:
+        raise PreflightError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise PreflightError(f"{path}: is not JSON; download the checkpoint again") from None
+    if not isinstance(value, dict):
+        raise PreflightError(f"{path}: is not a JSON object; download the checkpoint again")
+    return value
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The text model's settings, which older configs keep at the top."""
+    return _object(config, "text_config") or config
+
+
+def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _merged(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(config)
+    for key, value in overrides.items():
+        inner = merged.get(key)
+        nested = isinstance(inner, dict) and isinstance(value, Mapping)
+        merged[key] = _merged(inner, value) if nested else value
+    return merged
+
+
+def _check_sections(rope: dict[str, Any], text: dict[str, Any], source: Path) -> None:
+    """M-RoPE divides half a head's width between time, height and width."""
+    sections = rope.get("mrope_section")
+    if (
+        not isinstance(sections, list)
+        or len(sections) != 3
+        or not all(type(part) is int for part in sections)
+    ):
+        raise PreflightError(
+            f"{source}: rope_scaling has no mrope_section of three integers; without it "
+            "pictures have no position (download the checkpoint's config.json again)"
+        )
+    shape = shape_of({"text_config": text})
+    if shape is not None and sum(sections) * 2 != shape.head_dim:
+        raise PreflightError(
+            f"{source}: mrope_section {sections} must add up to half of the head's width "
+            f"{shape.head_dim}"
+        )
+
+
+def _check_tokenizer(folder: Path) -> None:
+    settings = read_json(folder / "tokenizer_config.json", "text cannot be read without it")
+    if (folder / "tokenizer.json").exists():
+        read_json(folder / "tokenizer.json", "")
+    elif not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+        raise PreflightError(
+            f"{folder}: has neither tokenizer.json nor vocab.json with merges.txt; "
+            "download the checkpoint again"
+        )
+    templates = ("chat_template.jinja", "chat_template.json")
+    if not settings.get("chat_template") and not any((folder / t).is_file() for t in templates):
+        raise PreflightError(
+            f"{folder}: has no chat template (chat_template.jinja); a base model cannot chat, "
+            "take the Instruct checkpoint"
+        )
+
+
+def _check_weights(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        places = read_json(index, "").get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise PreflightError(f"{index}: has no weight_map; download the checkpoint again")
+        for shard in sorted(set(map(str, places.values()))):
+            names = _check_safetensors(folder / shard)
+            lost = [name for name, place in places.items() if place == shard and name not in names]
+            if lost:
+                raise PreflightError(
+                    f"{folder / shard}: lacks {lost[0]}, which {index.name} says it holds; "
+                    "download it again"
+                )
+        return
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("pytorch_model*.bin")):
+        raise PreflightError(
+            f"{folder}: holds no weights (*.safetensors); download the checkpoint again"
+        )
+    for file in files:
+        _check_safetensors(file)
+
+
+def _check_safetensors(path: Path) -> frozenset[str]:
+    """Check a file's header against its size; return the names of its tensors.
+
+    Format: eight bytes of header length (little endian), a JSON object that gives each tensor's
+    ``data_offsets`` within what follows, then the data.
+    """
+    broken = f"{path}: is not a whole safetensors file"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+            if start == _LFS:
+                raise PreflightError(
+                    f"{path}: is a Git LFS pointer, not the weights; run git lfs pull"
+                )
+            length = int.from_bytes(start[:8], "little")
+            if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+                raise PreflightError(f"{broken} (its header is cut off); download it again")
+            file.seek(8)
+            header = json.loads(file.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+    except FileNotFoundError:
+        raise PreflightError(f"{path}: is missing; download the checkpoint again") from None
+    except OSError as error:
+        raise PreflightError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        raise PreflightError(f"{broken} (its header is damaged); download it again") from None
+    if 8 + length + end != size:
+        raise PreflightError(f"{broken} ({size} bytes of {8 + length + end}); download it again")
+    return frozenset(tensors)

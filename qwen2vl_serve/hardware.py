@@ -1,0 +1,148 @@
+"""What this machine has: NVIDIA cards by NVML, processors and memory by psutil.
+
+Nothing here raises on a machine without a card, a driver or a readable limit: it then reports
+none. Neither torch nor vLLM is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pynvml
+
+GIB = 1024**3
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One NVIDIA card; memory in GiB as NVML reports it, which is what counts.
+
+    ``capability`` is the CUDA compute capability as (major, minor).
+    """
+
+    index: int
+    name: str
+    memory_gib: float
+    free_gib: float
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Processors that this process may use, and the host's memory in GiB."""
+
+    cpus: tuple[int, ...]
+    memory_gib: float
+    available_gib: float
+
+
+def cards() -> tuple[Card, ...]:
+    """List the cards that CUDA programs started from here will see.
+
+    ``CUDA_VISIBLE_DEVICES`` is honoured as CUDA does: indices or the beginnings of UUIDs, in
+    that order, up to the first that does not exist.
+    """
+    with _nvml() as found:
+        if not found:
+            return ()
+        handles = [
+            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
+        ]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        order = range(len(handles)) if visible is None else _visible(visible, handles)
+        return tuple(_card(index, handles[index]) for index in order)
+    return ()
+
+
+def host() -> Host:
+    """Measure the host, within the limits of the control group that this process runs in."""
+    memory = psutil.virtual_memory()
+    total, available = memory.total, memory.available
+    limit = _read_int(_CGROUP / "memory.max")
+    if limit is not None and limit < total:
+        total = limit
+        available = min(available, limit - (_read_int(_CGROUP / "memory.current") or 0))
+    return Host(usable_cpus(), total / GIB, max(available, 0) / GIB)
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """Numbers of the processors that this process may run on, at least one."""
+    process = psutil.Process()
+    if hasattr(process, "cpu_affinity"):
+        return tuple(process.cpu_affinity() or (0,))
+    return tuple(range(psutil.cpu_count() or 1))
+
+
+def describe(found: tuple[Card, ...]) -> str:
+    """Put cards into words: ``2 × NVIDIA GeForce RTX 3090 (24 GiB)`` or ``no NVIDIA card``."""
+    if not found:
+        return "no NVIDIA card"
+    kinds: dict[str, int] = {}
+    for card in found:
+        kind = f"{card.name} ({card.memory_gib:.0f} GiB)"
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
+
+
+@contextmanager
+def _nvml() -> Iterator[bool]:
+    """Hold NVML open; yields False where there is none, and ends quietly where it breaks off."""
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError, OSError):
+        yield False
+        return
+    try:
+        yield True
+    except pynvml.NVMLError:
+        # A card that fell off the bus, or a container that hides one.
+        return
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _card(index: int, handle: Any) -> Card:
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return Card(
+        index=index,
+        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        memory_gib=int(memory.total) / GIB,
+        free_gib=int(memory.free) / GIB,
+        capability=(int(major), int(minor)),
+    )
+
+
+def _visible(variable: str, handles: list[Any]) -> list[int]:
+    order: list[int] = []
+    for entry in (part.strip() for part in variable.split(",")):
+        if entry.isascii() and entry.isdigit():
+            matches = [int(entry)] if int(entry) < len(handles) else []
+        else:
+            matches = [
+                index
+                for index, handle in enumerate(handles)
+                if entry and _text(pynvml.nvmlDeviceGetUUID(handle)).startswith(entry)
+            ]
+        if len(matches) != 1:
+            break
+        order += matches
+    return order
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        return int(path.read_text("ascii"))
+    except (OSError, ValueError):  # absent, or the word "max"
+        return None
