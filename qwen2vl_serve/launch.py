@@ -58,13 +58,13 @@ def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
     os.environ.update(_environment(profile))
     listener = _listen(profile)
     path = _fresh_log(profile.log_path.absolute())
-    signal.signal(signal.SIGTERM, _stop_boot)
+    signals = _Signals()
     with _output_to(path), BootLog(path, report, verbose=verbose) as boot:
         report(f"log     {path}")
         _log_requests_to(report)
         try:
-            return _run(_Server(profile, keys, listener, report, boot))
-        except (KeyboardInterrupt, _Stopped):
+            return _run(_Server(profile, keys, listener, report, boot, signals))
+        except _Stopped:
             report("stopped while starting")
             return 0
         finally:
@@ -72,11 +72,35 @@ def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
 
 
 class _Stopped(BaseException):
-    """SIGTERM during the boot; not an ``Exception``, so that no handler of vLLM's keeps it."""
+    """A signal during the boot; not an ``Exception``, so that no handler of vLLM's keeps it."""
 
 
-def _stop_boot(signal_number: int, frame: FrameType | None) -> None:
-    raise _Stopped
+class _Signals:
+    """SIGTERM and SIGINT from the first line to the last: stop the boot, drain, then nothing.
+
+    asyncio's own handlers would not run while vLLM blocks the loop in its boot, and would give
+    the signals back to the system before the process has ended.
+    """
+
+    def __init__(self) -> None:
+        self.drain: Callable[[], object] | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.drain is None:
+            raise _Stopped
+        self.drain()
+
+    @contextlib.contextmanager
+    def draining(self, http: _HTTPServer) -> Iterator[None]:
+        """Send signals to ``http``; from its end on they change nothing."""
+        loop = asyncio.get_running_loop()
+        self.drain = lambda: loop.call_soon_threadsafe(http.drain)
+        try:
+            yield
+        finally:
+            self.drain = lambda: None
 
 
 def _run(server: _Server) -> int:
@@ -93,6 +117,7 @@ class _Server:
     listener: socket.socket
     report: Report
     boot: BootLog
+    signals: _Signals
 
     async def run(self) -> int:
         begun = time.monotonic()
@@ -100,7 +125,7 @@ class _Server:
         try:
             async with start_engine(self.profile) as engine:
                 return await self._serve(engine, begun)
-        except (BootError, _Stopped, KeyboardInterrupt):
+        except BootError:
             raise
         except Exception as error:
             # vLLM raises whatever failed; its workers' own words are in the log.
@@ -126,12 +151,10 @@ class _Server:
         app = build_app(engine, self.profile, self.keys)
         http = _HTTPServer(_config(app, self.profile), app.state.api)
         http.on_started = lambda: self._report_ready(engine, time.monotonic() - begun)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, http.drain)
         watch = asyncio.create_task(self._watch(engine, http))
         try:
-            await http.serve(sockets=[self.listener])
+            with self.signals.draining(http):
+                await http.serve(sockets=[self.listener])
         finally:
             watch.cancel()
         self.report("engine lost, exit 1" if http.engine_lost else "drained, exit 0")

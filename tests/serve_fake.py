@@ -1,0 +1,53 @@
+"""``python -m tests.serve_fake [--port N] MODE``: the real launcher over a scripted engine.
+
+MODE: ``up``, ``slow-boot`` (hangs while starting), ``no-boot`` (fails while starting) or
+``dies`` (is gone a second after the start).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+import types
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from qwen2vl_serve.errors import ServeError
+from qwen2vl_serve.launch import serve
+from qwen2vl_serve.profile import Profile, load_profile
+from tests.fake_engine import FakeEngine
+
+
+def main(port: str, mode: str) -> int:
+    @asynccontextmanager
+    async def start_engine(profile: Profile) -> AsyncIterator[FakeEngine]:
+        print("words of the engine that belong into its log")
+        if mode == "slow-boot":
+            time.sleep(60)  # as vLLM does: it blocks the event loop while it waits
+        if mode == "no-boot":
+            print("ERROR 11-20 [x.py:1] ValueError: No available memory for the cache blocks")
+            raise RuntimeError("Engine core initialization failed. See root cause above.")
+        engine = FakeEngine(words=["word "] * 40, pause=0.05)
+        if mode == "dies":
+            asyncio.get_running_loop().call_later(1, setattr, engine, "dead", True)
+        yield engine
+
+    seam = types.ModuleType("qwen2vl_serve.vllm_engine")
+    seam.start_engine = start_engine  # type: ignore[attr-defined]
+    sys.modules[seam.__name__] = seam
+    console = os.fdopen(os.dup(1), "w", buffering=1)
+    try:
+        return serve(
+            load_profile("demo", [f"port={port}"]),
+            verbose=False,
+            report=lambda line: print(line, file=console),
+        )
+    except ServeError as error:
+        print(f"{type(error).__name__}: {error}", file=console)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[sys.argv.index("--port") + 1], sys.argv[-1]))

@@ -1,0 +1,144 @@
+"""The launcher: phases, signals, faults and exit statuses, over a scripted engine."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+
+from qwen2vl_serve.launch import curl, server_url
+from qwen2vl_serve.profile import load_profile
+from tests.conftest import ServerProcess
+
+FAKE = [sys.executable, "-m", "tests.serve_fake"]
+STREAM = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+Launch = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def launch(launch_server: Launch, tmp_path: Path) -> Launch:
+    def start(mode: str) -> ServerProcess:
+        return launch_server(mode, command=FAKE, environment={"XDG_STATE_HOME": str(tmp_path)})
+
+    return start
+
+
+def start_stream(server: ServerProcess) -> requests.Response:
+    url = f"{server.url}/chat/completions"
+    answer = requests.post(url, json=STREAM, stream=True, timeout=30)
+    assert answer.status_code == 200
+    return answer
+
+
+def test_a_boot_is_told_in_one_line_a_phase(launch: Launch, tmp_path: Path) -> None:
+    """The operator sees phases, address and a command to try; the engine's words are in a file."""
+    server = launch("up")
+    server.wait_ready()
+    words = [line.split()[0] for line in server.lines]
+    assert words[:4] == ["log", "import", "engine", "ready"]
+    log = Path(server.lines[0].split(maxsplit=1)[1])
+    assert log.is_relative_to(tmp_path)
+    assert "words of the engine" in log.read_text()
+    assert not any("words of the engine" in line for line in server.lines)
+
+
+def test_the_printed_command_can_be_copied(launch: Launch) -> None:
+    """The curl line asks the running server about a picture and gets an answer."""
+    server = launch("up")
+    server.wait_ready()
+    deadline = time.monotonic() + 5
+    while not (found := [line for line in server.lines if line.startswith("try")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    done = subprocess.run(
+        ["sh", "-c", found[0].removeprefix("try").strip()], capture_output=True, timeout=30
+    )
+    assert json.loads(done.stdout)["object"] == "chat.completion"
+
+
+def test_sigterm_finishes_the_stream_and_exits_0(launch: Launch) -> None:
+    """What runs is finished to its [DONE]; nothing new is taken; the status is 0."""
+    server = launch("up")
+    server.wait_ready()
+    answer = start_stream(server)
+    server.process.send_signal(signal.SIGTERM)
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert server.process.wait(10) == 0
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{server.root}/health/live", timeout=5)
+
+
+def test_a_second_sigterm_ends_at_once(launch: Launch) -> None:
+    """An operator in a hurry is obeyed: running answers are dropped."""
+    server = launch("up")
+    server.wait_ready()
+    answer = start_stream(server)
+    begun = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(10) == 0
+    assert time.monotonic() - begun < 1.8, "the stream alone takes 2 s"
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        _ = answer.text
+
+
+def test_sigterm_while_starting_ends_at_once(launch: Launch) -> None:
+    """A boot that hangs can be stopped; the status is 0 and one line says so."""
+    server = launch("slow-boot")
+    while not any(line.startswith("engine") for line in server.lines):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(5) == 0
+    assert "stopped while starting" in server.lines
+
+
+def test_a_failed_boot_says_why_in_one_line(launch: Launch) -> None:
+    """The root cause and the knob, not the last of twenty tracebacks."""
+    server = launch("no-boot")
+    assert server.process.wait(30) == 1
+    time.sleep(0.2)
+    assert server.lines[-1].startswith("BootError: the engine did not start: ValueError: No avail")
+    assert "engine.max_model_len" in server.lines[-1]
+
+
+def test_a_dead_engine_ends_the_server_with_status_1(launch: Launch) -> None:
+    """A supervisor restarts what does not exit with 0."""
+    server = launch("dies")
+    server.wait_ready()
+    assert server.process.wait(10) == 1
+    assert any(line.startswith("error") for line in server.lines)
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    """The launcher binds first: no minute of loading is lost on a port that is not free."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [*FAKE, "--port", port, "up"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env={"XDG_STATE_HOME": str(tmp_path)},
+        )
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"PreflightError: server.port: cannot listen on 127.0.0.1:{port}")
+
+
+def test_a_server_behind_https_and_keys_answers(launch_server: Launch, tmp_path: Path) -> None:
+    """The address is told with its scheme, and the command with the key's variable."""
+    profile = load_profile("demo", ["host=0.0.0.0"])
+    assert server_url(profile, 8000) == "http://127.0.0.1:8000"
+    assert server_url(load_profile("demo", ["host=::1"]), 80) == "http://[::1]:80"
+    words = shlex.split(curl("http://x", with_key=True))
+    assert words[-1] == "Authorization: Bearer $QWEN2VL_API_KEY"
