@@ -167,9 +167,11 @@ def _file_bytes(source: object, what: str) -> tuple[bytes, str]:
         return content, f"the {what} read from an open file"
     if not isinstance(source, str | os.PathLike):
         raise MediaError(f"{_kind(source)} is no {what}: {_ACCEPTED}")
-    path = Path(source).expanduser()
+    path = Path(os.fsdecode(source))
     name = _short(str(path))
     try:
+        # pathlib's own raises where it does not know the user, and "~x" may be a file.
+        path = Path(os.path.expanduser(path))  # noqa: PTH111
         if path.exists() and not path.is_file():
             raise MediaError(f"{name} is a folder or a device, not a {what} file")
         return path.read_bytes(), name

@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -152,6 +153,7 @@ class ByteStream:
         self._base_url = base_url
         self._timeout = timeout
         self._started = started
+        self._reading = threading.RLock()
         self.closed = False
         self.request_id: str | None = response.headers.get("x-request-id")
 
@@ -165,8 +167,9 @@ class ByteStream:
         """Yield pieces until the end; each may take up to the timeout to arrive."""
         while not self.closed:
             try:
-                # read1 returns what is there; read would wait until a whole block is.
-                piece = self._response.raw.read1(_PIECE, decode_content=True)
+                with self._reading:
+                    # read1 returns what is there; read would wait until a whole block is.
+                    piece = self._response.raw.read1(_PIECE, decode_content=True)
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
                 if self.closed:  # by another thread, which is no fault
                     return
@@ -209,10 +212,12 @@ class ByteStream:
         if self.closed:
             return
         self.closed = True
-        # Wakes a thread that waits for the next piece; closing alone would wait for it.
+        # Wakes a thread that waits for the next piece. Closing under its feet instead would
+        # tear http.client's state apart, so that waits until the thread has left.
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             self._response.raw.shutdown()
-        self._response.close()
+        with self._reading:
+            self._response.close()
 
 
 class _Bearer(AuthBase):
@@ -227,10 +232,10 @@ class _Bearer(AuthBase):
 
 def checked_base_url(base_url: str) -> str:
     """Return ``base_url`` without a final slash, with ``/v1`` where it has no path."""
-    parts = urlsplit(base_url.strip())
     try:
+        parts = urlsplit(base_url.strip())
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is no number, an IPv6 address without its bracket
         usable = False
     if not usable or parts.query or parts.fragment:
         raise InvalidArgumentError(

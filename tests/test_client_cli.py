@@ -1,0 +1,217 @@
+"""The client's command line: what it prints where, and its exit status."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import qwen2vl_client
+from qwen2vl_client.cli import main
+
+from tests import stub_server as stub
+
+CLIENTS = Path(qwen2vl_client.__file__).parents[1]
+JPEG = b"\xff\xd8\xff\xe0 not decoded by the client"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QWEN2VL_BASE_URL", "QWEN2VL_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "qwen2vl_client", *words]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("QWEN2VL_")}
+    return {**kept, "PYTHONPATH": str(CLIENTS), **more}
+
+
+def test_the_answer_goes_to_stdout_and_the_time_to_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with stub.running(stub.events(stub.whole_stream("一个", "红色的圆"))) as server:
+        assert main(["--url", server.url, "What is it?"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "一个红色的圆\n"
+    assert re.fullmatch(r"total time: \d+\.\d\d s\n", err)
+    body = server.requests[-1].body
+    assert (body["stream"], body["max_tokens"], body["temperature"]) == (True, 1024, 0.7)
+    assert "seed" not in body
+
+
+def test_options_reach_the_request(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first, second = tmp_path / "a.jpg", tmp_path / "b.jpg"
+    first.write_bytes(JPEG)
+    second.write_bytes(JPEG)
+    words = ["--model", "m", "--api-key", "sk-1", "--system", "S", "--max-tokens", "5"]
+    words += ["--temperature", "0", "--top-p", "0.5", "--seed", "3", "--no-stream"]
+    words += ["--image", str(first), "--image", str(second), "--video", "http://h/v.mp4"]
+    with stub.running(stub.completion("whole")) as server:
+        assert main(["--url", server.url, *words, "Q"]) == 0
+    assert capsys.readouterr().out == "whole\n"
+    (request,) = server.requests
+    assert request.headers["authorization"] == "Bearer sk-1"
+    body = request.body
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 5, 0)
+    assert (body["top_p"], body["seed"]) == (0.5, 3)
+    assert "stream" not in body
+    assert body["messages"][0]["content"] == "S"
+    kinds = [part["type"] for part in body["messages"][1]["content"]]
+    assert kinds == ["image_url", "image_url", "video_url", "text"]
+
+
+def test_a_server_that_is_not_there_is_one_line_with_advice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    assert main(["--url", f"http://127.0.0.1:{port}", "Q"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"error: cannot reach http://127.0.0.1:{port}/v1: Connection refused. Start a server "
+        "with: serve --profile demo (or name a running one with --url)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--image", "missing.jpg", "Q"], "no picture file 'missing.jpg'"),
+        (["--url", "nonsense", "Q"], "base_url='nonsense'"),
+        (["--timeout", "0", "Q"], "timeout=0"),
+        (["--max-tokens", "many", "Q"], "--max-tokens"),
+        ([], "question"),
+        (["--unknown", "Q"], "--unknown"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_status_2(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for option in ("--url", "--api-key", "--model", "--image", "--system", "--no-stream"):
+        assert option in text
+
+
+@pytest.mark.parametrize("no_stream", [True, False])
+def test_a_refusal_of_the_server_is_one_line(
+    no_stream: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--no-stream"] if no_stream else []
+    with stub.running(stub.failure(401, "invalid_api_key")) as server:
+        assert main(["--url", server.url, "--model", "m", *words, "Q"]) == 1
+    assert capsys.readouterr().err == (
+        "error: HTTP 401 invalid_api_key: it failed (request id req-7). Give the key with "
+        "QWEN2VL_API_KEY or --api-key\n"
+    )
+
+
+def test_an_error_in_mid_stream_starts_on_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with stub.running(stub.events([stub.chunk("half")], ends=False)) as server:
+        assert main(["--url", server.url, "Q"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "half\n"
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_the_environment_names_the_server() -> None:
+    with stub.running(stub.events(stub.whole_stream("ok"))) as server:
+        done = subprocess.run(
+            command("Q"),
+            env=environment(QWEN2VL_BASE_URL=server.url, QWEN2VL_API_KEY="sk-e"),
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+    assert (done.returncode, done.stdout) == (0, "ok\n")
+    assert server.requests[-1].headers["authorization"] == "Bearer sk-e"
+
+
+def test_a_terminal_without_chinese_does_not_end_it() -> None:
+    with stub.running(stub.events(stub.whole_stream("红 red"))) as server:
+        done = subprocess.run(
+            command("--url", server.url, "Q"),
+            env=environment(PYTHONIOENCODING="ascii"),
+            capture_output=True,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, b"? red\n")
+
+
+def test_interrupting_stops_the_generation() -> None:
+    """Ctrl-C ends with status 130 and one line; the server sees the client leave."""
+    with (
+        stub.running(stub.endless_events) as server,
+        subprocess.Popen(
+            command("--url", server.url, "Q"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.read(5) == "word "
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+        assert server.client_left.wait(5)
+    assert process.returncode == 130
+    assert err == "error: interrupted\n"
+
+
+def test_a_reader_that_leaves_ends_it_quietly() -> None:
+    """``ask … | head -c 4``: no traceback, and the generation stops."""
+    with (
+        stub.running(stub.endless_events) as server,
+        subprocess.Popen(
+            command("--url", server.url, "Q"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(4)
+        process.stdout.close()
+        assert process.wait(10) == 1
+        assert process.stderr.read() == ""
+        assert server.client_left.wait(5)
+
+
+def test_text_is_printed_as_it_arrives() -> None:
+    with (
+        stub.running(stub.stalled_events) as server,
+        subprocess.Popen(
+            command("--url", server.url, "Q"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        started = time.monotonic()
+        assert process.stdout.read(4) == "word"
+        assert time.monotonic() - started < 10
+        server.proceed.set()
+        assert process.wait(10) == 1

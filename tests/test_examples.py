@@ -1,0 +1,135 @@
+"""Every example runs as a user starts it, and asks the real server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests import stub_server as stub
+from tests.conftest import ServerProcess
+
+CLIENTS = Path(__file__).parents[1] / "clients"
+EXAMPLES = CLIENTS / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "arguments.py")
+TUTORIAL = {
+    "text.py",
+    "image_url.py",
+    "local_image.py",
+    "several_images.py",
+    "multi_turn.py",
+    "streaming.py",
+    "openai_client.py",
+}
+TOTAL_TIME = re.compile(r"\ntotal time: \d+\.\d\d s\n$")
+
+
+def run_example(
+    name: str, *words: str, url: str, api_key: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("QWEN2VL_")}
+    key = {"QWEN2VL_API_KEY": api_key} if api_key else {}
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / name), "--url", url, *words],
+        env={**kept, **key, "PYTHONPATH": str(CLIENTS)},
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=120,
+        cwd="/",
+    )
+
+
+def test_there_is_one_example_for_each_call_of_the_tutorial() -> None:
+    assert set(SCRIPTS) == TUTORIAL
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_it_answers_on_the_real_server(name: str, server: ServerProcess) -> None:
+    """Without arguments but the address: exit 0, an answer, the total time."""
+    done = run_example(name, url=server.url, api_key=server.api_key)
+    assert done.returncode == 0, done.stderr
+    assert TOTAL_TIME.search(done.stdout), done.stdout
+    said = TOTAL_TIME.sub("", done.stdout)
+    assert re.search(r"[^\W\d_]{2,}", said), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "asked"),
+    [
+        ("text.py", [stub.completion("I am a stub.")], [[]]),
+        ("image_url.py", [stub.completion("Red.")], [["http"]]),
+        ("local_image.py", [stub.completion("A circle.")], [["jpeg"]]),
+        ("several_images.py", [stub.completion("A square.")], [["jpeg", "png"]]),
+        (
+            "multi_turn.py",
+            [stub.completion("A circle."), stub.completion("Red.")],
+            [["jpeg"], ["jpeg"]],
+        ),
+        ("streaming.py", [stub.events(stub.whole_stream("A ", "square."))], [["png"]]),
+        ("openai_client.py", [stub.completion("A circle.")], [["jpeg"]]),
+    ],
+)
+def test_it_sends_what_it_shows(name: str, script: list[stub.Step], asked: list[list[str]]) -> None:
+    """The request holds the tutorial's fields and the pictures by their own type."""
+    with stub.running(*script) as server:
+        done = run_example(name, url=server.url)
+    assert done.returncode == 0, done.stderr
+    posted = [request.body for request in server.requests if request.body]
+    for body in posted:
+        assert body["messages"][0]["role"] == "system"
+        assert body["messages"][0]["content"].startswith("You are Qwen, created by Alibaba")
+        sampling = [body[key] for key in ("temperature", "top_p", "repetition_penalty")]
+        assert sampling == [0.7, 0.8, 1.05]
+        assert body["max_tokens"] == 1024
+    sent = [
+        [
+            re.split("[:;/]", part["image_url"]["url"])[2 if "data:" in str(part) else 0]
+            for turn in body["messages"]
+            if isinstance(turn["content"], list)
+            for part in turn["content"]
+            if part["type"] == "image_url"
+        ]
+        for body in posted
+    ]
+    assert sent == asked
+    if name == "multi_turn.py":
+        assert posted[1]["messages"][2] == {"role": "assistant", "content": "A circle."}
+
+
+def test_pictures_of_one_s_own_can_be_named(tmp_path: Path) -> None:
+    picture = tmp_path / "own.png"
+    Image.new("RGB", (30, 30), "green").save(picture)
+    with stub.running(stub.completion("Green.")) as server:
+        done = run_example("local_image.py", str(picture), url=server.url)
+    assert done.returncode == 0, done.stderr
+    sent = server.requests[-1].body["messages"][1]["content"][0]["image_url"]["url"]
+    assert sent.startswith("data:image/png;base64,")
+
+
+def test_a_public_address_is_sent_as_it_is() -> None:
+    with stub.running(stub.completion("Red.")) as server:
+        done = run_example("image_url.py", "--image-url", "https://h/a.jpg", url=server.url)
+    assert done.returncode == 0, done.stderr
+    sent = server.requests[-1].body["messages"][1]["content"][0]["image_url"]["url"]
+    assert sent == "https://h/a.jpg"
+
+
+def test_the_pictures_are_small_and_what_their_names_say() -> None:
+    pictures = sorted((EXAMPLES / "pictures").iterdir())
+    assert [path.name for path in pictures] == [
+        "blue_square.png",
+        "red_circle.jpg",
+        "square_and_triangle.png",
+    ]
+    for path in pictures:
+        assert path.stat().st_size < 20_000
+    middle = Image.open(EXAMPLES / "pictures" / "red_circle.jpg").convert("RGB")
+    red, green, blue = middle.getpixel((160, 120))  # type: ignore[misc]
+    assert red > 180
+    assert max(green, blue) < 90
