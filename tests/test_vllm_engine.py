@@ -1,0 +1,323 @@
+"""The seam on the real engine: what the official OpenAI client sees, and what goes wrong."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import psutil
+import pytest
+import requests
+from PIL import Image, ImageDraw
+
+from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
+from tests.conftest import ServerProcess
+
+
+def data_url(image: Image.Image, kind: str = "PNG") -> str:
+    data = io.BytesIO()
+    image.save(data, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def drawing(colour: str, shape: str = "ellipse", size: tuple[int, int] = (280, 280)) -> Image.Image:
+    image = Image.new("RGB", size, "white")
+    width, height = size
+    box = (width // 4, height // 4, 3 * width // 4, 3 * height // 4)
+    getattr(ImageDraw.Draw(image), shape)(box, fill=colour)
+    return image
+
+
+def picture(colour: str = "red", shape: str = "ellipse") -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": data_url(drawing(colour, shape))}}
+
+
+def asked(text: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.url, api_key="none", max_retries=0)
+
+
+def say(client: openai.OpenAI, messages: list[Any], **fields: Any) -> Any:
+    fields = {"max_tokens": 24, "temperature": 0, **fields}
+    return client.chat.completions.create(model="demo", messages=messages, **fields)
+
+
+def colour_of(client: openai.OpenAI, colour: str) -> str:
+    answer = say(client, asked("What colour is the circle?", picture(colour)))
+    return str(answer.choices[0].message.content)
+
+
+@pytest.mark.parametrize("colour", ["red", "green", "blue"])
+def test_a_picture_goes_in_and_an_answer_comes_out(client: openai.OpenAI, colour: str) -> None:
+    """The demo model names the colour of a circle that Pillow drew."""
+    assert colour in colour_of(client, colour).lower()
+
+
+def test_questions_may_be_chinese(client: openai.OpenAI) -> None:
+    """The same picture, asked in Chinese, is answered in Chinese."""
+    answer = say(client, asked("圆形是什么颜色？", picture("red")))
+    assert "红" in answer.choices[0].message.content
+
+
+def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:
+    """Greedy decoding gives one text either way; usage comes in the last chunk when asked for."""
+    messages = asked("What is in the picture?", picture("blue"))
+    whole = say(client, messages)
+    chunks = list(say(client, messages, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    finish = [chunk.choices[0].finish_reason for chunk in chunks[:-1]]
+    assert finish[-1] == whole.choices[0].finish_reason
+
+
+def test_a_picture_costs_its_visual_tokens(client: openai.OpenAI) -> None:
+    """280 × 280 pixels are 64 tokens of 28 × 28 under the demo's bounds, and two markers."""
+    text = say(client, asked("Hello")).usage.prompt_tokens
+    with_picture = say(client, asked("Hello", picture())).usage.prompt_tokens
+    assert with_picture - text == 64 + 2
+
+
+def test_several_answers_at_once(client: openai.OpenAI) -> None:
+    """``n`` answers come with their own index."""
+    answer = say(client, asked("Hello"), n=3, temperature=1.0, max_tokens=4)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+
+
+def test_a_seed_makes_sampling_repeatable(client: openai.OpenAI) -> None:
+    """Same seed, same text, at a temperature at which texts differ."""
+    texts = [
+        say(client, asked("Hello"), seed=seed, temperature=2.0, max_tokens=20)
+        .choices[0]
+        .message.content
+        for seed in (7, 7, 8)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_stop_string_ends_the_answer_before_it(client: openai.OpenAI) -> None:
+    """The text up to the stop string is returned, with finish_reason stop."""
+    whole = colour_of(client, "red")
+    word = whole.split()[-1]
+    answer = say(client, asked("What colour is the circle?", picture("red")), stop=[word])
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content == whole[: whole.index(word)]
+
+
+def test_logprobs_come_with_their_alternatives(client: openai.OpenAI) -> None:
+    """Each token has its logprob and as many alternatives as were asked for."""
+    answer = say(client, asked("Hello"), logprobs=True, top_logprobs=3, max_tokens=3)
+    content = answer.choices[0].logprobs.content
+    assert len(content) == answer.usage.completion_tokens
+    assert all(len(token.top_logprobs) >= 3 and token.logprob <= 0 for token in content)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_an_answer_is_cut_at_its_limit(client: openai.OpenAI, name: str) -> None:
+    """Both of OpenAI's names bound the answer, and it says that it was cut."""
+    limits = {"max_tokens": None, name: 2}
+    answer = say(client, asked("Describe the picture.", picture()), **limits)
+    assert answer.usage.completion_tokens == 2
+    assert answer.choices[0].finish_reason == "length"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer"}},
+    "required": ["colour", "count"],
+    "additionalProperties": False,
+}
+
+
+def test_a_json_schema_is_kept(client: openai.OpenAI) -> None:
+    """The answer parses, and holds what the schema demands."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "fields", "schema": SCHEMA}}
+    messages = asked('Give the fields as JSON: "colour", "count".', picture("green"))
+    answer = say(client, messages, response_format=wanted, max_tokens=60)
+    fields = json.loads(answer.choices[0].message.content)
+    assert fields["colour"] in ("red", "green")
+    assert isinstance(fields["count"], int)
+
+
+def test_sampling_fields_have_their_effect(client: openai.OpenAI) -> None:
+    """``top_k: 1`` makes any temperature greedy; ``min_tokens`` and ``ignore_eos`` go on."""
+    messages = asked("What colour is the circle?", picture("red"))
+    greedy = say(client, messages).choices[0].message.content
+    hot = say(client, messages, temperature=2.0, extra_body={"top_k": 1})
+    assert hot.choices[0].message.content == greedy
+    long = say(client, messages, extra_body={"ignore_eos": True}, max_tokens=60)
+    assert long.usage.completion_tokens == 60
+    fields = {"repetition_penalty": 1.05}
+    tutorial = say(client, messages, temperature=0.7, top_p=0.8, extra_body=fields)
+    assert tutorial.choices[0].message.content
+
+
+def test_turns_are_answered_in_their_context(client: openai.OpenAI) -> None:
+    """The picture of the first turn is still seen in the second."""
+    turns = asked("What shape is it?", picture("blue"))
+    first = say(client, turns).choices[0].message.model_dump()
+    turns += [first, {"role": "user", "content": "What colour is it?"}]
+    assert "blue" in say(client, turns).choices[0].message.content.lower()
+
+
+def test_formats_and_orientation_are_decoded(client: openai.OpenAI) -> None:
+    """JPEG, WebP, GIF and a transparent PNG of the same circle get the same answer."""
+    clear = Image.new("RGBA", (280, 280))
+    ImageDraw.Draw(clear).ellipse((70, 70, 210, 210), fill=(255, 0, 0, 255))
+    urls = [data_url(drawing("red"), kind) for kind in ("JPEG", "WEBP", "GIF")]
+    for url in [*urls, data_url(clear)]:
+        part = {"type": "image_url", "image_url": {"url": url}}
+        answer = say(client, asked("What colour is the circle?", part))
+        assert "red" in answer.choices[0].message.content.lower()
+
+
+def test_a_video_is_its_frames(client: openai.OpenAI) -> None:
+    """A list of frames as vLLM's users send it is taken as one video."""
+    frames = [drawing("red", size=(140, 140)) for _ in range(4)]
+    data = ",".join(data_url(frame, "JPEG").partition(",")[2] for frame in frames)
+    part = {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{data}"}}
+    answer = say(client, asked("What colour is it?", part))
+    assert "red" in answer.choices[0].message.content.lower()
+
+
+LONG = "word " * 6000
+BAD: dict[str, tuple[dict[str, Any], int, str]] = {
+    "no base64": ({"url": "data:image/png;base64,!!!!"}, 400, "invalid_image"),
+    "no picture": ({"url": "data:image/png;base64,aGVsbG8="}, 400, "invalid_image"),
+    "no comma": ({"url": "data:image/png;base64"}, 400, "invalid_image"),
+    "plain data": ({"url": "data:image/png,aGVsbG8="}, 400, "invalid_image"),
+    "truncated": (
+        {"url": data_url(drawing("red", size=(900, 700)), "JPEG")[:3000]},
+        400,
+        "invalid_image",
+    ),
+    "a file": ({"url": "file:///etc/passwd"}, 400, "invalid_image_url"),
+    "ftp": ({"url": "ftp://example.org/a.png"}, 400, "invalid_image_url"),
+    "nonsense": ({"url": "not an address"}, 400, "invalid_image_url"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_picture_is_the_clients_error(
+    server: ServerProcess, client: openai.OpenAI, name: str
+) -> None:
+    """A clear 400 without a word of a library, and the next picture is answered."""
+    image_url, status, code = BAD[name]
+    body = {"messages": asked("x", {"type": "image_url", "image_url": image_url})}
+    answer = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (status, code)
+    assert not re.search(r"0x|/etc|Error|PIL|aiohttp|base64 data|Traceback", error["message"])
+    assert "red" in colour_of(client, "red").lower()
+    assert server.metric("qwen2vl_requests_in_flight") == 0
+
+
+@pytest.mark.parametrize(
+    ("messages", "fields"),
+    [
+        (asked(LONG), {}),
+        (asked("x"), {"max_tokens": 5000}),
+        (asked("x", *[picture()] * 4), {"max_tokens": 4000}),
+        (asked(LONG[: 4000 * 5]), {"max_tokens": 100}),
+    ],
+    ids=["text", "max_tokens", "pictures and max_tokens", "text and max_tokens"],
+)
+def test_what_does_not_fit_is_told_with_the_window(
+    client: openai.OpenAI, messages: list[Any], fields: dict[str, Any]
+) -> None:
+    """Nothing is cut silently: the error names max_model_len and what to change."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        say(client, messages, **fields)
+    assert caught.value.code == "context_length_exceeded"
+    assert "4096" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logit_bias": {"999999": 1}},
+        {"extra_body": {"stop_token_ids": [10**9]}},
+        {"n": 2},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"type": "nonsense"}},
+            }
+        },
+    ],
+    ids=["logit_bias", "stop_token_ids", "greedy n", "schema"],
+)
+def test_what_only_the_engine_can_judge_is_still_a_400(
+    client: openai.OpenAI, fields: dict[str, Any]
+) -> None:
+    """Faults found behind the protocol come back as invalid_value."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        say(client, asked("x"), **fields)
+    assert caught.value.code == "invalid_value"
+
+
+def test_a_client_that_leaves_frees_the_engine(server: ServerProcess) -> None:
+    """A closed stream is aborted in the engine within a second."""
+    body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
+    answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=30)
+    next(answer.iter_content(64))
+    assert server.metric("vllm:num_requests_running") == 1
+    answer.close()
+    deadline = time.monotonic() + 1.5  # a second, and the figure's own refresh
+    while server.metric("vllm:num_requests_running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_engines_figures_stand_beside_ours(server: ServerProcess) -> None:
+    """/metrics carries vLLM's names unchanged and ours under one prefix."""
+    text = requests.get(f"{server.root}/metrics", timeout=10).text
+    for name in ("vllm:kv_cache_usage_perc", "vllm:time_to_first_token_seconds", "qwen2vl_"):
+        assert f"\n{name}" in text
+
+
+def test_versions_are_told(server: ServerProcess) -> None:
+    """/version names this server's version and the engine's."""
+    version = requests.get(f"{server.root}/version", timeout=10).json()
+    assert version["engine"] == "vllm 0.32.0"
+
+
+def test_no_field_of_vllms_request_is_silently_ignored() -> None:
+    """Each field that vLLM 0.32 knows is served, refused, or bookkeeping without effect."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    bookkeeping = {"user", "parallel_tool_calls"}
+    known = set(ChatCompletionRequest.model_fields)
+    assert known - set(ChatRequest.model_fields) - set(UNSUPPORTED) == bookkeeping
+
+
+def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_1(
+    launch_server: Callable[..., ServerProcess],
+) -> None:
+    """kill -9 of the engine: no [DONE], readiness red, an exit status that is not 0."""
+    server = launch_server("--profile", "demo")
+    server.wait_ready()
+    body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
+    answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=30)
+    events = answer.iter_lines()
+    next(events)
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    core = next(child for child in children if "EngineCore" in child.name())
+    os.kill(core.pid, signal.SIGKILL)
+    rest = [line for line in events if line]
+    assert json.loads(rest[-1].removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
+    assert server.process.wait(20) == 1
+    assert not psutil.pid_exists(core.pid) or psutil.Process(core.pid).status() == "zombie"
