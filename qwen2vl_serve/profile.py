@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -332,7 +333,9 @@ def _explain(errors: Iterable[ErrorDetails], document: Document) -> str:
     elif kind == "unusable_key":
         problem = first["msg"]
     else:
-        problem = first["msg"].replace("Input should", "must").replace("Value should", "must")
+        problem = re.sub(r"^\w+ should", "must", first["msg"])
+        if kind == "string_pattern_mismatch":
+            problem = "must be one line without control characters"
         if path[:2] != ("server", "api_keys"):  # an error may be logged; a key must not
             problem += f", is {shown(first['input'])}"
     rest = f" (and {len(others)} more)" if others else ""

@@ -181,8 +181,10 @@ def _build(
 
 
 def dotted(path: KeyPath) -> str:
-    """Write a key's path as ``section.field``."""
-    return ".".join(str(part) for part in path)
+    """Write a key's path as ``section.field``, strange keys in quotes."""
+    return ".".join(
+        str(part) if re.fullmatch(r"[\w<>-]{1,60}", str(part)) else shown(part) for part in path
+    )
 
 
 def shown(value: object) -> str:

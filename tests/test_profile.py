@@ -1,0 +1,556 @@
+"""Profiles: what is read, what is refused and how, and what vLLM is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from qwen2vl_serve import profile_sections
+from qwen2vl_serve.errors import ProfileError
+from qwen2vl_serve.profile import Profile, load_profile, one_cpu_each, profile_names, section_of
+
+MINIMAL = "model:\n  model: demo\n"
+SHIPPED = [
+    "demo",
+    "multi-gpu",
+    "multi-gpu-72b-awq",
+    "single-3090",
+    "single-gpu-2b",
+    "single-gpu-awq",
+]
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write_profile(text: str | bytes, name: str = "p.yaml") -> str:
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write_profile
+
+
+def refusal(path: str, overrides: list[str] | None = None) -> str:
+    with pytest.raises(ProfileError) as caught:
+        load_profile(path, overrides or [])
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_profiles_that_ship_load_by_name():
+    assert profile_names() == SHIPPED
+    for name in SHIPPED:
+        profile = load_profile(name)
+        assert profile.name == name
+        assert profile.description
+        assert profile.media.limit_mm_per_prompt.image > 0
+
+
+def test_minimal_profile_is_closed_by_default(write):
+    """One picture, no video, bounded pixels, this machine only, no key."""
+    profile = load_profile(write(MINIMAL))
+    assert profile.media.limit_mm_per_prompt.model_dump() == {"image": 1, "video": 0}
+    assert profile.media.max_pixels == 1280 * 28 * 28
+    assert profile.server.host == "127.0.0.1"
+    assert profile.limits.max_body_bytes == 64 * 1024 * 1024
+    assert profile.api_keys({}) == frozenset()
+
+
+def test_kind_of_media_that_is_not_named_is_refused(write):
+    profile = load_profile(write(MINIMAL + "media:\n  limit_mm_per_prompt: {video: 2}\n"))
+    assert profile.engine_args()["limit_mm_per_prompt"] == {"image": 0, "video": 2}
+
+
+def test_profile_is_immutable():
+    profile = load_profile("demo")
+    with pytest.raises(ValidationError):
+        profile.server.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("engine:\n  max_model_length: 4096\n", 4, ["engine.max_model_length", "max_model_len?"]),
+        ("engine:\n  max-model-len: 4096\n", 4, ["engine.max-model-len", "mean max_model_len"]),
+        ("enginee:\n  seed: 1\n", 3, ["enginee", "did you mean engine?"]),
+        ("max_model_len: 4096\n", 3, ["belongs to section engine"]),
+        ("media:\n  limit_mm_per_prompt: {audio: 1}\n", 4, ["audio", "image, video"]),
+        ("engine:\n  max_model_len: '8784'\n", 4, ["valid integer", "'8784'"]),
+        ("engine:\n  max_model_len: 8784.0\n", 4, ["valid integer", "8784.0"]),
+        ("engine:\n  max_model_len: true\n", 4, ["valid integer", "True"]),
+        ("engine:\n  max_model_len: 0\n", 4, ["greater than or equal to 1", "0"]),
+        ("engine:\n  max_model_len: 010\n", 4, ["valid integer", "'010'"]),
+        ("engine:\n  enforce_eager: yes\n", 4, ["valid boolean", "'yes'"]),
+        ("engine:\n  gpu_memory_utilization: 1.5\n", 4, ["less than or equal to 1", "1.5"]),
+        ("engine:\n  gpu_memory_utilization: .nan\n", 4, ["'.nan'"]),
+        ("engine:\n  seed: [1]\n", 4, ["engine.seed", "[1]"]),
+        ("engine: 3\n", 3, ["section of keys and values"]),
+        ("engine:\n  seed: 1\n  seed: 2\n", 5, ["engine.seed", "twice", ":4"]),
+        ("engine:\n\tseed: 1\n", 4, ["tab", "spaces"]),
+        ("engine: &a {seed: 1}\nserver: *a\n", 4, ["aliases"]),
+        ("engine:\n  seed: !!python/object/apply:os.getcwd []\n", 4, ["tag", "not allowed"]),
+        ("engine:\n  seed: !!int x\n", 4, ["'x'"]),
+        ("engine:\n  seed: !!binary aGk=\n", 4, ["tag", "not allowed"]),
+        ("engine:\n  <<: {seed: 1}\n", 4, ["<<"]),
+        ("engine:\n  ? [a]\n  : 1\n", 4, ["key"]),
+        ("engine: {seed: 1\n", 4, [","]),
+        ("---\nengine: {}\n", 3, ["document"]),
+        ("server:\n  port: 70000\n", 4, ["65535", "70000"]),
+        ("server:\n  ssl_keyfile: k.pem\n", 4, ["ssl_certfile"]),
+        ("hardware:\n  cards: 8\n", 4, ["hardware.cards is 8", "1 × ", "= 1"]),
+        ("hardware:\n  device: cpu\n  cards: 1\n", 5, ["leave it out"]),
+        ("hardware:\n  cpu_threads_bind: 0|1\n", 4, ["2 entries for 1 workers"]),
+        ("media:\n  min_pixels: 2000000\n", 4, ["above max_pixels 1003520"]),
+        ("media:\n  videos_kwargs: {min_pixels: 9, max_pixels: 4}\n", 4, ["above max_pixels 4"]),
+        (
+            "hardware: {cpu_kvcache_gib: 1}\nengine: {kv_cache_memory_bytes: 9}\n",
+            3,
+            ["keep one"],
+        ),
+    ],
+)
+def test_fault_is_one_line_with_file_line_and_key(write, text, line, words):
+    path = write(MINIMAL + text)
+    message = refusal(path)
+    assert message.startswith(f"{path}:{line}: ")
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "model is required"),
+        (b"- 1\n", "sections"),
+        (b"hello\n", "sections"),
+        (b"model: {}\n", "model.model is required"),
+        (b"model: {model: ''}\n", "at least 1 character"),
+        (b'model: {model: "a\\nb"}\n', "control characters"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (b"model: \x00\n", "not allowed"),
+        (b"[" * 5000, "16 levels"),
+        (b"a: " + b"{a: " * 3000, "16 levels"),
+        (b"x" * 70000, "at most 65536"),
+        (b"model: {model: 9" + b"9" * 5000 + b"}\n", "cannot be read as int"),
+        (b"a: &a [1]\nb: &b [*a,*a]\nc: [*b,*b]\n", "aliases"),
+    ],
+)
+def test_file_that_is_no_profile_is_refused(write, content, words):
+    assert words in refusal(write(content))
+
+
+def test_bytes_before_the_document_are_those_of_editors(write):
+    """A byte order mark, as Windows editors write, is not an error."""
+    assert load_profile(write(b"\xef\xbb\xbf" + MINIMAL.encode())).model.model == "demo"
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "/nonexistent/p.yaml", "/dev/zero", "/", "\0/a"])
+def test_path_that_cannot_be_read_is_refused(name):
+    refusal(name)
+
+
+def test_misspelt_name_names_the_nearest_profile():
+    message = refusal("mult-gpu")
+    assert "did you mean multi-gpu?" in message
+    assert all(name in message for name in SHIPPED)
+
+
+def test_several_faults_are_counted(write):
+    message = refusal(write(MINIMAL + "engine: {seed: a, max_model_len: b}\n"))
+    assert message.endswith("(and 1 more)")
+
+
+def test_overrides_replace_values_and_later_ones_win(write):
+    path = write(MINIMAL + "engine:\n  max_model_len: 1\n")
+    profile = load_profile(
+        path,
+        [
+            "engine.max_model_len=4096",
+            "engine.max_model_len=8192",
+            "media.limit_mm_per_prompt.image=3",
+            "model.hf_overrides={text_config: {a: 1}}",
+            "server.api_keys=[k1, k2]",
+            "model=/models/x",
+            "host=0.0.0.0",
+            "port=0",
+        ],
+    )
+    assert profile.engine.max_model_len == 8192
+    assert profile.media.limit_mm_per_prompt.image == 3
+    assert profile.model.hf_overrides == {"text_config": {"a": 1}}
+    assert profile.api_keys({}) == {"k1", "k2"}
+    assert (profile.model.model, profile.server.host, profile.server.port) == (
+        "/models/x",
+        "0.0.0.0",
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("engine.max_model_len", "section.field=value"),
+        ("engine.max_model_len=abc", "--set: engine.max_model_len must be a valid integer"),
+        ("engine.max_model_length=1", "did you mean max_model_len?"),
+        ("max_model_len=1", "belongs to section engine"),
+        ("engine.seed.x=1", "valid integer"),
+        ("model.model.x=1", "is a value, not a section"),
+        ("=1", "unknown key"),
+        ("engine=1", "section of keys"),
+        ("engine.seed=*a", "aliases"),
+        ("engine.seed=[", "--set"),
+        ("port=abc", "--port: server.port must be a valid integer, is 'abc'"),
+        ("port=-1", "'-1'"),
+        ("port=99999999999999999999", "less than or equal to 65535"),
+        ("host=", "--host: server.host must have at least 1 character"),
+        ("hardware.cards=4", "make them equal"),
+    ],
+)
+def test_override_that_cannot_be_used_names_the_option(override, words):
+    assert words in refusal("single-3090", [override])
+
+
+def test_fault_in_the_file_is_still_placed_after_overrides(write):
+    path = write(MINIMAL + "engine:\n  seed: x\n")
+    assert refusal(path, ["engine.max_model_len=1"]).startswith(f"{path}:4: ")
+
+
+def load_or_refuse(path: str, overrides: list[str]) -> Profile | None:
+    """Load a profile; a refusal has to be one line, and nothing else may be raised."""
+    try:
+        return load_profile(path, overrides)
+    except ProfileError as error:
+        lines = str(error).splitlines()
+    assert len(lines) == 1
+    return None
+
+
+@given(st.text(max_size=200))
+def test_any_text_as_a_model_is_taken_or_refused(text):
+    profile = load_or_refuse("demo", [f"model={text}"])
+    assert profile is None or profile.model.model == text
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_any_override_is_taken_or_refused(key, value):
+    load_or_refuse("demo", [f"{key}={value}"])
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_taken_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(MINIMAL.encode() + content)
+    load_or_refuse(str(path), [])
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@given(
+    st.sampled_from(["model", "hardware", "engine", "server", "media", "limits"]),
+    st.data(),
+    plain,
+)
+def test_any_value_in_any_field_is_taken_or_refused(section, data, value):
+    """What is taken can also be written as a command line."""
+    model = Profile.model_fields[section].annotation
+    field = data.draw(st.sampled_from(sorted(model.model_fields)))
+    text = yaml.safe_dump(value, allow_unicode=True, width=10**6)
+    profile = load_or_refuse("demo", [f"{section}.{field}={text}"])
+    assert profile is None or all(profile.vllm_command())
+
+
+def test_served_name_is_the_last_part_of_the_model():
+    for model, name in [
+        ("Qwen/Qwen2-VL-7B-Instruct", "Qwen2-VL-7B-Instruct"),
+        ("/models/x/", "x"),
+        ("C:\\models\\x", "x"),
+        ("/", "/"),
+    ]:
+        profile = Profile.model_validate({"model": {"model": model}})
+        assert profile.model.served_names == (name,)
+    named = Profile.model_validate({"model": {"model": "a/b", "served_model_name": "one"}})
+    assert named.model.served_names == ("one",)
+
+
+def test_demo_is_the_packaged_checkpoint_and_home_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    folder = Path(load_profile("demo").model.path)
+    assert (folder / "config.json").is_file()
+    profile = Profile.model_validate({"model": {"model": "~/m"}})
+    assert profile.model.path == "/home/someone/m"
+
+
+def test_keys_come_from_profile_file_and_environment(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# operators\nfile-key\n\n  spaced  \n")
+    profile = load_profile("demo", ["server.api_keys=[profile-key]", f"server.api_key_file={file}"])
+    keys = profile.api_keys({"QWEN2VL_API_KEY": "env-1, env-2,"})
+    assert keys == {"profile-key", "file-key", "spaced", "env-1", "env-2"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "cannot be read"), (b"\xff", "UTF-8"), (b"# none\n", "no key"), (b"a b\n", "entry 1")],
+)
+def test_key_file_that_cannot_be_used_is_refused(tmp_path, content, words):
+    """An empty key file must not open the server to everybody."""
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_bytes(content)
+    profile = load_profile("demo", [f"server.api_key_file={file}"])
+    with pytest.raises(ProfileError, match=words):
+        profile.api_keys({})
+
+
+def test_keys_are_never_shown():
+    profile = load_profile("demo", ["server.api_keys=[sesame-open]"])
+    assert "sesame" not in repr(profile)
+    assert "sesame" not in shlex.join(profile.vllm_command())
+    for value in ("[sesame open]", "[sesame, 3]", "sesame", "{sesame: 1}"):
+        assert "sesame" not in refusal("demo", [f"server.api_keys={value}"])
+
+
+def test_log_file_has_a_place_of_its_own(monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert load_profile("demo").log_path == Path("/state/qwen2vl-serve/serve-8000.log")
+    profile = load_profile("demo", ["server.log_file=/tmp/x.log"])
+    assert profile.log_path == Path("/tmp/x.log")
+
+
+def test_cpu_settings_reach_vllm_by_environment():
+    profile = load_profile(
+        "single-3090",
+        [
+            "hardware={device: cpu, cpu_kvcache_gib: 2, cpu_threads_bind: 0-1|2-3}",
+            "engine.tensor_parallel_size=2",
+        ],
+    )
+    assert profile.environment() == {
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": "0-1|2-3",
+    }
+
+
+def test_several_cpu_workers_are_bound_one_by_one():
+    """vLLM looks for as many NUMA nodes as workers unless it is told their processors."""
+    profile = load_profile("demo", ["hardware.device=cpu", "engine.tensor_parallel_size=4"])
+    bind = profile.environment()["VLLM_CPU_OMP_THREADS_BIND"].split("|")
+    usable = sorted(os.sched_getaffinity(0))
+    assert bind == [str(usable[worker % len(usable)]) for worker in range(4)]
+    assert load_profile("demo").environment() == {}
+    assert len(one_cpu_each(9).split("|")) == 9
+
+
+def test_rehearsal_keeps_topology_limits_and_address():
+    profile = load_profile(
+        "multi-gpu",
+        [
+            "server={port: 9000, api_keys: [k]}",
+            "limits.max_n=3",
+            "engine.kv_cache_dtype=fp8",
+            "model.quantization=awq",
+            "model.revision=abc",
+        ],
+    )
+    rehearsed = profile.rehearsal()
+    assert (rehearsed.engine.tensor_parallel_size, rehearsed.engine.pipeline_parallel_size) == (
+        4,
+        2,
+    )
+    assert rehearsed.engine.max_model_len == 8784
+    assert rehearsed.server == profile.server
+    assert rehearsed.limits == profile.limits
+    assert rehearsed.media.limit_mm_per_prompt == profile.media.limit_mm_per_prompt
+    assert rehearsed.model.served_names == profile.model.served_names
+    assert rehearsed.name == "multi-gpu"
+    demo = load_profile("demo")
+    assert rehearsed.model.path == demo.model.path
+    assert rehearsed.media.max_pixels == demo.media.max_pixels
+    arguments = rehearsed.engine_args()
+    assert arguments["dtype"] == "float32"
+    for dropped in ("quantization", "revision", "kv_cache_dtype", "gpu_memory_utilization"):
+        assert dropped not in arguments
+    # With eager mode a pipeline stage dies on its first request.
+    assert "enforce_eager" not in arguments
+    assert len(rehearsed.environment()["VLLM_CPU_OMP_THREADS_BIND"].split("|")) == 8
+
+
+def test_rehearsal_of_one_card_is_one_eager_worker():
+    rehearsed = load_profile("single-3090").rehearsal()
+    assert rehearsed.engine_args()["enforce_eager"] is True
+    assert rehearsed.environment() == {}
+    assert rehearsed.hardware.device == "cpu"
+
+
+def test_every_profile_rehearses():
+    for name in SHIPPED:
+        rehearsed = load_profile(name).rehearsal()
+        assert rehearsed.workers == load_profile(name).workers
+
+
+def test_section_of_a_field():
+    assert section_of("max_model_len") == "engine"
+    assert section_of("nonsense") is None
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Any:
+    """vLLM's own parser and argument class; seconds to import, no engine."""
+    pytest.importorskip("vllm")
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+
+    def parse(words: list[str]) -> Any:
+        arguments = parser.parse_args(words)
+        if arguments.model_tag is not None:  # as `vllm serve` does
+            arguments.model = arguments.model_tag
+        return arguments, AsyncEngineArgs.from_cli_args(arguments)
+
+    def differences(ours: Any, theirs: Any) -> dict[str, tuple[Any, Any]]:
+        """Fields that differ, but for those that vLLM's parser spells otherwise when unset."""
+        found = all_differences(ours, theirs)
+        return {name: pair for name, pair in found.items() if unset.get(name) != pair}
+
+    unset = all_differences(AsyncEngineArgs(model="m"), parse(["--model", "m"])[1])
+    return SimpleNamespace(parse=parse, engine_args=AsyncEngineArgs, differences=differences)
+
+
+def all_differences(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
+    return {
+        field.name: (getattr(one, field.name), getattr(other, field.name))
+        for field in dataclasses.fields(one)
+        if getattr(one, field.name) != getattr(other, field.name)
+    }
+
+
+# The owner's tutorial. Its `--limit_mm_per_prompt image=4` was of vLLM's earlier syntax; the
+# parser of 0.32 writes it with a dot.
+SINGLE = (
+    "--model Qwen/Qwen2-VL-7B-Instruct --dtype auto --port 8000 --limit_mm_per_prompt.image 4 "
+    "--max_model_len 8784 --gpu_memory_utilization 0.8"
+)
+EIGHT = (
+    "--model Qwen/Qwen2-VL-7B-Instruct --dtype half --port 8000 --tensor-parallel-size 4 "
+    "--pipeline-parallel-size 2 --gpu-memory-utilization 0.7 --limit_mm_per_prompt.image 4 "
+    "--max_model_len 8784"
+)
+
+
+@pytest.mark.parametrize(("name", "line"), [("single-3090", SINGLE), ("multi-gpu", EIGHT)])
+def test_profile_is_the_tutorials_command_line(vllm, name, line):
+    """Only the documented additions differ: video 0, pixel bounds, names for clients."""
+    arguments, theirs = vllm.parse(shlex.split(line))
+    profile = load_profile(name)
+    ours = vllm.engine_args(**profile.engine_args())
+    found = vllm.differences(ours, theirs)
+    assert found.pop("limit_mm_per_prompt") == ({"image": 4, "video": 0}, {"image": 4})
+    assert found.pop("mm_processor_kwargs") == (
+        {"min_pixels": 3136, "max_pixels": 1280 * 28 * 28},
+        None,
+    )
+    names, _ = found.pop("served_model_name")
+    assert names[-1] == arguments.model == "Qwen/Qwen2-VL-7B-Instruct"
+    assert found == {}
+    assert arguments.port == profile.server.port
+
+
+@pytest.mark.parametrize("rehearsed", [False, True])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_vllm_command_starts_the_same_engine(vllm, name, rehearsed):
+    profile = load_profile(name)
+    profile = profile.rehearsal() if rehearsed else profile
+    words = shlex.split(shlex.join(profile.vllm_command()))
+    assert words[:2] == ["vllm", "serve"]
+    arguments, theirs = vllm.parse(words[2:])
+    assert vllm.differences(vllm.engine_args(**profile.engine_args()), theirs) == {}
+    assert (arguments.host, arguments.port) == (profile.server.host, profile.server.port)
+
+
+EVERYTHING = {
+    "model": {
+        "model": "/m",
+        "served_model_name": ["a", "b"],
+        "revision": "r",
+        "tokenizer": "/t",
+        "download_dir": "/d",
+        "dtype": "bfloat16",
+        "quantization": "fp8",
+        "load_format": "dummy",
+        "generation_config": "vllm",
+        "hf_overrides": {"text_config": {"x": [1, "it's"]}},
+    },
+    "engine": {
+        "max_model_len": 1,
+        "gpu_memory_utilization": 0.5,
+        "tensor_parallel_size": 2,
+        "pipeline_parallel_size": 3,
+        "distributed_executor_backend": "ray",
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 5,
+        "enforce_eager": False,
+        "kv_cache_dtype": "fp8",
+        "kv_cache_memory_bytes": 6,
+        "cpu_offload_gb": 1.5,
+        "enable_prefix_caching": False,
+        "seed": -7,
+        "disable_custom_all_reduce": True,
+        "mm_processor_cache_gb": 0,
+        "mm_encoder_tp_mode": "data",
+    },
+    "server": {"ssl_certfile": "/c", "ssl_keyfile": "/k"},
+    "media": {
+        "limit_mm_per_prompt": {"image": 0, "video": 1},
+        "media_io_kwargs": {"video": {"fps": 1.5, "num_frames": 8}},
+    },
+}
+
+
+def test_every_engine_field_reaches_vllm_by_both_ways(vllm):
+    profile = Profile.model_validate(EVERYTHING)
+    for section in ("model", "engine"):
+        fields = set(type(getattr(profile, section)).model_fields)
+        assert fields == set(EVERYTHING[section])
+    ours = vllm.engine_args(**profile.engine_args())
+    for section in ("model", "engine"):
+        for field, value in EVERYTHING[section].items():
+            assert getattr(ours, field) == value
+    assert ours.media_io_kwargs == {"video": {"fps": 1.5, "num_frames": 8}}
+    arguments, theirs = vllm.parse(profile.vllm_command()[2:])
+    assert vllm.differences(ours, theirs) == {}
+    assert (arguments.ssl_certfile, arguments.ssl_keyfile) == ("/c", "/k")
+
+
+def test_choices_are_vllms(vllm):
+    """A value that a profile accepts is one that this vLLM knows."""
+    from vllm.config.cache import CacheDType
+    from vllm.config.model import ModelDType
+    from vllm.config.multimodal import MMEncoderTPMode
+    from vllm.model_executor.layers.quantization import QuantizationMethods
+    from vllm.model_executor.model_loader import LoadFormats
+
+    assert set(get_args(profile_sections.DType)) == set(get_args(ModelDType))
+    assert set(get_args(profile_sections.Quantization)) <= set(get_args(QuantizationMethods))
+    assert set(get_args(profile_sections.LoadFormat)) <= set(get_args(LoadFormats))
+    assert set(get_args(profile_sections.KVCacheDType)) <= set(get_args(CacheDType))
+    mode = profile_sections.EngineSection.model_fields["mm_encoder_tp_mode"].annotation
+    assert set(re.findall(r"'(\w+)'", str(mode))) == set(get_args(MMEncoderTPMode))
