@@ -243,10 +243,13 @@ def _until_left(handler: Handler, piece: bytes, gap: float) -> None:
 @contextlib.contextmanager
 def running(*script: Step) -> Iterator[Stub]:
     """Run a stub with the given script on a free port."""
-    handler = type("ScriptedHandler", (Handler,), {})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+
+    class ScriptedHandler(Handler):
+        """Of this server alone: http.server makes one handler a connection."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler) as server:
         stub = Stub(f"http://127.0.0.1:{server.server_port}/v1", list(script))
-        handler.stub = stub
+        ScriptedHandler.stub = stub
         server.daemon_threads = True
         server.block_on_close = False
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -1,0 +1,422 @@
+"""Keys, addresses, errors, retries and timeouts against a server on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import pickle
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+import qwen2vl_client
+from hypothesis import given
+from hypothesis import strategies as st
+from qwen2vl_client import (
+    APIConnectionError,
+    APIResponseError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    Client,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    RequestTooLargeError,
+    ServerError,
+    ServerNotReachedError,
+)
+from qwen2vl_client.retry import RetryPolicy, parse_retry_after
+
+from tests import stub_server as stub
+
+CLIENTS = Path(qwen2vl_client.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QWEN2VL_BASE_URL", "QWEN2VL_API_KEY", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@contextlib.contextmanager
+def asking(
+    *script: stub.Step, timeout: float = 20, max_retries: int = 2, api_key: str | None = None
+) -> Iterator[tuple[Client, stub.Stub]]:
+    with (
+        stub.running(*script) as server,
+        Client(
+            server.url, api_key, "stub-model", timeout=timeout, max_retries=max_retries
+        ) as client,
+    ):
+        yield client, server
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class TestKeysAndAddresses:
+    def test_the_key_travels_as_bearer(self) -> None:
+        with asking(stub.completion(), api_key="sk-1") as (client, server):
+            client.chat("x")
+        assert server.requests[0].headers["authorization"] == "Bearer sk-1"
+        assert "sk-1" not in repr(client)
+
+    def test_the_environment_names_server_and_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with stub.running(stub.completion()) as server:
+            monkeypatch.setenv("QWEN2VL_BASE_URL", server.url)
+            monkeypatch.setenv("QWEN2VL_API_KEY", "sk-env")
+            with Client() as client:
+                client.chat("x")
+            with Client(api_key="") as client:
+                client.chat("x")
+        assert server.requests[0].headers["authorization"] == "Bearer sk-env"
+        assert "authorization" not in server.requests[-1].headers
+
+    def test_a_password_file_is_not_consulted(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """requests would put ~/.netrc's password in place of our key."""
+        netrc = tmp_path / "netrc"
+        netrc.write_text("machine 127.0.0.1 login u password p\n")
+        monkeypatch.setenv("NETRC", str(netrc))
+        with asking(stub.completion(), api_key="sk-1") as (client, server):
+            client.chat("x")
+        with asking(stub.completion()) as (client, other):
+            client.chat("x")
+        assert server.requests[0].headers["authorization"] == "Bearer sk-1"
+        assert "authorization" not in other.requests[0].headers
+
+    def test_a_proxy_of_the_environment_is_not_used_for_loopback(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with asking(stub.completion("direct")) as (client, _):
+            assert client.chat("x").text == "direct"
+
+    @pytest.mark.parametrize("status", [301, 302, 307, 308])
+    def test_redirects_are_not_followed(self, status: int) -> None:
+        """The key and the pictures stay with the host that was named."""
+        with stub.running(stub.completion()) as other:
+            moved = stub.answer(status, b"", location=f"{other.url}/chat/completions")
+            with (
+                asking(moved, api_key="sk-1") as (client, _),
+                pytest.raises(APIStatusError) as caught,
+            ):
+                client.chat("x")
+        assert other.requests == []
+        assert caught.value.status == status
+        assert other.url in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("given_url", "used"),
+        [
+            ("http://h:8000", "http://h:8000/v1"),
+            ("http://h:8000/", "http://h:8000/v1"),
+            ("https://h/v1/", "https://h/v1"),
+            (" http://h/api/v3 ", "http://h/api/v3"),
+            ("http://[::1]:9/v1", "http://[::1]:9/v1"),
+        ],
+    )
+    def test_the_address_is_completed(self, given_url: str, used: str) -> None:
+        assert Client(given_url).base_url == used
+
+    @pytest.mark.parametrize(
+        "address",
+        ["localhost:8000", "ftp://h/v1", "http://", "http://h:x/v1", "http://h:0/v1",
+         "http://h/v1?k=1", "http://h/v1#a", "http://user:pw@h/v1", "http://[::1/v1"],
+    )  # fmt: skip
+    def test_an_address_that_cannot_be_used_is_refused(self, address: str) -> None:
+        with pytest.raises(InvalidArgumentError):
+            Client(address)
+
+    @pytest.mark.parametrize("key", ["sk 1", "sk\n", "ключ", "a\r\nX-Evil: 1"])
+    def test_a_key_that_cannot_be_sent_is_refused_unrepeated(self, key: str) -> None:
+        with pytest.raises(InvalidArgumentError) as caught:
+            Client(api_key=key)
+        assert key not in str(caught.value)
+
+    @pytest.mark.parametrize("options", [{"timeout": -1}, {"max_retries": -1}, {"timeout": "5"}])
+    def test_options_that_make_no_sense_are_refused(self, options: dict[str, int]) -> None:
+        with pytest.raises(InvalidArgumentError) as caught:
+            Client(**options)  # type: ignore[arg-type]
+        assert next(iter(options)) in str(caught.value)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("status", "kind"),
+        [
+            (400, BadRequestError),
+            (401, AuthenticationError),
+            (403, PermissionDeniedError),
+            (404, NotFoundError),
+            (413, RequestTooLargeError),
+            (415, APIStatusError),
+            (429, RateLimitError),
+            (500, ServerError),
+            (503, ServerError),
+        ],
+    )
+    def test_each_status_has_its_type_and_fields(
+        self, status: int, kind: type[APIStatusError]
+    ) -> None:
+        with (
+            asking(stub.failure(status), max_retries=0) as (client, _),
+            pytest.raises(APIStatusError) as caught,
+        ):
+            client.chat("x")
+        error = caught.value
+        assert type(error) is kind
+        assert (error.status, error.code, error.type, error.param) == (
+            status,
+            "some_code",
+            "some_type",
+            "messages",
+        )
+        assert (error.message, error.request_id) == ("it failed", stub.REQUEST_ID)
+        assert str(error) == f"HTTP {status} some_code: it failed (request id req-7)"
+
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            (b"<html>Bad\n gateway</html>", "<html>Bad gateway</html>"),
+            (b"", "Bad Gateway"),
+            (b'{"detail": "nope"}', "nope"),
+            (b'{"error": "plain"}', "plain"),
+            (b"[1]", "[1]"),
+            (b"\xff\xfe", "\ufffd\ufffd"),
+        ],
+    )
+    def test_an_error_of_another_shape_is_still_told(self, body: bytes, message: str) -> None:
+        """A proxy in between answers in its own words."""
+        with (
+            asking(stub.answer(502, body), max_retries=0) as (client, _),
+            pytest.raises(ServerError) as caught,
+        ):
+            client.chat("x")
+        assert caught.value.message == message
+        assert caught.value.code is None
+
+    @pytest.mark.parametrize("body", [b"<html>", b"[]", b"", b'{"choices": []}', b"{}"])
+    def test_an_answer_that_is_none_is_a_typed_error(self, body: bytes) -> None:
+        with asking(stub.answer(200, body)) as (client, _), pytest.raises(APIResponseError):
+            client.chat("x")
+
+    def test_nothing_listening_is_told_in_plain_words(self) -> None:
+        port = free_port()
+        with (
+            Client(f"http://127.0.0.1:{port}/v1", max_retries=0) as client,
+            pytest.raises(ServerNotReachedError) as caught,
+        ):
+            client.chat("x")
+        assert str(caught.value) == (f"cannot reach http://127.0.0.1:{port}/v1: Connection refused")
+
+    def test_an_unknown_host_is_told(self) -> None:
+        with (
+            Client("http://no-such-host.invalid/v1", max_retries=0) as client,
+            pytest.raises(ServerNotReachedError),
+        ):
+            client.chat("x")
+
+    def test_an_error_being_handled_does_not_colour_the_next(self) -> None:
+        """A call from within an ``except`` block tells its own cause."""
+        with asking(stub.silent(5), timeout=0.2, max_retries=0) as (client, _):
+            try:
+                client.chat("x")
+            except APITimeoutError:
+                other = Client(f"http://127.0.0.1:{free_port()}", max_retries=0)
+                with pytest.raises(ServerNotReachedError):
+                    other.models()
+
+    def test_plain_http_to_a_tls_address_is_not_retried(self) -> None:
+        with stub.running(stub.completion()) as server:
+            client = Client(server.url.replace("http:", "https:"), max_retries=2)
+            started = time.monotonic()
+            with pytest.raises(APIConnectionError) as caught:
+                client.models()
+        assert not caught.value.retryable
+        assert time.monotonic() - started < 0.5
+
+    def test_errors_survive_pickling(self) -> None:
+        """Worker processes hand them back whole."""
+        error = RateLimitError("m", status=429, code="c", request_id="r", retry_after=2.0)
+        for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            assert vars(copied) == vars(error)
+            assert str(copied) == str(error)
+
+
+class TestRetries:
+    @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
+    def test_a_passing_fault_is_tried_again(self, status: int) -> None:
+        with asking(stub.failure(status, retry_after="0"), stub.completion("ok")) as (client, got):
+            assert client.chat("x").text == "ok"
+        assert len(got.requests) == 2
+        assert got.requests[0].body == got.requests[1].body
+
+    @pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
+    def test_a_lasting_fault_is_not(self, status: int) -> None:
+        with (
+            asking(stub.failure(status), stub.completion()) as (client, server),
+            pytest.raises(APIStatusError),
+        ):
+            client.chat("x")
+        assert len(server.requests) == 1
+
+    @pytest.mark.parametrize("broken", [stub.drop, stub.cut_body])
+    def test_a_broken_connection_is_tried_again(self, broken: stub.Step) -> None:
+        """Also one that breaks off in the middle of the answer."""
+        with asking(broken, stub.completion("ok")) as (client, server):
+            assert client.chat("x").text == "ok"
+        assert len(server.requests) == 2
+
+    def test_retries_end_with_the_last_error(self) -> None:
+        with (
+            asking(stub.failure(503, "overloaded", retry_after="0")) as (client, server),
+            pytest.raises(ServerError) as caught,
+        ):
+            client.chat("x")
+        assert len(server.requests) == 3
+        assert (caught.value.code, caught.value.retry_after) == ("overloaded", 0)
+
+    def test_a_cut_connection_ends_as_a_connection_error(self) -> None:
+        with (
+            asking(stub.drop, max_retries=1) as (client, server),
+            pytest.raises(APIConnectionError) as caught,
+        ):
+            client.chat("x")
+        assert len(server.requests) == 2
+        assert not isinstance(caught.value, ServerNotReachedError)
+
+    def test_retry_after_in_seconds_is_waited_for(self) -> None:
+        with asking(stub.failure(429, retry_after="1"), stub.completion()) as (client, server):
+            client.chat("x")
+        first, second = server.requests
+        assert 1.0 <= second.at - first.at < 3
+
+    def test_retry_after_as_a_date_is_waited_for(self) -> None:
+        """Measured by the server's clock, here an hour ahead of ours."""
+        ahead = datetime.now(UTC) + timedelta(hours=1)
+        until = format_datetime(ahead + timedelta(seconds=2), usegmt=True)
+
+        def step(handler: stub.Handler) -> None:
+            handler.date_time_string = (  # type: ignore[method-assign]
+                lambda timestamp=None: format_datetime(ahead, usegmt=True)
+            )
+            stub.failure(503, retry_after=until)(handler)
+
+        with asking(step, stub.completion()) as (client, server):
+            client.chat("x")
+        first, second = server.requests
+        assert 2.0 <= second.at - first.at < 4
+
+    def test_an_unreadable_retry_after_does_not_hide_the_error(self) -> None:
+        with asking(stub.failure(503, retry_after="soon"), stub.completion()) as (client, _):
+            assert client.chat("x").text
+
+    def test_a_long_retry_after_is_handed_to_the_caller(self) -> None:
+        """An hour is not waited for in silence."""
+        with (
+            asking(stub.failure(429, retry_after="3600"), stub.completion()) as (client, server),
+            pytest.raises(RateLimitError) as caught,
+        ):
+            client.chat("x")
+        assert caught.value.retry_after == 3600
+        assert len(server.requests) == 1
+
+    def test_streams_are_retried_until_they_begin(self) -> None:
+        script = [
+            stub.drop,
+            stub.failure(503, retry_after="0"),
+            stub.events(stub.whole_stream("ok")),
+        ]
+        with asking(*script) as (client, server):
+            assert list(client.stream("x")) == ["ok"]
+        assert len(server.requests) == 3
+
+    @given(
+        retries=st.integers(0, 40),
+        first=st.floats(0.01, 10),
+        longest=st.floats(0.01, 100),
+        asked=st.none() | st.floats(0, 1000),
+    )
+    def test_waits_stay_within_their_bounds(
+        self, retries: int, first: float, longest: float, asked: float | None
+    ) -> None:
+        """Never below what the server asked, never above the policy's longest wait."""
+        policy = RetryPolicy(41, first, longest, longest_retry_after=60)
+        wait = policy.wait(ServerError("m", status=503, retry_after=asked), retries)
+        if asked is not None and asked > 60:
+            assert wait is None
+        elif asked is not None:
+            assert wait is not None
+            assert asked <= wait <= asked * 1.1
+        else:
+            assert wait is not None
+            due = min(first * 2**retries, longest)
+            assert due / 2 <= wait <= due
+
+    @given(st.text(max_size=40))
+    def test_any_retry_after_is_read_or_ignored(self, value: str) -> None:
+        seconds = parse_retry_after(value)
+        assert seconds is None or seconds >= 0
+
+    @pytest.mark.parametrize(
+        ("value", "seconds"),
+        [("0", 0), (" 12 ", 12), ("Thu, 01 Jan 1970 00:00:00 GMT", 0), ("-3", None), ("1.5", None),
+         ("", None), ("٣", None), (None, None)],
+    )  # fmt: skip
+    def test_retry_after_is_read_as_the_rfc_says(
+        self, value: str | None, seconds: float | None
+    ) -> None:
+        assert parse_retry_after(value) == seconds
+
+
+class TestTimeouts:
+    def test_a_silent_server_ends_in_a_timeout_and_is_not_asked_again(self) -> None:
+        """A second copy of a request that is being worked on would slow both down."""
+        with asking(stub.silent(5), timeout=0.3) as (client, server):
+            started = time.monotonic()
+            with pytest.raises(APITimeoutError, match=r"timeout=0\.3 s"):
+                client.chat("x")
+            assert time.monotonic() - started < 2
+        assert len(server.requests) == 1
+
+    def test_a_dripping_server_cannot_stretch_the_timeout(self) -> None:
+        """The timeout bounds the whole answer, not each byte of it."""
+        with asking(stub.dripping(0.05), timeout=0.5) as (client, server):
+            started = time.monotonic()
+            with pytest.raises(APITimeoutError):
+                client.chat("x")
+            assert time.monotonic() - started < 2
+            assert server.client_left.wait(5)
+
+    def test_a_call_may_have_its_own_timeout(self) -> None:
+        with (
+            asking(stub.silent(5)) as (client, _),
+            pytest.raises(APITimeoutError, match=r"=0\.2 s"),
+        ):
+            client.chat("x", timeout=0.2)
+
+    def test_an_error_status_is_told_although_its_body_is_cut(self) -> None:
+        def step(handler: stub.Handler) -> None:
+            handler.send_response(400)
+            handler.send_header("content-length", "100")
+            handler.end_headers()
+            handler.wfile.write(b'{"er')
+            handler.close_connection = True
+
+        with asking(step) as (client, _), pytest.raises(BadRequestError):
+            client.chat("x")
