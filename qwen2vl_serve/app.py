@@ -72,7 +72,9 @@ class Metrics:
             registry=self.registry,
         )
         self.in_flight = Gauge(
-            "qwen2vl_requests_in_flight", "Requests under /v1 being answered", registry=self.registry
+            "qwen2vl_requests_in_flight",
+            "Requests under /v1 being answered",
+            registry=self.registry,
         )
         self.seconds = Histogram(
             "qwen2vl_request_seconds",
@@ -122,8 +124,12 @@ class Envelope:
         except ClientDisconnect:
             status = 499
         except Exception as error:
-            failure = error if isinstance(error, APIError) else InternalError(
-                f"The server failed on this request; its log has the cause under {request_id}."
+            failure = (
+                error
+                if isinstance(error, APIError)
+                else InternalError(
+                    f"The server failed on this request; its log has the cause under {request_id}."
+                )
             )
             if failure is not error:
                 logger.exception("request %s failed", request_id)

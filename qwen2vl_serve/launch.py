@@ -133,10 +133,8 @@ class _Server:
             raise BootError(self.boot.cause(error)) from error
 
     def _import_engine(self) -> Callable[..., contextlib.AbstractAsyncContextManager[Engine]]:
-        """Import vLLM, seconds long, and only after its missing operators are declared."""
+        """Import vLLM: seconds, so it has a phase of its own."""
         self.boot.enter("import")
-        operators = importlib.import_module("qwen2vl_serve.torchvision_ops")
-        operators.declare_missing_operators()
         try:
             seam = importlib.import_module("qwen2vl_serve.vllm_engine")
         except ImportError as error:

@@ -151,13 +151,11 @@ UserPart = Annotated[
 ]
 OnlyTextPart = Annotated[Annotated[TextPart, Tag("@text")], Discriminator(_part_kind)]
 UserContent = Annotated[
-    Annotated[str, Tag("@text")]
-    | Annotated[list[UserPart], Field(min_length=1), Tag("@parts")],
+    Annotated[str, Tag("@text")] | Annotated[list[UserPart], Field(min_length=1), Tag("@parts")],
     Discriminator(_content_kind),
 ]
 TextContent = Annotated[
-    Annotated[str, Tag("@text")]
-    | Annotated[list[TextPart], Field(min_length=1), Tag("@parts")],
+    Annotated[str, Tag("@text")] | Annotated[list[TextPart], Field(min_length=1), Tag("@parts")],
     Discriminator(_content_kind),
 ]
 
@@ -326,7 +324,7 @@ def _parse_json(body: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidJSON(f"The body is not valid JSON: {error}.") from None
     if not isinstance(data, dict):
-        raise InvalidJSON("The body must be a JSON object, as {\"messages\": […]}.")
+        raise InvalidJSON('The body must be a JSON object, as {"messages": […]}.')
     return data
 
 

@@ -2,7 +2,7 @@
 
 ``start_engine`` boots the engine of a profile and yields a ``VLLMEngine``, which lets vLLM's
 own serving classes do the work and translates at the border: our request to vLLM's, vLLM's
-errors to ours. Import it only after ``torchvision_ops.declare_missing_operators``.
+errors to ours.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class VLLMEngine:
         """Answer at once: a ``chat.completion`` object as JSON."""
         answer = await self._start(request, request_id)
         assert isinstance(answer, ChatCompletionResponse)
-        return answer.model_dump_json().encode()
+        body: str = answer.model_dump_json()
+        return body.encode()
 
     async def stream(self, request: ChatRequest, request_id: str) -> AsyncGenerator[str, None]:
         """Answer token by token, one ``chat.completion.chunk`` a value.
@@ -241,7 +242,7 @@ class Connector(MediaConnector):  # type: ignore[misc]  # vLLM ships no type inf
             InvalidImageURL: the address cannot be fetched.
         """
         try:
-            return await super().fetch_image_async(image_url, image_mode=image_mode)
+            image: Image.Image = await super().fetch_image_async(image_url, image_mode=image_mode)
         except Exception as error:
             logger.info("image refused: %s", type(error).__name__)
             if _undecodable(image_url, error):
@@ -255,6 +256,7 @@ class Connector(MediaConnector):  # type: ignore[misc]  # vLLM ships no type inf
                 "send the picture as data:image/jpeg;base64,….",
                 param="messages",
             ) from None
+        return image
 
     async def fetch_video_async(self, video_url: str, **options: Any) -> Any:
         """Return the frames of the video at a ``data:`` or ``http(s)`` address.

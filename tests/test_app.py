@@ -284,7 +284,9 @@ def test_a_draining_server_takes_nothing_new() -> None:
 
 def test_metrics_count_answers_by_route_status_and_code(api: Running) -> None:
     """Each answer is counted once, under the route's pattern rather than the path."""
-    line = 'qwen2vl_requests_total{code="model_not_found",route="/v1/models/{name:path}",status="404"}'
+    line = (
+        'qwen2vl_requests_total{code="model_not_found",route="/v1/models/{name:path}",status="404"}'
+    )
 
     def count() -> float:
         found = [one for one in api.metrics().splitlines() if one.startswith(line)]
