@@ -101,6 +101,7 @@ class Envelope:
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens further in."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

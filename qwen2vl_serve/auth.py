@@ -47,6 +47,7 @@ class RequireKey:
         self.open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or raise ``InvalidAPIKey`` for ``Envelope`` to answer."""
         if scope["type"] == "http" and self.keys and scope["path"] not in self.open_paths:
             self.keys.check(Headers(scope=scope).get("authorization"))
         await self.app(scope, receive, send)

@@ -35,13 +35,11 @@ _ADVICE = (
     ),
     (
         re.compile(r"out of memory|less than desired GPU memory utilization", re.IGNORECASE),
-        "free the card, or lower engine.gpu_memory_utilization, engine.max_model_len or "
-        "media.max_pixels",
+        "free the card or lower gpu_memory_utilization, max_model_len or media.max_pixels",
     ),
     (
         re.compile(r"rope_scaling|rope_type|mrope"),
-        "the checkpoint's config.json was written for another version of transformers; "
-        "download it again or set rope_type to default",
+        "config.json was written for another transformers; set its rope_type to default",
     ),
     (
         re.compile(r"list index out of range"),

@@ -87,7 +87,7 @@ class _Signals:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, _number: int, _frame: FrameType | None) -> None:
         if self.drain is None:
             raise _Stopped
         self.drain()
@@ -104,7 +104,7 @@ class _Signals:
 
 
 def _run(server: _Server) -> int:
-    import uvloop
+    import uvloop  # noqa: PLC0415  # comes with vLLM, which the base install lacks
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(server.run())
@@ -248,7 +248,7 @@ def curl(url: str, *, with_key: bool) -> str:
 
 
 def _picture() -> str:
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw  # noqa: PLC0415  # comes with vLLM
 
     picture = Image.new("P", (112, 112), 0)
     picture.putpalette([255, 255, 255, 220, 30, 30])

@@ -85,6 +85,8 @@ _RESERVED = re.compile(
 )
 
 _INT64_MAX = 2**63 - 1
+_ROLES = "system, developer, user, assistant"
+_PARTS = "text everywhere, image_url and video_url in user messages"
 
 
 class _Strict(BaseModel):
@@ -385,7 +387,9 @@ def _check_messages(request: ChatRequest, limits: RequestLimits) -> None:
             )
 
 
-def _adjacent_texts(content: object) -> Iterator[str]:
+def _adjacent_texts(
+    content: str | list[TextPart] | list[TextPart | ImagePart | VideoPart],
+) -> Iterator[str]:
     """Yield the texts of a content, runs of adjacent text parts joined.
 
     The template puts adjacent parts side by side, where two halves make one control token.
@@ -393,7 +397,6 @@ def _adjacent_texts(content: object) -> Iterator[str]:
     if isinstance(content, str):
         yield content
         return
-    assert isinstance(content, list)
     run: list[str] = []
     for part in content:
         if isinstance(part, TextPart):
@@ -429,25 +432,25 @@ def _as_request_error(error: ErrorDetails) -> RequestError:
         return InvalidType(
             f"{param} must be {_TYPE_NAMES[kind]}, not {_shown(given)}.", param=param
         )
-    if kind == "union_tag_not_found":
-        field = "role" if "role" in str(context.get("discriminator", "")) else "type"
-        if not isinstance(given, dict):
-            return InvalidType(f"{param} must be an object, not {_shown(given)}.", param=param)
-        if field in given:
-            return InvalidType(
-                f"{param}.{field} must be a string, not {_shown(given[field])}.",
-                param=f"{param}.{field}",
-            )
-        return MissingParameter(f"{param}.{field} is required.", param=f"{param}.{field}")
-    if kind == "union_tag_invalid":
-        field = "role" if "role" in str(context["discriminator"]) else "type"
-        expected = str(context["expected_tags"]).replace("@", "")
-        tag = str(context["tag"]).removeprefix("@")
-        return InvalidValue(
-            f"{param}.{field} is {_shown(tag)}; served are {expected}.", param=f"{param}.{field}"
+    if kind.startswith("union_tag"):
+        return _as_tag_error(
+            param, given, "role" if "_role" in context["discriminator"] else "type"
         )
     message = error["msg"][:1].lower() + error["msg"][1:]
     return InvalidValue(f"{param}: {message}; {_shown(given)} was given.", param=param)
+
+
+def _as_tag_error(param: str, given: object, field: str) -> RequestError:
+    """Return the error for a message without a known role, or a part without a known type."""
+    if not isinstance(given, dict):
+        return InvalidType(f"{param} must be an object, not {_shown(given)}.", param=param)
+    param = f"{param}.{field}"
+    if field not in given:
+        return MissingParameter(f"{param} is required.", param=param)
+    if not isinstance(given[field], str):
+        return InvalidType(f"{param} must be a string, not {_shown(given[field])}.", param=param)
+    served = _ROLES if field == "role" else _PARTS
+    return InvalidValue(f"{param} is {_shown(given[field])}; served are {served}.", param=param)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -29,7 +29,6 @@ from vllm.entrypoints.launchers.api_server.entry import (
 )
 from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
-    ChatCompletionResponse,
 )
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
@@ -93,7 +92,6 @@ class VLLMEngine:
     async def complete(self, request: ChatRequest, request_id: str) -> bytes:
         """Answer at once: a ``chat.completion`` object as JSON."""
         answer = await self._start(request, request_id)
-        assert isinstance(answer, ChatCompletionResponse)
         body: str = answer.model_dump_json()
         return body.encode()
 
@@ -104,7 +102,6 @@ class VLLMEngine:
         which clients read as a whole answer; here it is raised.
         """
         events = await self._start(request, request_id)
-        assert not isinstance(events, ChatCompletionResponse)
         try:
             async for event in events:
                 if event.startswith(_DONE):
@@ -122,9 +119,8 @@ class VLLMEngine:
         except EngineDeadError:
             raise EngineUnavailable("The engine has stopped; the server is going down.") from None
 
-    async def _start(
-        self, request: ChatRequest, request_id: str
-    ) -> AsyncGenerator[str, None] | ChatCompletionResponse:
+    async def _start(self, request: ChatRequest, request_id: str) -> Any:
+        """Return vLLM's response object, or its event generator for ``stream: true``."""
         try:
             answer = await self._chat.create_chat_completion(_as_vllm(request, request_id))
         except APIError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -87,10 +88,8 @@ def start_server(
 
 def end(server: ServerProcess) -> None:
     """Leave no process of the server behind, however the test went."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(server.process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     server.process.wait(10)
 
 
