@@ -8,7 +8,7 @@ PROFILE ?= demo
 VENV_PYTHON := .venv/bin/python
 
 # A Python that was named on the command line is the one to use; else the first that fits.
-BOOTSTRAP = $(or $(PYTHON),$(error no python3 found: install Python 3.11 or newer)) bootstrap.py \
+BOOTSTRAP = $(or $(PYTHON),$(error no python3 found: install Python 3.11 or newer)) -m bootstrap \
 	--extra '$(EXTRA)' $(if $(filter command line,$(origin PYTHON)),--python '$(PYTHON)')
 
 LINT = $(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m mypy
