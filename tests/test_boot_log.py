@@ -72,7 +72,7 @@ def test_after_ready_no_phase_is_reported(log: Path) -> None:
     ("logged", "cause", "advice"),
     [
         (
-            "(EngineCore pid=1) ERROR 11-20 [core.py:9] ValueError: No available memory for it",
+            "(EngineCore pid=1) ERROR [core.py:9] ValueError: No available memory for the cache",
             "No available memory",
             "engine.max_model_len",
         ),
