@@ -87,7 +87,7 @@ def test_200_mixed_prompts_get_the_answers_of_the_reference(
         *map(str, differences),
     ]
     with capsys.disabled():
-        print(*("\nreference: " + line for line in report), sep="")  # noqa: T201  # the report
+        print(*("\nreference: " + line for line in report), sep="")
     assert answers >= 40, "the prompts must not all lead to the same few answers"
     assert all(difference.explained for difference in differences)
     assert len(differences) <= 2
