@@ -1,4 +1,6 @@
-"""``python -m tests.serve_fake [--port N] MODE``: the real launcher over a scripted engine.
+"""``python -m tests.serve_fake --port N MODE [SECTION.FIELD=VALUE …]``: a scripted engine.
+
+The launcher and all above the seam are the real ones.
 
 MODE: ``up``, ``slow-boot`` (hangs while starting), ``no-boot`` (fails while starting) or
 ``dies`` (is gone a second after the start).
@@ -20,7 +22,7 @@ from qwen2vl_serve.profile import Profile, load_profile
 from tests.fake_engine import FakeEngine
 
 
-def main(port: str, mode: str) -> int:
+def main(port: str, mode: str, *overrides: str) -> int:
     @asynccontextmanager
     async def start_engine(profile: Profile) -> AsyncIterator[FakeEngine]:
         print("words of the engine that belong into its log")
@@ -40,7 +42,7 @@ def main(port: str, mode: str) -> int:
     console = os.fdopen(os.dup(1), "w", buffering=1)
     try:
         return serve(
-            load_profile("demo", [f"port={port}"]),
+            load_profile("demo", [f"port={port}", *overrides]),
             verbose=False,
             report=lambda line: print(line, file=console),
         )
@@ -50,4 +52,4 @@ def main(port: str, mode: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[sys.argv.index("--port") + 1], sys.argv[-1]))
+    sys.exit(main(*sys.argv[2:]))

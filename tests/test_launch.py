@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import json
-import shlex
 import signal
 import socket
 import subprocess
@@ -14,8 +15,12 @@ from pathlib import Path
 
 import pytest
 import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 
-from qwen2vl_serve.launch import curl, server_url
+from qwen2vl_serve.launch import server_url
 from qwen2vl_serve.profile import load_profile
 from tests.conftest import ServerProcess
 
@@ -26,8 +31,9 @@ Launch = Callable[..., ServerProcess]
 
 @pytest.fixture
 def launch(launch_server: Launch, tmp_path: Path) -> Launch:
-    def start(mode: str) -> ServerProcess:
-        return launch_server(mode, command=FAKE, environment={"XDG_STATE_HOME": str(tmp_path)})
+    def start(mode: str, *overrides: str, **environment: str) -> ServerProcess:
+        environment["XDG_STATE_HOME"] = str(tmp_path)
+        return launch_server(mode, *overrides, command=FAKE, environment=environment)
 
     return start
 
@@ -135,10 +141,53 @@ def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     assert done.stdout.startswith(f"PreflightError: server.port: cannot listen on 127.0.0.1:{port}")
 
 
-def test_a_server_behind_https_and_keys_answers(launch_server: Launch, tmp_path: Path) -> None:
-    """The address is told with its scheme, and the command with the key's variable."""
-    profile = load_profile("demo", ["host=0.0.0.0"])
-    assert server_url(profile, 8000) == "http://127.0.0.1:8000"
+def test_the_address_is_one_that_a_client_can_use() -> None:
+    """Listening everywhere is told as this machine's own address; IPv6 stands in brackets."""
+    assert server_url(load_profile("demo", ["host=0.0.0.0"]), 80) == "http://127.0.0.1:80"
     assert server_url(load_profile("demo", ["host=::1"]), 80) == "http://[::1]:80"
-    words = shlex.split(curl("http://x", with_key=True))
-    assert words[-1] == "Authorization: Bearer $QWEN2VL_API_KEY"
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(address, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    paths = folder / "cert.pem", folder / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(pem))
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    paths[1].write_bytes(key.private_bytes(pem, *plain))
+    return paths
+
+
+def test_https_and_keys_by_profile_file_and_environment(launch: Launch, tmp_path: Path) -> None:
+    """One server speaks HTTPS and knows the keys of all three places; others get 401."""
+    certificate, key = self_signed(tmp_path)
+    (tmp_path / "keys").write_text("# ours\nsk-file\n\n")
+    server = launch(
+        "up",
+        f"server.ssl_certfile={certificate}",
+        f"server.ssl_keyfile={key}",
+        "server.api_keys=[sk-profile]",
+        f"server.api_key_file={tmp_path / 'keys'}",
+        QWEN2VL_API_KEY="sk-one,sk-two",
+    )
+    server.wait_ready()
+    assert server.url.startswith("https://")
+    session = requests.Session()
+    session.trust_env = False  # a CA bundle in the environment would win over ours
+    session.verify = str(certificate)
+    for name in ("sk-profile", "sk-file", "sk-one", "sk-two"):
+        headers = {"authorization": f"Bearer {name}"}
+        assert session.get(f"{server.url}/models", headers=headers, timeout=10).status_code == 200
+    assert session.get(f"{server.url}/models", timeout=10).status_code == 401
+    told = "\n".join(server.lines)
+    assert "$QWEN2VL_API_KEY" in told
+    assert "sk-" not in told
