@@ -178,7 +178,7 @@ class EngineSection(Section):
     )
     max_num_batched_tokens: Positive | None = Field(
         default=None,
-        description="Most tokens that one step computes; also bounds one picture's tokens.",
+        description="Most tokens that one step computes, of all requests together.",
     )
     enforce_eager: bool | None = Field(
         default=None,
