@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -241,14 +242,17 @@ def _until_left(handler: Handler, piece: bytes, gap: float) -> None:
 
 
 @contextlib.contextmanager
-def running(*script: Step) -> Iterator[Stub]:
+def running(*script: Step, tls: ssl.SSLContext | None = None) -> Iterator[Stub]:
     """Run a stub with the given script on a free port."""
 
     class ScriptedHandler(Handler):
         """Of this server alone: http.server makes one handler a connection."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler) as server:
-        stub = Stub(f"http://127.0.0.1:{server.server_port}/v1", list(script))
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        scheme = "http" if tls is None else "https"
+        stub = Stub(f"{scheme}://127.0.0.1:{server.server_port}/v1", list(script))
         ScriptedHandler.stub = stub
         server.daemon_threads = True
         server.block_on_close = False

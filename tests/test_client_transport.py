@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+import shutil
 import socket
+import ssl
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import qwen2vl_client
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 from qwen2vl_client import (
@@ -153,6 +158,68 @@ class TestKeysAndAddresses:
         with pytest.raises(InvalidArgumentError) as caught:
             Client(**options)  # type: ignore[arg-type]
         assert next(iter(options)) in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that no authority of this machine has signed."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("makes its certificate with the openssl command")
+    path = tmp_path_factory.mktemp("tls") / "own.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject]
+        + ["-keyout", str(path), "-out", f"{path}.crt", "-days", "2"],
+        check=True,
+        capture_output=True,
+    )
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+class TestHTTPS:
+    def test_an_authority_of_one_s_own_can_be_named(
+        self, certificate: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where the environment names another one."""
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", requests.certs.where())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        script = [stub.completion("ok"), stub.events(stub.whole_stream("a", "b"))]
+        with (
+            stub.running(*script, tls=context) as server,
+            Client(server.url, verify=str(certificate)) as client,
+        ):
+            assert client.chat("x").text == "ok"
+            assert list(client.stream("x")) == ["a", "b"]
+
+    def test_an_unknown_certificate_is_refused_with_advice(self, certificate: Path) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        with (
+            stub.running(stub.completion(), tls=context) as server,
+            Client(server.url) as client,
+            pytest.raises(APIConnectionError, match="verify=") as caught,
+        ):
+            client.chat("x")
+        assert not caught.value.retryable
+        assert server.requests == []
+
+    def test_another_thread_can_stop_a_waiting_stream(self, certificate: Path) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        with (
+            stub.running(stub.stalled_events, tls=context) as server,
+            Client(server.url, verify=str(certificate)) as client,
+        ):
+            stream = client.stream("x")
+            pieces = iter(stream)
+            assert next(pieces) == "word"
+            threading.Timer(0.3, stream.close).start()
+            started = time.monotonic()
+            assert list(pieces) == []
+            assert time.monotonic() - started < 3
 
 
 class TestErrors:

@@ -69,7 +69,8 @@ class Transport:
         self._session.mount("https://", adapter)
         # With an auth object in place requests does not look for a password in ~/.netrc.
         self._session.auth = _Bearer(checked_api_key(api_key))
-        self._session.verify = verify
+        # Given with each request: as the session's it would yield to REQUESTS_CA_BUNDLE.
+        self._verify = verify
         self._session.headers["User-Agent"] = user_agent
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         # A proxy from the environment cannot reach this machine's own loopback.
@@ -133,6 +134,7 @@ class Transport:
                 stream=True,
                 allow_redirects=False,
                 proxies=self._proxies,
+                verify=self._verify,
             )
         except requests.RequestException as error:
             raise _connection_error(error, self.base_url, limit) from error

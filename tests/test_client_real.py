@@ -1,0 +1,118 @@
+"""The client against the real engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from qwen2vl_client import BadRequestError, Client, Conversation, NotFoundError
+from qwen2vl_client.cli import main
+from qwen2vl_client.media import ImageSource
+
+from tests.conftest import ServerProcess
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[Client]:
+    with Client(server.url, server.api_key) as client:
+        yield client
+
+
+def test_the_first_model_is_asked_where_none_is_named(client: Client) -> None:
+    model = client.models()[0]
+    answer = client.chat("Hello", max_tokens=4)
+    assert answer.model == model.id == client.model
+    assert model.max_model_len is not None
+    assert model.max_model_len >= 2048
+
+
+def test_path_bytes_and_pillow_are_the_same_picture(client: Client, pictures: Path) -> None:
+    """Greedy answers and token counts are equal, so the pixels were."""
+    path = pictures / "square_and_triangle.png"
+    sources: list[ImageSource] = [
+        path,
+        str(path),
+        path.read_bytes(),
+        path.open("rb"),
+        Image.open(path),
+    ]
+    answers = [
+        client.chat("Describe the picture.", images=source, temperature=0, max_tokens=32)
+        for source in sources
+    ]
+    assert len({(answer.text, answer.usage) for answer in answers}) == 1
+    without = client.chat("Describe the picture.", temperature=0, max_tokens=32)
+    assert answers[0].usage is not None
+    assert without.usage is not None
+    assert answers[0].usage.prompt_tokens >= without.usage.prompt_tokens + 4
+
+
+def test_a_stream_is_the_whole_answer_in_pieces(client: Client, pictures: Path) -> None:
+    picture = pictures / "red_circle.jpg"
+    whole = client.chat("Describe it.", images=picture, temperature=0, max_tokens=32)
+    stream = client.stream("Describe it.", images=picture, temperature=0, max_tokens=32)
+    pieces = list(stream)
+    assert "".join(pieces) == stream.answer.text == whole.text
+    assert stream.answer.usage == whole.usage
+    assert stream.answer.finish_reason == whole.finish_reason
+    assert stream.answer.request_id
+
+
+def test_a_conversation_sends_its_pictures_again(client: Client, pictures: Path) -> None:
+    conversation = Conversation(client, temperature=0, max_tokens=16)
+    first = conversation.ask("What colour is it?", images=pictures / "red_circle.jpg")
+    second = conversation.ask("What shape is it?")
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens > first.usage.prompt_tokens
+    roles = [turn["role"] for turn in conversation.messages]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "code", "param"),
+    [
+        ({"model": "nope"}, NotFoundError, "model_not_found", "model"),
+        ({"temperature": 9}, BadRequestError, "invalid_value", "temperature"),
+        ({"images": b"\xff\xd8\xffbroken"}, BadRequestError, "invalid_image", "messages"),
+        ({"images": "https://"}, BadRequestError, "invalid_image_url", "messages"),
+    ],
+)
+def test_the_server_s_refusals_are_typed(
+    client: Client, call: dict[str, object], kind: type[BadRequestError], code: str, param: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        client.chat("What is it?", **call)  # type: ignore[arg-type]
+    error = caught.value
+    assert (error.code, error.param, error.type) == (code, param, "invalid_request_error")
+    assert error.request_id
+
+
+def test_closing_a_stream_frees_its_place(client: Client, server: ServerProcess) -> None:
+    """The engine stops within a second, and the next question is answered."""
+    with client.stream("Describe it.", min_tokens=900, max_tokens=1000) as stream:
+        next(iter(stream))
+        assert server.metric("vllm:num_requests_running") == 1
+    deadline = time.monotonic() + 1
+    while server.metric("vllm:num_requests_running") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert server.metric("vllm:num_requests_running") == 0
+    assert client.chat("Hello", max_tokens=4).text
+
+
+@pytest.mark.parametrize("words", [[], ["--no-stream"]])
+def test_the_command_line_asks_about_a_picture(
+    words: list[str],
+    server: ServerProcess,
+    pictures: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture = str(pictures / "red_circle.jpg")
+    question = "What colour is the circle?"
+    assert main(["--url", server.url, "--image", picture, "--seed", "1", *words, question]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert err.startswith("total time: ")
