@@ -127,6 +127,8 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
         field = option.removeprefix("--").replace("-", "_")
         section = section_of(field) if option.startswith("--") else None
         instead = f"; use --set {section}.{field}={value or 'VALUE'}" if section else ""
+        if not option.startswith("-"):
+            instead = f"; a profile is named by --profile {option}, a model by --model {option}"
         parser.error(f"unknown argument {option}{instead}")
     return arguments
 
@@ -157,7 +159,10 @@ def _load(arguments: argparse.Namespace, name: str) -> Profile:
         if (value := getattr(arguments, option)) is not None
     ]
     profile = load_profile(name, [*arguments.overrides, *bare])
-    return profile.rehearsal() if arguments.rehearse else profile
+    if not arguments.rehearse:
+        return profile
+    preflight.check_topology(profile)
+    return profile.rehearsal()
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -226,18 +226,30 @@ def _check_memory(profile: Profile, host: hardware.Host) -> None:
 
 def check_model(profile: Profile) -> None:
     """Check the checkpoint's files, where they are local, and that it divides over the cards."""
-    name = profile.model.path
-    if name == profile.model.model and not _is_folder(name):
-        folder = checkpoint.cached_folder(name, profile.model.revision)
-        if folder is None:
-            _check_hub_name(name)
-            shape = checkpoint.known_shape(name)
-        else:
-            config = checkpoint.read_config(folder, profile.model.hf_overrides)
-            shape = checkpoint.shape_of(config)
+    name, overrides = profile.model.path, profile.model.hf_overrides
+    if name != profile.model.model or _is_folder(name):
+        config = checkpoint.check_folder(Path(name), overrides)
+    elif folder := checkpoint.cached_folder(name, profile.model.revision):
+        config = checkpoint.read_config(folder, overrides)
     else:
-        config = checkpoint.check_folder(Path(name), profile.model.hf_overrides)
-        shape = checkpoint.shape_of(config)
+        _check_hub_name(name)
+        config = None
+    shape = checkpoint.known_shape(name) if config is None else checkpoint.shape_of(config)
+    if shape is not None:
+        _check_split(profile, shape)
+
+
+def check_topology(profile: Profile) -> None:
+    """Check that the model divides over the cards, so far as this machine knows the model.
+
+    For a rehearsal: neither checkpoint nor cards need to be here.
+    """
+    name = profile.model.path
+    folder = Path(name) if _is_folder(name) else checkpoint.cached_folder(name)
+    if folder is not None and (folder / "config.json").is_file():
+        shape = checkpoint.shape_of(checkpoint.read_config(folder, profile.model.hf_overrides))
+    else:
+        shape = checkpoint.known_shape(name)
     if shape is not None:
         _check_split(profile, shape)
 
@@ -271,8 +283,8 @@ def _check_split(profile: Profile, shape: checkpoint.Shape) -> None:
     if obstacle is not None:
         legal = ", ".join(map(str, shape.legal(split_vision=split_vision)))
         raise PreflightError(
-            f"engine.tensor_parallel_size: {tensor} does not divide this model ({obstacle}); "
-            f"it can be {legal}, times pipeline_parallel_size for more cards"
+            f"engine.tensor_parallel_size: {tensor} does not divide {profile.model.model} "
+            f"({obstacle}); it can be {legal}, times pipeline_parallel_size for more cards"
         )
     if pipeline > shape.layers:
         raise PreflightError(

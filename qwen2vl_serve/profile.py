@@ -27,6 +27,7 @@ from qwen2vl_serve.profile_sections import (
     ModelSection,
     Section,
     ServerSection,
+    Text,
     contradiction,
 )
 from qwen2vl_serve.profile_yaml import Document, KeyPath, dotted, parse_yaml, read_yaml, shown
@@ -40,7 +41,7 @@ BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server
 class Profile(Section):
     """One deployment, complete and consistent."""
 
-    description: str | None = Field(
+    description: Text | None = Field(
         default=None, description="What the profile is for, in one line."
     )
     model: ModelSection = Field(description="The checkpoint and how it is read.")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from qwen2vl_serve import checkpoint, hardware, preflight
-from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.errors import PreflightError, SetupError
 from qwen2vl_serve.hardware import Card
 from qwen2vl_serve.profile import Profile, load_profile, profile_names
 
@@ -328,6 +328,18 @@ def test_tensor_parallelism_has_to_divide_the_model(tensor, legal):
         message = refusal(profile)
         assert message.startswith(f"engine.tensor_parallel_size: {tensor} does not divide")
         assert "it can be 1, 2, 4," in message
+
+
+def test_rehearsal_checks_the_split_of_the_model_it_stands_for(tmp_path, model):
+    """Without cards and without the checkpoint: only what is known of it counts."""
+    split = ["engine.tensor_parallel_size=8", "engine.pipeline_parallel_size=1"]
+    with pytest.raises(PreflightError, match="8 does not divide Qwen/Qwen2-VL-7B-Instruct"):
+        preflight.check_topology(load_profile("multi-gpu", split))
+    preflight.check_topology(load_profile("multi-gpu", [*split, f"model={tmp_path}/later"]))
+    preflight.check_topology(load_profile("multi-gpu", [*split, "model=someone/unknown"]))
+    with pytest.raises(PreflightError, match="8 does not divide"):
+        preflight.check_topology(load_profile("multi-gpu", [*split, f"model={model}"]))
+    preflight.check_topology(load_profile("multi-gpu"))
 
 
 def test_pipeline_has_at_most_one_stage_a_layer():

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -237,17 +237,20 @@ def load_or_refuse(path: str, overrides: list[str]) -> Profile | None:
     return None
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.text(max_size=200))
 def test_any_text_as_a_model_is_taken_or_refused(text):
     profile = load_or_refuse("demo", [f"model={text}"])
     assert profile is None or profile.model.model == text
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_any_override_is_taken_or_refused(key, value):
     load_or_refuse("demo", [f"{key}={value}"])
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.binary(max_size=300))
 def test_any_bytes_are_taken_or_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
@@ -262,6 +265,7 @@ plain = st.recursive(
 )
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(
     st.sampled_from(["model", "hardware", "engine", "server", "media", "limits"]),
     st.data(),
