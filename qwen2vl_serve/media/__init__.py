@@ -1,0 +1,1 @@
+"""Media: fetch (network) → check (bytes) → decode (pixels)."""

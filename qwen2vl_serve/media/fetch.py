@@ -1,0 +1,155 @@
+"""Fetching by URL, for addresses that strangers choose.
+
+A URL is parsed once. Every socket is opened by ``_guarded_socket``, which sees the numeric
+address of each attempt, so that no name, number format, redirect or second resolution reaches
+an address that ``AddressRules`` does not admit; Host and SNI stay those of the URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from qwen2vl_serve.media.addresses import AddressRules
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_URL_LENGTH = 8192
+
+
+class FetchError(Exception):
+    """The address may not be used, or yields nothing usable; the text is for the log only."""
+
+
+class FetchTimeout(FetchError):
+    """The other side did not connect, answer or finish in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPolicy:
+    """What may be fetched; times in seconds, sizes in bytes.
+
+    ``allowed_domains`` (empty: all) and ``denied_domains`` hold for subdomains as well;
+    ``allowed_networks`` (CIDR) opens networks that are not public.
+    """
+
+    max_bytes: int = 32 * 1024 * 1024
+    connect_seconds: float = 5.0
+    idle_seconds: float = 5.0
+    total_seconds: float = 20.0
+    max_redirects: int = 3
+    ports: frozenset[int] = frozenset({80, 443})
+    allowed_domains: frozenset[str] = field(default_factory=frozenset)
+    denied_domains: frozenset[str] = field(default_factory=frozenset)
+    allowed_networks: tuple[str, ...] = ()
+
+
+class Fetcher:
+    """Fetches bytes under a policy; one pool of connections, to be closed at the end."""
+
+    def __init__(self, policy: FetchPolicy, resolver: AbstractResolver | None = None) -> None:
+        """``resolver`` replaces the system's name resolution; its answers are judged alike."""
+        self.policy = policy
+        self._rules = AddressRules(policy.allowed_networks)
+        self._resolver = resolver
+        self._session: aiohttp.ClientSession | None = None
+
+    async def fetch(self, url: str) -> bytes:
+        """Return the bytes at ``url``.
+
+        Raises:
+            FetchError: blocked, refused, not 200, encoded, too large: one error for all, so
+                that a client cannot scan a network by their difference.
+            FetchTimeout: too slow.
+        """
+        try:
+            async with asyncio.timeout(self.policy.total_seconds):
+                return await self._follow(self._checked(url))
+        except TimeoutError as error:
+            raise FetchTimeout(str(error) or "total time") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise FetchError(f"{type(error).__name__}: {error}") from None
+
+    async def close(self) -> None:
+        """Close the pool."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _follow(self, url: URL) -> bytes:
+        for _ in range(self.policy.max_redirects + 1):
+            async with self._pool().get(url, allow_redirects=False) as answer:
+                if answer.status in _REDIRECTS:
+                    url = self._checked(str(url.join(URL(answer.headers.get("location", "")))))
+                    continue
+                return await self._read(answer)
+        raise FetchError(f"more than {self.policy.max_redirects} redirects")
+
+    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
+        limit = self.policy.max_bytes
+        if answer.status != 200:
+            raise FetchError(f"status {answer.status}")
+        if answer.headers.get("content-encoding", "identity").lower() != "identity":
+            raise FetchError("encoded, though identity was asked for")
+        if answer.content_length is not None and answer.content_length > limit:
+            raise FetchError(f"announces {answer.content_length} bytes")
+        body = bytearray()
+        async for piece in answer.content.iter_any():
+            body += piece
+            if len(body) > limit:
+                raise FetchError(f"more than {limit} bytes")
+        return bytes(body)
+
+    def _checked(self, text: str) -> URL:
+        """Parse and judge everything that needs no network."""
+        policy = self.policy
+        if len(text) > _MAX_URL_LENGTH or any(c <= " " or c in '\\"<>^`{|}\x7f' for c in text):
+            raise FetchError("not a URL: too long, or unsafe characters")
+        url = URL(text)
+        host = (url.host or "").rstrip(".").lower()
+        if url.scheme not in ("http", "https") or not host or "%" in host:
+            raise FetchError("not an http(s) URL with a host")
+        if url.user is not None or url.password is not None:
+            raise FetchError("credentials in the URL")
+        if url.port not in policy.ports:
+            raise FetchError(f"port {url.port}")
+        if _within(host, policy.denied_domains):
+            raise FetchError("denied domain")
+        if policy.allowed_domains and not _within(host, policy.allowed_domains):
+            raise FetchError("not an allowed domain")
+        return url
+
+    def _pool(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            policy = self.policy
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    resolver=self._resolver,
+                    use_dns_cache=False,
+                    force_close=True,
+                    socket_factory=self._guarded_socket,
+                ),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=policy.connect_seconds, sock_read=policy.idle_seconds
+                ),
+                headers={"accept-encoding": "identity", "user-agent": "qwen2vl_serve"},
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session
+
+    def _guarded_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, place = address
+        if not self._rules.admit(str(place[0])):
+            raise OSError("address not admitted")
+        return socket.socket(family, kind, protocol)
+
+
+def _within(host: str, domains: Iterable[str]) -> bool:
+    return any(host == domain or host.endswith(f".{domain}") for domain in domains)

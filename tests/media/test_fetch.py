@@ -1,0 +1,300 @@
+"""Fetching over real sockets: what is followed, cut, refused, and never connected to."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchPolicy, FetchTimeout
+
+LOOPBACK = ("127.0.0.0/8",)
+
+
+@dataclass
+class Site:
+    """A scripted site on loopback: path → raw answer or a function that writes one."""
+
+    port: int
+    answers: dict[str, Any] = field(default_factory=dict)
+    heads: list[str] = field(default_factory=list)
+    connections: int = 0
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+
+def http(status: str, body: bytes = b"", **headers: str) -> bytes:
+    head = {"Content-Length": str(len(body)), "Connection": "close"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + body
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            scripted.connections += 1
+            head = b""
+            while b"\r\n\r\n" not in head:
+                piece = self.request.recv(4096)
+                if not piece:
+                    return
+                head += piece
+            scripted.heads.append(head.decode())
+            answer = scripted.answers.get(head.split()[1].decode(), http("404 Not Found"))
+            if callable(answer):
+                answer(self.request)
+            else:
+                self.request.sendall(answer)
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = True
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A fetcher that hangs up is what several tests are about."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        scripted = Site(server.server_address[1])
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield scripted
+        server.shutdown()
+
+
+def fetch(site: Site, url: str, resolver: AbstractResolver | None = None, **policy: Any) -> bytes:
+    async def run() -> bytes:
+        settings = {"allowed_networks": LOOPBACK, "ports": frozenset({site.port}), **policy}
+        fetcher = Fetcher(FetchPolicy(**settings), resolver)
+        try:
+            return await fetcher.fetch(url)
+        finally:
+            await fetcher.close()
+
+    return asyncio.run(run())
+
+
+class Names(AbstractResolver):
+    """Resolves each name to the next of its addresses, as a rebinding attacker's server does."""
+
+    def __init__(self, **addresses: list[str]) -> None:
+        self.addresses = addresses
+        self.asked: list[str] = []
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        self.asked.append(host)
+        known = self.addresses[host.split(".", maxsplit=1)[0]]
+        address = known.pop(0) if len(known) > 1 else known[0]
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_a_body_comes_back_as_it_was_sent(site: Site) -> None:
+    """Bytes unchanged; no cookie, no compression asked for, the Host of the URL."""
+    site.answers["/a"] = http("200 OK", b"\x89PNG bytes", Set_Cookie="a=b")
+    assert fetch(site, site.url("/a")) == b"\x89PNG bytes"
+    head = site.heads[0].lower()
+    assert f"host: 127.0.0.1:{site.port}" in head
+    assert "accept-encoding: identity" in head
+    assert "cookie" not in head
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0.0.0.0",
+        "localhost",
+        "localhost.",
+        "①②⑦.⓪.⓪.①",
+        "127.0.0.1.",
+        "[::ffff:127.0.0.1]",
+    ],
+)
+def test_loopback_in_any_spelling_is_never_connected_to(site: Site, host: str) -> None:
+    """A listener on loopback sees no connection at all."""
+    site.answers["/"] = http("200 OK", b"secret")
+    with pytest.raises(FetchError):
+        fetch(site, site.url("/", host), allowed_networks=())
+    assert site.connections == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "gopher://127.0.0.1/",
+        "//127.0.0.1/",
+        "127.0.0.1/x",
+        "http://",
+        "http:///x",
+        "http://user@127.0.0.1:{port}/",
+        "http://user:pass@127.0.0.1:{port}/",
+        "http://127.0.0.1:{port}\\@example.org/",
+        "http://127.0.0.1:{port}/\r\nX: y",
+        "http://127.0.0.1:{port}/a b",
+        "http://[::1%25lo]:{port}/",
+        "http://127.0.0.1:22/",
+        "http://127.0.0.1:99999/",
+        "http://127.0.0.1:{port}/" + "a" * 9000,
+    ],
+)
+def test_an_unusable_url_is_refused_before_any_connection(site: Site, url: str) -> None:
+    """Other schemes, credentials, control characters and other ports never reach a socket."""
+    with pytest.raises(FetchError):
+        fetch(site, url.replace("{port}", str(site.port)))
+    assert site.connections == 0
+
+
+def test_a_name_is_connected_where_it_was_judged(site: Site) -> None:
+    """A name that first resolves to a public and then to an inner address gains nothing.
+
+    The first answer (TEST-NET, not admitted here) is the one that counts; loopback, the second,
+    is neither asked for nor connected to.
+    """
+    names = Names(evil=["192.0.2.1", "127.0.0.1"])
+    with pytest.raises(FetchError):
+        fetch(site, site.url("/", "evil.test"), names, allowed_networks=())
+    assert names.asked == ["evil.test"]
+    assert site.connections == 0
+
+
+def test_a_name_with_an_admitted_address_is_fetched_under_its_own_host(site: Site) -> None:
+    """The connection goes to the resolved address, the Host header stays the name."""
+    site.answers["/"] = http("200 OK", b"x")
+    assert fetch(site, site.url("/", "site.test"), Names(site=["127.0.0.1"])) == b"x"
+    assert f"host: site.test:{site.port}" in site.heads[0].lower()
+
+
+def test_redirects_are_followed_and_judged_one_by_one(site: Site) -> None:
+    """Relative and absolute hops work; a hop to an inner name is refused unconnected."""
+    names = Names(site=["127.0.0.1"], inner=["10.0.0.1"])
+    site.answers |= {
+        "/one": http("302 Found", Location="/two"),
+        "/two": http("307 Temporary Redirect", Location=site.url("/end", "site.test")),
+        "/end": http("200 OK", b"end"),
+        "/inward": http("302 Found", Location=site.url("/", "inner.test")),
+        "/file": http("302 Found", Location="file:///etc/passwd"),
+        "/nowhere": http("302 Found"),
+        "/loop": http("302 Found", Location="/loop"),
+    }
+    assert fetch(site, site.url("/one", "site.test"), names) == b"end"
+    for path in ("/inward", "/file", "/nowhere", "/loop"):
+        site.connections = 0
+        with pytest.raises(FetchError):
+            fetch(site, site.url(path, "site.test"), names)
+        assert site.connections <= 4, "the first request and three redirects"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http("404 Not Found", b"no"),
+        http("500 Internal Server Error"),
+        http("206 Partial Content", b"x"),
+        http("200 OK", gzip.compress(b"x" * 100), Content_Encoding="gzip"),
+        http("200 OK", b"x" * 2000),
+        http("200 OK", b"", Content_Length="99999999999"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b"x" * 1024
+        + b"\r\n400\r\n" + b"x" * 1024 + b"\r\n0\r\n\r\n",
+        http("200 OK", b"x" * 100, Content_Length="500"),
+        b"not http at all\r\n\r\n",
+        b"",
+    ],
+    ids=["404", "500", "206", "gzip", "large", "announced", "chunked", "short", "noise", "gone"],
+)  # fmt: skip
+def test_what_is_no_whole_plain_body_is_refused(site: Site, answer: bytes) -> None:
+    """One error for all, so that nothing is learnt about the other side."""
+    site.answers["/"] = answer
+    with pytest.raises(FetchError) as caught:
+        fetch(site, site.url("/"), max_bytes=1500)
+    assert not isinstance(caught.value, FetchTimeout)
+
+
+def drip(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+    for _ in range(100):
+        connection.sendall(b"x")
+        time.sleep(0.05)
+
+
+def silence(connection: socket.socket) -> None:
+    time.sleep(5)
+
+
+@pytest.mark.parametrize("answer", [drip, silence])
+def test_slow_answers_end_in_time(site: Site, answer: Callable[[socket.socket], None]) -> None:
+    """A drip stays under the idle limit and hits the total; silence hits the idle limit."""
+    site.answers["/"] = answer
+    begun = time.monotonic()
+    with pytest.raises(FetchTimeout):
+        fetch(site, site.url("/"), idle_seconds=0.4, total_seconds=1.0)
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(
+    ("allowed", "denied", "host", "admitted"),
+    [
+        ({"site.test"}, set(), "site.test", True),
+        ({"site.test"}, set(), "a.site.test", True),
+        ({"site.test"}, set(), "SITE.test.", True),
+        ({"site.test"}, set(), "notsite.test", False),
+        (set(), {"site.test"}, "a.site.test", False),
+        ({"site.test"}, {"a.site.test"}, "a.site.test", False),
+        (set(), {"other.test"}, "site.test", True),
+    ],
+)
+def test_domains_can_be_allowed_and_denied_with_their_subdomains(
+    site: Site, allowed: set[str], denied: set[str], host: str, admitted: bool
+) -> None:
+    """Denial wins; a trailing dot or another case changes nothing."""
+    site.answers["/"] = http("200 OK", b"x")
+    names = Names(site=["127.0.0.1"], a=["127.0.0.1"], notsite=["127.0.0.1"], SITE=["127.0.0.1"])
+    lists = {"allowed_domains": frozenset(allowed), "denied_domains": frozenset(denied)}
+    if admitted:
+        assert fetch(site, site.url("/", host), names, **lists) == b"x"
+    else:
+        with pytest.raises(FetchError):
+            fetch(site, site.url("/", host), names, **lists)
+
+
+def test_the_environments_proxy_is_not_used(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy would connect where this process may not judge."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    site.answers["/"] = http("200 OK", b"x")
+    assert fetch(site, site.url("/")) == b"x"
+
+
+def test_a_certificate_of_nobody_is_refused(site: Site) -> None:
+    """TLS is checked; plain text on the other side is an error like any other."""
+    with pytest.raises(FetchError):
+        fetch(site, site.url("/").replace("http:", "https:"))
