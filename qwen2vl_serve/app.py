@@ -49,7 +49,8 @@ from qwen2vl_serve.errors import (
     UnsupportedContentType,
 )
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.protocol import ChatRequest, RequestLimits, parse_chat
+from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.validation import RequestLimits, parse_chat
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ LAYERS: dict[str, int] = {
     "protocol": 1,
     "engine": 1,
     # L2: parts with one concern each
+    "validation": 2,
     "media": 2,
     "admission": 2,
     "auth": 2,

@@ -19,7 +19,8 @@ from qwen2vl_serve.errors import (
     TooManyItems,
     UnsupportedParameter,
 )
-from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest, RequestLimits, parse_chat
+from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
+from qwen2vl_serve.validation import RequestLimits, parse_chat
 
 LIMITS = RequestLimits(max_messages=50, max_n=4, max_tokens=2000, images=2, videos=1)
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}

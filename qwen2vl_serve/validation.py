@@ -1,0 +1,234 @@
+"""From the bytes of a body to a ``ChatRequest``, or a ``RequestError``.
+
+Every message names the field, the limit and the value given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from qwen2vl_serve.errors import (
+    InvalidJSON,
+    InvalidType,
+    InvalidValue,
+    MissingParameter,
+    RequestError,
+    ReservedToken,
+    TooManyItems,
+    UnsupportedParameter,
+)
+from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest, ImagePart, TextPart, VideoPart
+
+# The model's control tokens: typed by a user they forge a role or take a picture's place.
+# Grounding markers (box, object_ref) are text that users and assistants may write.
+_RESERVED = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
+)
+
+_ROLES = "system, developer, user, assistant"
+_PARTS = "text everywhere, image_url and video_url in user messages"
+
+
+class RequestLimits(BaseModel):
+    """What one request may hold; counts, and ``max_tokens`` in tokens (None: the window)."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    max_messages: int
+    max_n: int
+    max_tokens: int | None
+    images: int
+    videos: int
+
+
+def parse_chat(body: bytes, limits: RequestLimits) -> ChatRequest:
+    """Read a request body under ``limits``.
+
+    Of a key given twice the last value holds, as in Python's ``json``.
+
+    Raises:
+        RequestError: ``InvalidJSON``, ``MissingParameter``, ``InvalidType``, ``InvalidValue``,
+            ``UnsupportedParameter``, ``TooManyItems`` or ``ReservedToken``.
+    """
+    data = _parse_json(body)
+    for name, remedy in UNSUPPORTED.items():
+        # Clients that spell out the defaults (echo: false, tools: []) ask for nothing.
+        if data.get(name):
+            raise UnsupportedParameter(f"{name} is not served here: {remedy}.", param=name)
+    # Before validation, so that 10,000 messages are not walked to be refused.
+    messages = data.get("messages")
+    if isinstance(messages, list) and len(messages) > limits.max_messages:
+        raise TooManyItems(
+            f"messages holds {len(messages)} messages; at most {limits.max_messages} are taken: "
+            "drop or summarise the oldest ones.",
+            param="messages",
+        )
+    try:
+        request = ChatRequest.model_validate(data)
+    except ValidationError as error:
+        raise _as_request_error(error.errors(include_url=False)[0]) from None
+    _check_fields(request, limits)
+    _check_messages(request, limits)
+    return request
+
+
+def _parse_json(body: bytes) -> dict[str, Any]:
+    try:
+        data = from_json(body, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        raise InvalidJSON(f"The body is not valid JSON: {error}.") from None
+    if not isinstance(data, dict):
+        raise InvalidJSON('The body must be a JSON object, as {"messages": […]}.')
+    return data
+
+
+def _check_fields(request: ChatRequest, limits: RequestLimits) -> None:
+    if request.n is not None and request.n > limits.max_n:
+        raise InvalidValue(f"n is {request.n}; at most {limits.max_n} is served.", param="n")
+    asked = request.output_limit
+    name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    if asked is not None and limits.max_tokens is not None and asked > limits.max_tokens:
+        raise InvalidValue(f"{name} is {asked}; at most {limits.max_tokens} is served.", param=name)
+    if request.min_tokens and asked is not None and request.min_tokens > asked:
+        raise InvalidValue(
+            f"min_tokens is {request.min_tokens}, more than {name} ({asked}).", param="min_tokens"
+        )
+    if request.stream_options is not None and not request.stream:
+        raise InvalidValue(
+            "stream_options is given without stream: true; set stream or leave it out.",
+            param="stream_options",
+        )
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidValue(
+            f"top_logprobs is {request.top_logprobs} without logprobs: true; set logprobs.",
+            param="top_logprobs",
+        )
+    for key in request.logit_bias or ():
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise InvalidValue(
+                f"logit_bias has the key {key[:40]!r}; keys are token ids as digits.",
+                param="logit_bias",
+            )
+    schema = request.response_format
+    if schema is not None and (schema.type == "json_schema") != (schema.json_schema is not None):
+        raise InvalidValue(
+            "response_format.json_schema goes with type json_schema, and only with it.",
+            param="response_format.json_schema",
+        )
+
+
+def _check_messages(request: ChatRequest, limits: RequestLimits) -> None:
+    images = videos = 0
+    for index, message in enumerate(request.messages):
+        for text in _adjacent_texts(message.content):
+            if found := _RESERVED.search(text):
+                raise ReservedToken(
+                    f"messages[{index}].content contains the control token {found.group()}; "
+                    "remove it from the text.",
+                    param=f"messages[{index}].content",
+                )
+        if not isinstance(message.content, str):
+            images += sum(isinstance(part, ImagePart) for part in message.content)
+            videos += sum(isinstance(part, VideoPart) for part in message.content)
+    for count, limit, noun in ((images, limits.images, "image"), (videos, limits.videos, "video")):
+        if count > limit:
+            raise TooManyItems(
+                f"messages hold {count} {noun}s; at most {limit} per request: send fewer, or "
+                f"raise media.limit_mm_per_prompt.{noun} in the server's profile.",
+                param="messages",
+            )
+
+
+def _adjacent_texts(
+    content: str | list[TextPart] | list[TextPart | ImagePart | VideoPart],
+) -> Iterator[str]:
+    """Yield the texts of a content, runs of adjacent text parts joined.
+
+    The template puts adjacent parts side by side, where two halves make one control token.
+    """
+    if isinstance(content, str):
+        yield content
+        return
+    run: list[str] = []
+    for part in content:
+        if isinstance(part, TextPart):
+            run.append(part.text)
+        elif run:
+            yield "".join(run)
+            run.clear()
+    if run:
+        yield "".join(run)
+
+
+_TYPE_NAMES = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a string or an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "none_required": "null",
+}
+
+
+def _as_request_error(error: ErrorDetails) -> RequestError:
+    param = _path(error["loc"])
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "missing":
+        return MissingParameter(f"{param} is required.", param=param)
+    if kind == "extra_forbidden":
+        return UnsupportedParameter(f"{param} is not served here: leave it out.", param=param)
+    if kind in _TYPE_NAMES:
+        return InvalidType(
+            f"{param} must be {_TYPE_NAMES[kind]}, not {_shown(given)}.", param=param
+        )
+    if kind.startswith("union_tag"):
+        return _as_tag_error(
+            param, given, "role" if "_role" in context["discriminator"] else "type"
+        )
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    return InvalidValue(f"{param}: {message}; {_shown(given)} was given.", param=param)
+
+
+def _as_tag_error(param: str, given: object, field: str) -> RequestError:
+    """Return the error for a message without a known role, or a part without a known type."""
+    if not isinstance(given, dict):
+        return InvalidType(f"{param} must be an object, not {_shown(given)}.", param=param)
+    param = f"{param}.{field}"
+    if field not in given:
+        return MissingParameter(f"{param} is required.", param=param)
+    if not isinstance(given[field], str):
+        return InvalidType(f"{param} must be a string, not {_shown(given[field])}.", param=param)
+    served = _ROLES if field == "role" else _PARTS
+    return InvalidValue(f"{param} is {_shown(given[field])}; served are {served}.", param=param)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif not step.startswith("@"):
+            path += f".{step}" if path else step
+    return path or "body"
+
+
+def _shown(value: object) -> str:
+    """Return a short JSON-like rendering; long strings (base64) are cut."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "an empty array" if not value else "an array"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}… ({len(text)} characters)"
