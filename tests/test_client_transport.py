@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import qwen2vl_client
-import requests
 from hypothesis import given
 from hypothesis import strategies as st
 from qwen2vl_client import (
@@ -167,10 +166,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if openssl is None:
         pytest.skip("makes its certificate with the openssl command")
     path = tmp_path_factory.mktemp("tls") / "own.pem"
+    files = ["-keyout", str(path), "-out", f"{path}.crt", "-days", "2"]
     subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject]
-        + ["-keyout", str(path), "-out", f"{path}.crt", "-days", "2"],
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, *files],
         check=True,
         capture_output=True,
     )
@@ -183,7 +182,9 @@ class TestHTTPS:
         self, certificate: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Also where the environment names another one."""
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", requests.certs.where())
+        unrelated = certificate.with_name("unrelated.pem")
+        unrelated.write_text("")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(unrelated))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         script = [stub.completion("ok"), stub.events(stub.whole_stream("a", "b"))]
