@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -74,10 +75,12 @@ class Document:
     def tables(self) -> list[list[Row]]:
         """The rows of each table, without its heading row."""
         found: list[list[Row]] = []
+        body = False
         for token, content in zip(self._tokens, self._tokens[1:], strict=False):
             if token.type == "tbody_open":
                 found.append([])
-            elif token.type == "tr_open" and found:
+            body = (body or token.type == "tbody_open") and token.type != "tbody_close"
+            if token.type == "tr_open" and body:
                 found[-1].append(())
             elif token.type == "td_open":
                 found[-1][-1] += (_cell(content),)
@@ -87,7 +90,7 @@ class Document:
     def links(self) -> list[str]:
         """Addresses of links and pictures."""
         return [
-            str(token.attrGet("href") or token.attrGet("src"))
+            unquote(str(token.attrGet("href") or token.attrGet("src")))
             for token in self._inline()
             if token.type in ("link_open", "image")
         ]

@@ -1,0 +1,410 @@
+"""The documentation says what the code does, in English and in Chinese alike."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from qwen2vl_serve import cli, protocol
+from qwen2vl_serve.app import Metrics, build_app
+from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.errors import APIError, ReservedToken
+from qwen2vl_serve.profile import load_profile, profile_names
+from qwen2vl_serve.profile_sections import EngineSection, LimitsSection, MediaSection
+from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
+from qwen2vl_serve.validation import RequestLimits, parse_chat
+from tests.fake_engine import FakeEngine
+from tests.markdown import ROOT, Cell, Document
+
+APIS = [Document("docs/http-api.md"), Document("docs/http-api.zh-CN.md")]
+READMES = [Document("README.md"), Document("README.zh-CN.md")]
+TWINS = [APIS, READMES]
+HELD = [*APIS, *READMES, Document("CHANGELOG.md")]
+
+api = pytest.mark.parametrize("document", APIS, ids=str)
+readme = pytest.mark.parametrize("document", READMES, ids=str)
+
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
+SCHEMA_BOUNDS = {
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems",
+    "minLength", "maxLength",
+}  # fmt: skip
+
+
+def numbers(cell: Cell) -> set[float]:
+    """The numbers of a cell's prose; those within code spans are names, not bounds."""
+    text = cell.text
+    for code in cell.codes:
+        text = text.replace(code, "")
+    return {float(number) for number in NUMBER.findall(text)}
+
+
+def schema_facts(schema: Any, name: str = "") -> tuple[set[str], set[float]]:
+    """JSON types of a field's schema and the numbers that bound it and what is in it."""
+    types: set[str] = set()
+    bounds: set[float] = set()
+
+    def walk(node: Any, *, top: bool) -> None:
+        if "$ref" in node:
+            types.update({"object"} if top else ())
+            return
+        if top and node.get("type") not in (None, "null"):
+            types.add(node["type"])
+        bounds.update(float(node[key]) for key in SCHEMA_BOUNDS & node.keys())
+        for key in ("anyOf", "oneOf"):
+            for choice in node.get(key, ()):
+                walk(choice, top=top)
+        for key in ("items", "additionalProperties"):
+            if isinstance(node.get(key), dict):
+                walk(node[key], top=False)
+
+    walk(schema, top=True)
+    return types, bounds
+
+
+def inner_fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Dotted names and schemas of what may stand within an object."""
+    for name, schema in model.model_json_schema()["properties"].items():
+        yield f"{prefix}.{name}", schema
+    for field in model.model_fields.values():
+        if inner := model_within(field.annotation):
+            yield from inner_fields(inner, f"{prefix}.{field.alias or 'json_schema'}")
+
+
+def model_within(annotation: Any) -> type[BaseModel] | None:
+    choices = getattr(annotation, "__args__", (annotation,))
+    found = [kind for kind in choices if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return found[0] if found else None
+
+
+@api
+def test_every_route_is_listed_and_no_other(document: Document) -> None:
+    """The table of routes is the application's, FastAPI's own pages included."""
+    app = build_app(FakeEngine(), load_profile("demo"), Keys(()))
+    served = {
+        f"{method} {route.path.replace('{name:path}', '{name}')}"
+        for route in app.routes
+        for method in route.methods - {"HEAD"}
+    }
+    assert document.table_of(served).keys() == served
+
+
+@api
+def test_every_request_field_has_its_types_and_bounds(document: Document) -> None:
+    """A bound that changes in the code, or in the page, no longer matches the other."""
+    schemas = ChatRequest.model_json_schema()["properties"]
+    table = document.table_of(schemas)
+    assert list(table) == list(schemas)
+    for name, schema in schemas.items():
+        types, bounds = schema_facts(schema)
+        _, kind, limits, meaning = table[name]
+        assert set(kind.text.split(", ")) == types, name
+        assert numbers(limits) == bounds, name
+        assert meaning.text, name
+
+
+@api
+def test_every_key_of_an_inner_object_has_its_types_and_bounds(document: Document) -> None:
+    """``stream_options`` and ``response_format`` are described down to their last key."""
+    fields = {
+        **dict(inner_fields(protocol.StreamOptions, "stream_options")),
+        **dict(inner_fields(protocol.ResponseFormat, "response_format")),
+    }
+    table = document.table_of(fields)
+    assert table.keys() == fields.keys()
+    for name, schema in fields.items():
+        types, bounds = schema_facts(schema)
+        assert set(table[name][1].text.split(", ")) == types, name
+        assert numbers(table[name][2]) == bounds, name
+        assert set(schema.get("enum", ())) <= set(table[name][2].codes), name
+
+
+@api
+def test_roles_and_the_keys_of_their_messages(document: Document) -> None:
+    """Each role that is served stands with every key that its messages may carry."""
+    models = {
+        "system": protocol.SystemMessage,
+        "developer": protocol.SystemMessage,
+        "user": protocol.UserMessage,
+        "assistant": protocol.AssistantMessage,
+    }
+    table = document.table_of(models)
+    assert table.keys() == models.keys()
+    for role, model in models.items():
+        assert {"role", "content", *table[role][2].codes} == model.model_fields.keys()
+
+
+@api
+def test_content_parts(document: Document) -> None:
+    """The kinds of parts and their keys are those that the parser takes."""
+    rows = {row[1].codes[0]: row for table in document.tables for row in table if row[1].codes}
+    parts = {"text": {"text"}, "image_url": set(), "video_url": set()}
+    for name, model in (("image_url", protocol.ImageURL), ("video_url", protocol.VideoURL)):
+        parts[name] = {f"{name}.{key}" for key in model.model_fields}
+    for kind, keys in parts.items():
+        assert {key for key, row in rows.items() if row[0].codes == (kind,)} == keys
+    assert set(rows["image_url.detail"][2].codes) == {"auto", "high"}
+
+
+@api
+def test_every_refused_field_is_listed(document: Document) -> None:
+    """The table of refused fields is the parser's, with the remedy its message names."""
+    table = document.table_of(UNSUPPORTED)
+    assert table.keys() == UNSUPPORTED.keys()
+    for name, remedy in UNSUPPORTED.items():
+        named = [
+            word for word in ("response_format", "logit_bias", "top_logprobs") if word in remedy
+        ]
+        assert set(named) <= set(table[name][1].codes), name
+
+
+@api
+def test_control_tokens_are_refused_or_allowed_as_told(document: Document) -> None:
+    """Every control token of the model is in the page, in the column where the parser puts it."""
+    limits = RequestLimits(max_messages=9, max_n=1, max_tokens=None, images=0, videos=0)
+    row = next(t[0] for t in document.tables if any("im_start" in c for c in t[0][0].codes))
+    refused, allowed = ({code.replace("\\", "") for code in cell.codes} for cell in row)
+    vocabulary = (ROOT / "qwen2vl_serve" / "demo" / "model" / "tokenizer.json").read_text("utf-8")
+    known = set(re.findall(r"<\|(?!reserved)\w+\|>", vocabulary))
+    assert refused | allowed == known
+    for token in known:
+        body = json.dumps({"messages": [{"role": "user", "content": f"a{token}b"}]})
+        if token in refused:
+            with pytest.raises(ReservedToken):
+                parse_chat(body.encode(), limits)
+        else:
+            parse_chat(body.encode(), limits)
+
+
+def errors_with_codes(kind: type[APIError] = APIError) -> Iterator[type[APIError]]:
+    for child in kind.__subclasses__():
+        if child.code is not None:
+            yield child
+        yield from errors_with_codes(child)
+
+
+@api
+def test_every_error_is_listed_with_status_and_type(document: Document) -> None:
+    """The table of errors is the error tree."""
+    known = {kind.code: kind for kind in errors_with_codes()}
+    table = document.table_of(str(code) for code in known)
+    assert table.keys() == known.keys()
+    for code, kind in known.items():
+        assert table[str(code)][1].text == str(kind.status), code
+        assert table[str(code)][2].codes == (kind.type,), code
+        assert all(cell.text for cell in table[str(code)]), code
+
+
+@api
+def test_every_header_is_listed(document: Document) -> None:
+    """Headers that errors carry, and those that the application sets, are all told of."""
+    carried = {name.lower() for kind in errors_with_codes() for name in kind.headers}
+    source = (ROOT / "qwen2vl_serve" / "app.py").read_text("utf-8")
+    set_by_app = set(re.findall(r'(?:self\.headers|MutableHeaders\([^)]*\))\["([^"]+)"\]', source))
+    assert len(set_by_app) == 3, "the pattern above no longer finds where headers are set"
+    assert document.table_of(carried).keys() == carried | set_by_app
+
+
+@api
+def test_every_metric_of_ours_is_listed_with_its_labels(document: Document) -> None:
+    """Names are those that Prometheus sees, with the counter's ending."""
+    known = {}
+    for family in Metrics().registry.collect():
+        ending = "_total" if family.type == "counter" else ""
+        known[family.name + ending] = family
+    table = document.table_of(known)
+    assert table.keys() == known.keys()
+    source = (ROOT / "qwen2vl_serve" / "app.py").read_text("utf-8")
+    for name, row in table.items():
+        call = source[source.index(f'"{name.removesuffix("_total")}"') :].split("registry=")[0]
+        labels = re.search(r"\[(.*?)\]", call, re.DOTALL)
+        wanted = re.findall(r'"(\w+)"', labels[1]) if labels else []
+        assert list(row[1].codes) == wanted, name
+
+
+@api
+def test_the_defaults_of_the_limits(document: Document) -> None:
+    """Each limit of a request stands with the default that the profile gives it."""
+    media = MediaSection().limit_mm_per_prompt
+    known = {f"limits.{name}": value for name, value in LimitsSection().model_dump().items()}
+    known |= {f"media.limit_mm_per_prompt.{k}": v for k, v in media.model_dump().items()}
+    known["engine.max_model_len"] = EngineSection().max_model_len
+    table = document.table_of(known)
+    assert table.keys() == known.keys()
+    for name, value in known.items():
+        assert numbers(table[name][1]) == (set() if value is None else {float(value)}), name
+        assert set(table[name][2].codes) < {str(kind.code) for kind in errors_with_codes()}
+
+
+def exit_statuses() -> set[int]:
+    """The statuses that ``cli._run`` returns: of its own, and what commands end with."""
+    tree = ast.parse(Path(cli.__file__).read_text("utf-8"))
+    run = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "_run")
+    return {0} | {
+        node.value
+        for node in ast.walk(run)
+        if isinstance(node, ast.Constant) and type(node.value) is int
+    }
+
+
+@api
+def test_exit_statuses(document: Document) -> None:
+    """The table of exit statuses is what the command line returns, and what it says of itself."""
+    known = {str(status) for status in exit_statuses()}
+    assert document.table_of(known).keys() == known
+    assert cli.__doc__ is not None
+    told = cli.__doc__.partition("Exit status:")[2]
+    assert known == set(re.findall(r"\b(\d+) [a-z]", told))
+
+
+@readme
+def test_the_readme_tells_the_exit_statuses(document: Document) -> None:
+    """One sentence of the README names them all."""
+    for status in exit_statuses():
+        assert re.search(rf"(?<!\d){status}(?!\d)", document.source)
+
+
+def variables_read() -> set[str]:
+    """Names of environment variables in the code of server and client."""
+    pattern = re.compile(r"(?:QWEN2VL|VLLM|HF|XDG|CUDA|TRANSFORMERS)_[A-Z_]+")
+    found = set()
+    for folder in ("qwen2vl_serve", "clients/qwen2vl_client"):
+        for path in (ROOT / folder).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found |= {node.value} if pattern.fullmatch(node.value) else set()
+    return found
+
+
+@api
+def test_every_environment_variable_is_listed(document: Document) -> None:
+    """What the code reads or sets is told; what else is told exists in vLLM or the hub's client."""
+    read = variables_read()
+    told = document.table_of(read).keys()
+    assert read <= told
+    package = importlib.util.find_spec("vllm")
+    if package is not None and package.origin is not None:
+        theirs = Path(package.origin).with_name("envs.py").read_text("utf-8")
+        known = {"HF_TOKEN", "HF_ENDPOINT", *re.findall(r'"(VLLM_\w+)"', theirs)}
+        assert told - read <= known
+
+
+def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]:
+    with pytest.raises(SystemExit) as stop:
+        (cli.serve_main if words == ["--help"] else cli.main)(words)
+    assert stop.value.code == 0
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", capsys.readouterr().out))
+
+
+@readme
+def test_every_option_of_serve_is_listed(
+    document: Document, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table of options is that of ``serve --help``."""
+    options = options_of(["--help"], capsys) | {"--help"}
+    told = {
+        code.split()[0]
+        for table in document.tables
+        for row in table
+        for code in row[0].codes
+        if code.startswith("--")
+    }
+    assert told == options
+
+
+@readme
+def test_every_command_is_listed(document: Document, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands of ``qwen2vl-serve --help`` stand in the README, each in a code span."""
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = capsys.readouterr().out.partition("COMMAND")[2]
+    commands = re.findall(r"^    (\w+) +\S", listed, re.MULTILINE)
+    assert commands[0] == "serve"
+    for command in commands:
+        assert f"qwen2vl-serve {command}" in document.codes
+
+
+@readme
+def test_the_table_of_profiles(document: Document) -> None:
+    """Model, cards, window and pictures in the README are those of the profiles that ship."""
+    names = profile_names()
+    table = document.table_of(names)
+    assert sorted(table) == names
+    for name in names:
+        profile = load_profile(name)
+        _, model, cards, window, media = table[name]
+        if profile.model.model != "demo":
+            assert model.codes == (profile.model.model,)
+            hardware, engine = profile.hardware, profile.engine
+            assert cards.text.startswith(f"{profile.workers} × {hardware.card}")
+            if engine.tensor_parallel_size > 1:
+                assert str(engine.tensor_parallel_size) in cards.text.split("×", 1)[1]
+            if "GiB" in cards.text:
+                assert f"{hardware.card_memory_gib:g} GiB" in cards.text
+        assert numbers(window) == {profile.engine.max_model_len}
+        limits = profile.media.limit_mm_per_prompt
+        assert numbers(media) == {limits.image, limits.video} - {0}
+
+
+@readme
+def test_every_target_of_make_that_is_named_exists(document: Document) -> None:
+    """``make serve`` and the others are targets, and the README names the two that matter."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z]+)\b(?=[`\n])", document.source))
+    assert {"serve", "test", "help"} <= named <= targets
+    for variable in ("EXTRA", "PROFILE", "PORT", "PYTHON"):
+        assert variable in makefile
+        assert any(code.startswith(f"{variable}=") for code in document.codes)
+
+
+@pytest.mark.parametrize("document", HELD, ids=str)
+def test_links_lead_somewhere(document: Document) -> None:
+    """Every relative link names a file that exists, every anchor a heading."""
+    for link in document.links:
+        if re.match(r"https?://", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (document.path.parent / name).resolve() if name else document.path
+        assert target.exists(), link
+        if anchor:
+            assert anchor in Document(str(target.relative_to(ROOT))).anchors, link
+
+
+@pytest.mark.parametrize("twins", TWINS, ids=str)
+def test_the_two_languages_have_one_shape(twins: list[Document]) -> None:
+    """The same headings by level, the same tables by size, the same code but for comments."""
+    english, chinese = twins
+    assert [tag for tag, _ in english.headings] == [tag for tag, _ in chinese.headings]
+    assert [len(table) for table in english.tables] == [len(table) for table in chinese.tables]
+
+    def code(document: Document) -> list[tuple[str, frozenset[str], str]]:
+        comment = re.compile(r"(?:^|\s+)#(?!\{).*", re.MULTILINE)
+        return [(b.language, b.tags, comment.sub("", b.text)) for b in document.blocks]
+
+    assert code(english) == code(chinese)
+
+
+@pytest.mark.parametrize("twins", TWINS, ids=str)
+def test_the_two_languages_name_the_same_things(twins: list[Document]) -> None:
+    """What stands in code marks is not translated, so that each page has all of the other's."""
+    english, chinese = twins
+    assert {*english.codes} == {*chinese.codes}
+
+
+@readme
+def test_the_demo_model_is_introduced_as_what_it_is(document: Document) -> None:
+    """The first paragraph that names the demo model says that it is a demonstrator."""
+    words = ("demonstrator", "test bed") if document.path.name == "README.md" else ("演示", "测试")
+    names = ("demo model", "演示模型")
+    paragraphs = document.source.replace("\n", " ").split("  ")
+    first = next(p for p in paragraphs if any(name in p for name in names))
+    assert all(word in first for word in words)
