@@ -1,0 +1,1 @@
+"""Measurements beside stock vLLM; not part of the distribution."""
