@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from qwen2vl_serve import cli, protocol
 from qwen2vl_serve.app import Metrics, build_app
 from qwen2vl_serve.auth import Keys
-from qwen2vl_serve.errors import APIError, ReservedToken
+from qwen2vl_serve.errors import APIError, RequestError, ReservedToken
 from qwen2vl_serve.profile import load_profile, profile_names
 from qwen2vl_serve.profile_sections import EngineSection, LimitsSection, MediaSection
 from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
@@ -182,6 +182,17 @@ def test_control_tokens_are_refused_or_allowed_as_told(document: Document) -> No
                 parse_chat(body.encode(), limits)
         else:
             parse_chat(body.encode(), limits)
+
+
+@api
+def test_the_examples_are_requests_and_errors_of_this_server(document: Document) -> None:
+    """The request passes the parser; the error is what the parser says, to the letter."""
+    limits = RequestLimits(max_messages=9, max_n=8, max_tokens=None, images=1, videos=0)
+    request, error = (block.text for block in document.blocks if block.language == "json")
+    parse_chat(request.encode(), limits)
+    with pytest.raises(RequestError) as caught:
+        parse_chat(json.dumps({**json.loads(request), "n": 9}).encode(), limits)
+    assert json.loads(error) == caught.value.body()
 
 
 def errors_with_codes(kind: type[APIError] = APIError) -> Iterator[type[APIError]]:
