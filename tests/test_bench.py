@@ -1,0 +1,276 @@
+"""The benchmark's own parts: arguments, statistics, clocks, streams; no server is timed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from bench import servers, traffic
+from bench.figures import Comparison, Spread, table
+from bench.first_light import compare, main, parser
+from bench.servers import BenchError, Server, our_command, stock_command
+from qwen2vl_serve.profile import load_profile
+
+SECONDS = st.floats(min_value=1e-6, max_value=1e3)
+
+
+def test_defaults_measure_the_demo_profile() -> None:
+    """Without arguments the demo profile is measured for 30 rounds, to the terminal only."""
+    arguments = parser().parse_args([])
+    assert (arguments.profile, arguments.rounds, arguments.requests) == ("demo", 30, 10)
+    assert arguments.json is None
+
+
+@pytest.mark.parametrize("given_", ["0", "-3", "many"])
+def test_unusable_counts_are_refused(given_: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A number of rounds that measures nothing ends with status 2 and names the option."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--rounds", given_])
+    assert ended.value.code == 2
+    assert "--rounds" in capsys.readouterr().err
+
+
+def test_both_commands_start_the_same_engine() -> None:
+    """Stock gets the words of the profile's own `vllm serve` line, ours the profile's name."""
+    profile = load_profile("demo", ["host=127.0.0.1", "port=4321"])
+    stock, ours = stock_command(profile), our_command(profile)
+    assert stock[stock.index("--model") + 1 :] == profile.vllm_command()[2:]
+    assert ours[-6:] == ["--profile", "demo", "--host", "127.0.0.1", "--port", "4321"]
+
+
+@given(st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=30))
+def test_ratios_are_those_of_paired_rounds(rounds: list[tuple[float, float]]) -> None:
+    """Each round is compared with the one measured in turns with it, not with the median."""
+    stock, ours = zip(*rounds, strict=True)
+    comparison = Comparison.of("text", "wall", stock, ours)
+    ratios = sorted(mine / theirs for theirs, mine in rounds)
+    assert comparison.ratio.least == ratios[0]
+    assert comparison.ratio.most == ratios[-1]
+    assert comparison.ratio.least <= comparison.ratio.middle <= comparison.ratio.most
+    assert min(stock) <= comparison.stock.middle <= max(stock)
+
+
+def test_rounds_without_a_partner_are_an_error() -> None:
+    """A side that lost a round cannot be compared."""
+    with pytest.raises(ValueError, match="shorter"):
+        Comparison.of("text", "wall", [1.0, 2.0], [1.0])
+
+
+def test_the_table_shows_milliseconds_and_plain_ratios() -> None:
+    """Figures are milliseconds with their extremes; every line has the same width."""
+    comparison = Comparison.of("text", "API CPU", [0.002, 0.004, 0.003], [0.001, 0.004, 0.003])
+    lines = table([comparison]).splitlines()
+    assert lines[-1].split(" | ")[2:] == [
+        "3.00 (2.00…4.00)",
+        "3.00 (1.00…4.00)",
+        "1.00 (0.50…1.00) |",
+    ]
+    assert len({len(line) for line in lines}) == 1
+    assert Spread.of([1.0]).shown() == "1.00 (1.00…1.00)"
+
+
+def test_the_cpu_clock_counts_work_and_not_waiting() -> None:
+    """A process that computes uses CPU time, one that sleeps does not; children do not count."""
+    busy = "print(flush=True); input(); sum(range(10**7)); print(flush=True); input()"
+    idle = "import subprocess,sys; print(flush=True); input(); "
+    idle += (
+        "subprocess.run([sys.executable, '-c', 'sum(range(10**7))']); print(flush=True); input()"
+    )
+    spent = {name: _cpu_of(code) for name, code in (("busy", busy), ("idle", idle))}
+    assert spent["busy"] > 0.02
+    assert spent["idle"] < spent["busy"] / 2
+
+
+def _cpu_of(code: str) -> float:
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()
+        server = Server("any", 0, process.pid, "")
+        before = server.cpu_seconds()
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        return server.cpu_seconds() - before
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_no_two_pictures_are_alike() -> None:
+    """Each number has a 280×280 JPEG of its own, the same in every run."""
+    drawn = [traffic.drawn_jpeg(number) for number in range(20)]
+    assert len(set(drawn)) == 20
+    assert drawn[3] == traffic.drawn_jpeg(3)
+    with Image.open(io.BytesIO(drawn[0])) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (280, 280))
+
+
+def _event(content: str | None, usage: int | None = None) -> bytes:
+    choices = [] if content is None else [{"delta": {"content": content}}]
+    chunk = {"choices": choices, "usage": usage and {"completion_tokens": usage}}
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+def test_a_whole_stream_gives_its_text() -> None:
+    """The pieces are joined when the stream says that all its tokens were made."""
+    data = _event("Hel") + _event("lo") + _event(None, 64) + b"data: [DONE]\n\n"
+    assert traffic.streamed_text(data) == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (_event("Hel"), "does not end in"),
+        (b"", "does not end in"),
+        (b'data: {"error": {}}\n\ndata: [DONE]\n\n', "holds an error"),
+        (_event("Hel") + _event(None, 9) + b"data: [DONE]\n\n", "9 tokens instead of 64"),
+        (_event("Hel") + b"data: [DONE]\n\n", "None tokens"),
+    ],
+)
+def test_a_stream_that_did_less_work_is_not_measured(data: bytes, message: str) -> None:
+    """A cut, failed or short answer ends the benchmark instead of looking fast."""
+    with pytest.raises(BenchError, match=message):
+        traffic.streamed_text(data)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """Answers every chat with the server's ``text``, streamed when asked for."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = self.server.text  # type: ignore[attr-defined]
+        kind = "text/event-stream" if body.get("stream") else "application/json"
+        data = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+        if body.get("stream"):
+            data = _event(text) + _event(None, 64) + b"data: [DONE]\n\n"
+        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def two() -> Iterator[list[ThreadingHTTPServer]]:
+    """Two HTTP servers that stand for stock and ours."""
+    running = [ThreadingHTTPServer(("127.0.0.1", 0), _Answers) for _ in range(2)]
+    for one in running:
+        one.text, one.status = "red", 200  # type: ignore[attr-defined]
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+    yield running
+    for one in running:
+        one.shutdown()
+        one.server_close()
+
+
+def _pair(two: list[ThreadingHTTPServer]) -> tuple[Server, Server]:
+    stock, ours = (
+        Server(name, one.server_port, os.getpid(), "m")
+        for name, one in zip(("stock", "ours"), two, strict=True)
+    )
+    return stock, ours
+
+
+def test_every_case_is_compared_on_both_sides(two: list[ThreadingHTTPServer]) -> None:
+    """Each case gives its CPU line, the sequential ones a wall line as well."""
+    lines = compare(_pair(two), rounds=2, requests=1)
+    text, picture, streams = (case.name for case in traffic.CASES)
+    assert [(line.case, line.quantity) for line in lines] == [
+        (text, "API CPU"),
+        (text, "wall"),
+        (picture, "API CPU"),
+        (picture, "wall"),
+        (streams, "API CPU"),
+    ]
+    assert all(line.stock.least > 0 and line.ours.least > 0 for line in lines)
+
+
+def test_servers_that_answer_differently_are_not_compared(two: list[ThreadingHTTPServer]) -> None:
+    """Another answer means other work: the benchmark stops and shows both."""
+    two[1].text = "blue"  # type: ignore[attr-defined]
+    with pytest.raises(BenchError, match=r"stock answered .*red.*, ours .*blue"):
+        compare(_pair(two), rounds=1, requests=1)
+
+
+def test_an_error_answer_ends_the_benchmark(two: list[ThreadingHTTPServer]) -> None:
+    """A server that refuses is not timed."""
+    two[0].status = 503  # type: ignore[attr-defined]
+    with pytest.raises(BenchError, match="HTTP 503"):
+        compare(_pair(two), rounds=1, requests=1)
+
+
+def test_a_server_that_fails_to_start_takes_the_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the side and its last lines; no process is left."""
+    sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    broken = "import time; time.sleep(2); 1/0"
+    monkeypatch.setattr(servers, "stock_command", lambda _: [sys.executable, "-c", broken])
+    monkeypatch.setattr(servers, "our_command", lambda _: [sys.executable, "-c", sleeper])
+    with (
+        pytest.raises(BenchError, match=r"(?s)stock did not become ready.*ZeroDivisionError"),
+        servers.both("demo", tmp_path),
+    ):
+        pass
+    log = tmp_path / "ours.log"
+    (pid,) = log.read_text().split()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_killed_benchmark_leaves_no_server(tmp_path: Path) -> None:
+    """SIGKILL cannot be caught: the kernel ends the servers in the benchmark's place."""
+    code = (
+        "import os, sys, time, bench.servers as s\n"
+        "from pathlib import Path\n"
+        "sleeper = [sys.executable, '-c', "
+        "'import os, time; print(os.getpid(), flush=True); time.sleep(600)']\n"
+        "with s._process(sleeper, Path(sys.argv[1]), dict(os.environ)):\n"
+        "    time.sleep(600)\n"
+    )
+    log = tmp_path / "log"
+    bench = subprocess.Popen([sys.executable, "-c", code, str(log)])
+    try:
+        pid = _within(30, lambda: log.exists() and log.read_text().strip())
+        bench.kill()
+        bench.wait()
+        _within(10, lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid))
+    finally:
+        bench.kill()
+
+
+def _is_zombie(pid: object) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def _within(seconds: float, condition: object) -> object:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():  # type: ignore[operator]
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")
