@@ -157,12 +157,13 @@ class _Answers(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = self.server.text  # type: ignore[attr-defined]
+        assert isinstance(self.server, _Stub)
+        text = self.server.text
         kind = "text/event-stream" if body.get("stream") else "application/json"
         data = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
         if body.get("stream"):
             data = _event(text) + _event(None, 64) + b"data: [DONE]\n\n"
-        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.send_response(self.server.status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -172,12 +173,19 @@ class _Answers(BaseHTTPRequestHandler):
         pass
 
 
+class _Stub(ThreadingHTTPServer):
+    """A server that takes all streams of a burst at once, and what it answers."""
+
+    request_queue_size = 2 * traffic.STREAMS
+    text = "red"
+    status = 200
+
+
 @pytest.fixture
-def two() -> Iterator[list[ThreadingHTTPServer]]:
+def two() -> Iterator[list[_Stub]]:
     """Two HTTP servers that stand for stock and ours."""
-    running = [ThreadingHTTPServer(("127.0.0.1", 0), _Answers) for _ in range(2)]
+    running = [_Stub(("127.0.0.1", 0), _Answers) for _ in range(2)]
     for one in running:
-        one.text, one.status = "red", 200  # type: ignore[attr-defined]
         threading.Thread(target=one.serve_forever, daemon=True).start()
     yield running
     for one in running:
@@ -185,7 +193,7 @@ def two() -> Iterator[list[ThreadingHTTPServer]]:
         one.server_close()
 
 
-def _pair(two: list[ThreadingHTTPServer]) -> tuple[Server, Server]:
+def _pair(two: list[_Stub]) -> tuple[Server, Server]:
     stock, ours = (
         Server(name, one.server_port, os.getpid(), "m")
         for name, one in zip(("stock", "ours"), two, strict=True)
@@ -193,7 +201,7 @@ def _pair(two: list[ThreadingHTTPServer]) -> tuple[Server, Server]:
     return stock, ours
 
 
-def test_every_case_is_compared_on_both_sides(two: list[ThreadingHTTPServer]) -> None:
+def test_every_case_is_compared_on_both_sides(two: list[_Stub]) -> None:
     """Each case gives its CPU line, the sequential ones a wall line as well."""
     lines = compare(_pair(two), rounds=2, requests=1)
     text, picture, streams = (case.name for case in traffic.CASES)
@@ -207,16 +215,16 @@ def test_every_case_is_compared_on_both_sides(two: list[ThreadingHTTPServer]) ->
     assert all(line.stock.least > 0 and line.ours.least > 0 for line in lines)
 
 
-def test_servers_that_answer_differently_are_not_compared(two: list[ThreadingHTTPServer]) -> None:
+def test_servers_that_answer_differently_are_not_compared(two: list[_Stub]) -> None:
     """Another answer means other work: the benchmark stops and shows both."""
-    two[1].text = "blue"  # type: ignore[attr-defined]
+    two[1].text = "blue"
     with pytest.raises(BenchError, match=r"stock answered .*red.*, ours .*blue"):
         compare(_pair(two), rounds=1, requests=1)
 
 
-def test_an_error_answer_ends_the_benchmark(two: list[ThreadingHTTPServer]) -> None:
+def test_an_error_answer_ends_the_benchmark(two: list[_Stub]) -> None:
     """A server that refuses is not timed."""
-    two[0].status = 503  # type: ignore[attr-defined]
+    two[0].status = 503
     with pytest.raises(BenchError, match="HTTP 503"):
         compare(_pair(two), rounds=1, requests=1)
 
