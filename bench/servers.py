@@ -17,7 +17,7 @@ from pathlib import Path
 
 from qwen2vl_serve.profile import Profile, load_profile
 
-BOOT_SECONDS = 300.0
+BOOT_SECONDS = 600.0
 STOP_SECONDS = 20.0
 HOST = "127.0.0.1"
 
