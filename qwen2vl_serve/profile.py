@@ -33,7 +33,8 @@ from qwen2vl_serve.profile_sections import (
 from qwen2vl_serve.profile_yaml import Document, KeyPath, dotted, parse_yaml, read_yaml, shown
 
 DEMO_PROFILE = "demo"
-REHEARSAL_KV_BYTES = 512 * 1024 * 1024
+# Over all workers; the demo model needs about 4 KiB a token.
+REHEARSAL_KV_BYTES = 1024**3
 # Options of ``--set``'s kin on the command line: plain text, not YAML.
 BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server.port"}
 
@@ -176,7 +177,7 @@ class Profile(Section):
                 # Pipeline stages die on their first request when no warm-up run has allocated
                 # their intermediate tensors, and eager mode skips that run.
                 "enforce_eager": None if self.engine.pipeline_parallel_size > 1 else True,
-                "kv_cache_memory_bytes": REHEARSAL_KV_BYTES,
+                "kv_cache_memory_bytes": REHEARSAL_KV_BYTES // self.workers,
                 **dict.fromkeys(
                     (
                         "gpu_memory_utilization",

@@ -389,6 +389,7 @@ def test_rehearsal_keeps_topology_limits_and_address():
     assert rehearsed.media.max_pixels == demo.media.max_pixels
     arguments = rehearsed.engine_args()
     assert arguments["dtype"] == "float32"
+    assert arguments["kv_cache_memory_bytes"] == 2**27
     for dropped in ("quantization", "revision", "kv_cache_dtype", "gpu_memory_utilization"):
         assert dropped not in arguments
     # With eager mode a pipeline stage dies on its first request.
