@@ -85,10 +85,8 @@ class VisionAttention(nn.Module):
         """x [batch, patches, dim] -> the same shape."""
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        turned = qkv[:2] * cos + rotate_half(qkv[:2]) * sin
-        out = F.scaled_dot_product_attention(
-            turned[0].to(x.dtype), turned[1].to(x.dtype), qkv[2].to(x.dtype)
-        )
+        q, k = qkv[:2] * cos + rotate_half(qkv[:2]) * sin
+        out = F.scaled_dot_product_attention(q, k, qkv[2])
         mixed: Tensor = self.proj(out.transpose(1, 2).reshape(batch, length, dim))
         return mixed
 
@@ -134,19 +132,25 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(3, dim, kernel_size=size, stride=size, bias=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """frames [batch, 1 or 2, 3, height, width] -> [batch, patches in merge order, dim].
+        """frames uint8 [batch, 1 or 2, 3, height, width] -> [batch, patches in merge order, dim].
 
         One frame stands for a picture, which Qwen2-VL repeats twice: the two halves of the
-        kernel are summed instead.
+        kernel are summed instead. The processor's normalisation is folded into the product, so
+        that the large tensor stays in bytes; bytes less 128 are exact even in bfloat16.
         """
         batch, count, _, height, width = frames.shape
         rows, columns = height // CELL, width // CELL
         view = frames.view(batch, count, 3, rows, MERGE, PATCH, columns, MERGE, PATCH)
-        patches = view.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+        patches = view.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(batch, rows * columns * 4, -1)
         weight = self.proj.weight
         if count == 1:
             weight = weight.sum(dim=2, keepdim=True)
-        return F.linear(patches.reshape(batch, rows * columns * 4, -1), weight.flatten(1))
+        mean = torch.tensor(CLIP_MEAN, device=frames.device).view(3, 1, 1, 1) * 255.0
+        std = torch.tensor(CLIP_STD, device=frames.device).view(3, 1, 1, 1) * 255.0
+        weight = weight / std
+        bias = (weight * (128.0 - mean)).flatten(1).sum(1)
+        kind = torch.bfloat16 if torch.is_autocast_enabled(frames.device.type) else weight.dtype
+        return F.linear(patches.to(kind) - 128, weight.flatten(1), bias)
 
 
 class PatchMerger(nn.Module):
@@ -177,12 +181,10 @@ class Vision(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """frames uint8 [batch, 1 or 2, 3, height, width] -> [batch, cells, hidden]."""
-        mean = torch.tensor(CLIP_MEAN, device=frames.device).view(3, 1, 1) * 255.0
-        std = torch.tensor(CLIP_STD, device=frames.device).view(3, 1, 1) * 255.0
-        x = self.patch_embed((frames.float() - mean) / std)
+        x = self.patch_embed(frames)
         height, width = frames.shape[-2:]
         cos, sin = vision_angles(height // PATCH, width // PATCH, self.head_dim)
-        cos, sin = cos.to(frames.device), sin.to(frames.device)
+        cos, sin = cos.to(x), sin.to(x)
         for block in self.blocks:
             x = block(x, cos, sin)
         out: Tensor = self.merger(x)
@@ -223,8 +225,9 @@ class Attention(nn.Module):
 
         q, k = split(self.q_proj, self.heads), split(self.k_proj, self.kv_heads)
         v = split(self.v_proj, self.kv_heads)
-        q = (q * cos + rotate_half(q) * sin).to(v.dtype)
-        k = (k * cos + rotate_half(k) * sin).to(v.dtype)
+        cos, sin = cos.to(v.dtype), sin.to(v.dtype)
+        q = q * cos + rotate_half(q) * sin
+        k = k * cos + rotate_half(k) * sin
         repeat = self.heads // self.kv_heads
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -1,0 +1,506 @@
+"""Questions about one picture and their answers, in English and Chinese, from its truth.
+
+Each function returns a Dialogue, or None when the picture does not suit the question (nothing to
+point at, or a place too near a border to be named). Answers are canonical: the same truth and the
+same kind of question always give the same words.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from qwen2vl_serve.demo.draw import Scene, Thing
+from qwen2vl_serve.demo.names import COLOURS, PLACES, SHAPES, Language, colour_name, shape_name
+from qwen2vl_serve.demo.wording import (
+    SPELL_END,
+    SPELL_START,
+    Dialogue,
+    Turn,
+    article,
+    as_typed,
+    capital,
+    listing,
+    noun,
+    pick,
+    refer,
+    typed_shape,
+    vary,
+)
+
+Rng = np.random.Generator
+
+COLOUR_EN = (
+    "[What|Which] colo[u|]r is {ref}?", "[What is|What's] the colo[u|]r of {ref}?",
+    "[Tell me|Name|Say|Identify] the colo[u|]r of {ref}.", "{Ref} is what colo[u|]r?",
+    "[What|Which] colo[u|]r is {ref} in [the|this] [picture|image|photo]?",
+    "What colo[u|]r does {ref} have?", "[Do you know|I want to know] what colo[u|]r {ref} is[?|.]",
+    "In what colo[u|]r is {ref} [drawn|painted|shown]?",
+)  # fmt: skip
+COLOUR_ZH = (
+    "{ref}是什么颜色[的|]？", "{ref}的颜色是什么？", "[图中|图片中|图里]{ref}是什么颜色[的|]？", "{ref}是哪种颜色？",
+    "[说出|告诉我]{ref}的颜色。", "{ref}什么颜色？", "{ref}是啥颜色？", "{ref}是何种颜色？",
+)  # fmt: skip
+SHAPE_EN = (
+    "[What|Which] shape is {ref}?", "[What is|What's] the shape of {ref}?",
+    "[Tell me|Name|Say|Identify] the shape of {ref}.", "What [kind|type|sort] of shape is {ref}?",
+    "What [geometric|] shape does {ref} have?", "[What|Which] geometric [figure|shape] is {ref}?",
+)  # fmt: skip
+SHAPE_EN_ALONE = (
+    "[What|Which] shape is [this|it|that]?", "What [geometric|] shape [do you see|can you see]?",
+    "[What|Which] shape is [in|shown in] [the|this] [picture|image]?",
+    "[What|Which] shape [is there|is shown|is drawn|appears]?", "Name the shape.",
+    "What is the shape in [the|this] [picture|image]?", "Identify the shape.",
+)  # fmt: skip
+SHAPE_ZH = (
+    "{ref}是什么形状[的|]？", "{ref}的形状是什么？", "[图中|图里]{ref}是什么形状？", "{ref}是什么图形？",
+    "[说出|告诉我]{ref}的形状。", "{ref}是哪种[形状|图形]？",
+)  # fmt: skip
+SHAPE_ZH_ALONE = (
+    "[这|图中|图里|图片中|图片里]是什么[形状|图形]？", "[图中|图里|图片里]有什么[形状|图形]？", "这是哪种[形状|图形]？",
+    "[图中|图片里]的图形是什么形状？", "你看到了什么[形状|图形]？", "什么形状？",
+)  # fmt: skip
+COUNT_EN = (
+    "How many {what} are there[| in the picture| in the image| in this picture| here]?",
+    "How many {what} [do|can] you [see|count|find]?", "Count the {what}.",
+    "[What is|What's] the number of {what}[| in the picture]?", "How many {what}?",
+    "How many {what} does [the|this] [picture|image] [show|contain|have]?",
+)  # fmt: skip
+COUNT_ZH = (
+    "[图中|图里|图片中|图片里|]有[几个|多少个|多少]{what}？", "{what}有[几个|多少个]？", "[数一数|数数]有几个{what}。",
+    "一共有[几个|多少个]{what}？", "[图中|图片中]{what}的数量是多少？", "你看到[几个|多少个]{what}？",
+)  # fmt: skip
+PLACE_EN = (
+    "Where is {ref}?", "Where is {ref} [in|located in] [the|this] [picture|image]?",
+    "[What is|What's] the position of {ref}?", "[In which|In what] part of the [picture|image] is {ref}?",
+    "Where [can I find|do you see|can you see] {ref}?", "On which side is {ref}?",
+    "Tell me where {ref} is.", "Where's {ref}?",
+)  # fmt: skip
+PLACE_ZH = (
+    "{ref}在哪[里|儿]？", "{ref}在[图片|图|图中|画面]的[什么位置|哪里|哪边]？", "{ref}在什么[位置|地方]？", "{ref}的位置[在哪里|是什么]？",
+    "[图中|图里]{ref}在哪里？", "{ref}位于哪里？", "{ref}在哪[一|]边？", "{ref}在[左边还是右边|上方还是下方]？",
+)  # fmt: skip
+DESCRIBE_EN = (
+    "Describe [the|this] [picture|image].", "What is in [the|this] [picture|image]?",
+    "What do you see[| in the picture| in this image| here]?", "What's in [the|this] [picture|image]?",
+    "What does [the|this] [picture|image] show?", "What can you see[| in the picture| in the image]?",
+    "What is [this|shown|shown here]?", "Describe what you see.", "Describe [this|it].",
+    "Can you describe [the|this] [picture|image]?", "What is there in the [picture|image]?",
+    "What objects are in [the|this] [picture|image]?", "Write a caption for [the|this] [picture|image].",
+    "Describe the image in [detail|one sentence].", "Tell me what you see.", "Explain this image.",
+)  # fmt: skip
+DESCRIBE_ZH = (
+    "[请|]描述[一下|][这张|][图片|图|图像]。", "[图中|图里|图片中|图片里|这张图里|这张图片里|画面里]有什么？", "你看到了什么？",
+    "这是什么？", "[这张|]图[片|]里[都|]有[些|]什么[东西|]？", "描述图片[内容|的内容]。", "图片[的|]内容是什么？", "你能看到什么？",
+    "[图中|图片上]画了什么？", "用一句话描述这张[图|图片]。", "介绍一下这张图片。", "说说图里有什么。", "图片显示了什么？",
+)  # fmt: skip
+READ_EN = (
+    "What does [it|the text|the sign|the picture|the image|this] say?", "Read the [text|word|number|sign].",
+    "What [text|word|number] is [shown|written|printed|in the picture|in the image|this|there|displayed]?",
+    "What is written [here|in the picture|in the image|there|on it]?", "[Transcribe|Extract|OCR] the text[| in the image| in this picture].",
+    "What [letters|characters|digits] do you see?", "Read [this|it|it to me|the picture].", "What can you read[| here]?",
+    "What is the [number|word|text][| in the picture| in the image]?", "Which [number|word] [is it|is shown|do you see]?",
+    "Can you read the [text|word|number]?", "Recognize the text.", "What [number|word] does the [picture|image] show?",
+)  # fmt: skip
+READ_ZH = (
+    "[图中|图里|图片上|图片里|上面|这里]写[着|了][什么|什么字|什么文字]？", "[读出|识别|提取][图中|图片中|图片里|]的[文字|字|数字|内容]。",
+    "[图中|图片中|图里]的[文字|数字|字|单词]是什么？", "[图中|图里]是什么[数字|字|文字|单词]？", "这是什么[数字|字|单词]？", "[请读|读][一下|]图中的[文字|字]。",
+    "图片[上|里]有什么[文字|字|数字]？", "上面的[文字|字|数字]是[什么|多少]？", "写的是什么？", "图中的数字是多少？", "识别文字。",
+)  # fmt: skip
+BOX_EN = (
+    "[Draw|Give|Return|Output|Show] [a|the] [bounding box|box] [of|for|around] {ref}.", "Box {ref}.", "[Locate|Detect|Ground|Find] {ref}.",
+    "[Locate|Detect|Find] {ref} [with|and give] a [bounding box|box].", "Where is {ref}? [Answer with|Give|Output] a [bounding box|box].",
+    "What are the [box |bounding box |]coordinates of {ref}?", "Frame {ref}.", "[Mark|Point out] {ref} with a box.",
+    "Give me the bounding box [of|for] {ref}.", "Output the bounding box coordinates of {ref}.",
+)  # fmt: skip
+BOX_ZH = (
+    "[框出|框选|用框标出|标出|圈出]{ref}[的位置|]。", "[检测|定位]{ref}。", "给出{ref}的[边界框|坐标|检测框|框|位置框]。", "{ref}的[坐标|边界框]是什么？",
+    "[请|]用[边界框|框]标出{ref}。", "输出{ref}的[边界框|坐标]。", "找到{ref}并[框出来|给出坐标]。", "[图中|图里]{ref}的坐标是多少？",
+)  # fmt: skip
+BACKGROUND_EN = (
+    "[What|Which] colo[u|]r is the background?", "[What is|What's] the background colo[u|]r?",
+    "[What is|Name] the colo[u|]r of the background[?|.]",
+)  # fmt: skip
+BACKGROUND_ZH = ("背景是什么颜色[的|]？", "背景[的|]颜色是什么？", "[图片|图]的背景是什么颜色？")
+
+
+def ask(rng: Rng, language: Language, english: tuple[str, ...], chinese: tuple[str, ...],
+        **names: str) -> str:  # fmt: skip
+    """A question of one of the patterns, as typed."""
+    patterns = english if language == "en" else chinese
+    names |= {capital(name): capital(value) for name, value in names.items()}
+    return as_typed(rng, capital(vary(rng, patterns, **names)), language)
+
+
+def one(rng: Rng, things: tuple[Thing, ...]) -> Thing:
+    """One of the things."""
+    return things[int(rng.integers(len(things)))]
+
+
+def colour_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """What colour is it?"""
+    thing = one(rng, scene.things)
+    ref = refer(rng, thing, scene.things, language, hide="colour")
+    if ref is None:
+        return None
+    name = colour_name(thing.colour, language)
+    question = ask(rng, language, COLOUR_EN, COLOUR_ZH, ref=ref)
+    if rng.random() < 0.08:
+        question += " Answer with one word." if language == "en" else "只用一个词回答。"
+        answer = capital(name) + "." if language == "en" else name + "。"
+    else:
+        answer = colour_answer(thing, language)
+    return Dialogue("colour", language, (Turn(question, answer),))
+
+
+def colour_answer(thing: Thing, language: Language) -> str:
+    """"The circle is red."."""
+    name = colour_name(thing.colour, language)
+    if language == "en":
+        return f"The {thing.kind} is {name}."
+    what = "文字" if thing.kind == "text" else shape_name(thing.kind, language)
+    return f"{what}是{name}的。"
+
+
+def shape_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """What shape is it?"""
+    thing = one(rng, scene.things)
+    if thing.kind == "text":
+        return None
+    ref = refer(rng, thing, scene.things, language, hide="shape")
+    if ref is None:
+        return None
+    if len(scene.things) == 1 and rng.random() < 0.5:
+        question = ask(rng, language, SHAPE_EN_ALONE, SHAPE_ZH_ALONE)
+    else:
+        question = ask(rng, language, SHAPE_EN, SHAPE_ZH, ref=ref)
+    if rng.random() < 0.06:
+        question += " Answer with one word." if language == "en" else "只用一个词回答。"
+        name = shape_name(thing.kind, language)
+        answer = capital(name) + "." if language == "en" else name + "。"
+    else:
+        answer = shape_answer(thing, language)
+    return Dialogue("shape", language, (Turn(question, answer),))
+
+
+def shape_answer(thing: Thing, language: Language) -> str:
+    """"The shape is a circle."."""
+    if language == "en":
+        return f"The shape is {article(thing.kind)}."
+    return f"这是{shape_name(thing.kind, language)}。"
+
+
+def count_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """How many are there: of all, of one shape, of one colour?"""
+    if any(t.kind == "text" for t in scene.things):
+        return None
+    english = language == "en"
+    way = rng.random()
+    if way < 0.5:
+        what = pick(rng, ("shapes", "objects", "things", "figures", "items") if english
+                    else ("图形", "物体", "形状", "东西"))  # fmt: skip
+        number, named, noun_one = len(scene.things), what, what[:-1]
+    elif way < 0.78:
+        absent = rng.random() < 0.12
+        shape = str(rng.choice(SHAPES)) if absent else one(rng, scene.things).kind
+        number = sum(t.kind == shape for t in scene.things)
+        noun_one = shape
+        typed = typed_shape(rng, shape, language)
+        what = plural(typed) if english else typed
+        named = plural(shape) if english else shape_name(shape, language)
+    else:
+        absent = rng.random() < 0.12
+        colour = str(rng.choice(COLOURS)) if absent else one(rng, scene.things).colour
+        number = sum(t.colour == colour for t in scene.things)
+        tail = pick(rng, ("shapes", "objects", "things") if english else ("图形", "物体"))
+        what = named = f"{colour} {tail}" if english else f"{colour_name(colour, language)}{tail}"
+        noun_one = what[:-1]
+    question = ask(rng, language, COUNT_EN, COUNT_ZH, what=what)
+    if english:
+        answer = f"There is 1 {noun_one}." if number == 1 else f"There are {number} {named}."
+    else:
+        answer = f"图中有{number}个{named}。"
+    return Dialogue("count", language, (Turn(question, answer),))
+
+
+def plural(name: str) -> str:
+    """The plural of a shape's name."""
+    return name + "es" if name.endswith(("s", "ss")) else name + "s"
+
+
+def place_of(thing: Thing) -> str | None:
+    """The name of the thing's place, or None when it lies near a border between two."""
+
+    def third(value: float, low: str, high: str) -> str | None:
+        if value < 0.36:
+            return low
+        if value > 0.64:
+            return high
+        return "" if 0.42 < value < 0.58 else None
+
+    across, down = (
+        third(thing.centre[0], "left", "right"),
+        third(thing.centre[1], "top", "bottom"),
+    )
+    if across is None or down is None:
+        return None
+    return " ".join(filter(None, (down, across))) or "center"
+
+
+def place_answer(thing: Thing, place: str, language: Language) -> str:
+    """"The red circle is on the left."."""
+    where = PLACES[place][0 if language == "en" else 1]
+    if language == "en":
+        return f"The {noun(thing, language)} is {where}."
+    return f"{noun(thing, language)}在{where}。"
+
+
+def place_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """Where is it, in the picture or from another thing?"""
+    thing = one(rng, scene.things)
+    if len(scene.things) > 1 and rng.random() < 0.45:
+        return relative_question(rng, scene, language)
+    place = place_of(thing)
+    ref = refer(rng, thing, scene.things, language)
+    if place is None or ref is None:
+        return None
+    question = ask(rng, language, PLACE_EN, PLACE_ZH, ref=ref)
+    return Dialogue("position", language, (Turn(question, place_answer(thing, place, language)),))
+
+
+def relation(one_thing: Thing, other: Thing) -> str | None:
+    """Where the first lies from the second, when that is plain."""
+    dx = one_thing.centre[0] - other.centre[0]
+    dy = one_thing.centre[1] - other.centre[1]
+    if abs(dx) > 0.2 and abs(dx) > 1.8 * abs(dy):
+        return "right" if dx > 0 else "left"
+    if abs(dy) > 0.2 and abs(dy) > 1.8 * abs(dx):
+        return "below" if dy > 0 else "above"
+    return None
+
+
+def relative_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """Is A left or right of B? What is left of B? Which is on the left?"""
+    first, second = (scene.things[int(k)] for k in rng.permutation(len(scene.things))[:2])
+    way = relation(first, second)
+    english = language == "en"
+    if way is None:
+        return None
+    sides = ("left", "right") if way in ("left", "right") else ("above", "below")
+    zh = {"left": "左边", "right": "右边", "above": "上方", "below": "下方"}
+    at = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+    a, b = noun(first, language), noun(second, language)
+    if len(scene.things) == 2 and rng.random() < 0.5:
+        side = {"left": "on the left", "right": "on the right", "above": "at the top",
+                "below": "at the bottom"}[way]  # fmt: skip
+        if rng.random() < 0.5:
+            question = ask(
+                rng, language,
+                ("[What|Which shape|Which object|What shape] is {side}?", "What do you see {side}?"),
+                ("{side}是什么[图形|形状|]？", "[哪个图形|什么]在{side}？", "图[片|]{side}有什么？"),
+                side=side if english else zh[way],
+            )  # fmt: skip
+            answer = f"The {a} is {side}." if english else f"{a}在{zh[way]}。"
+            return Dialogue("position", language, (Turn(question, answer),))
+        ref = refer(rng, second, scene.things, language)
+        if ref is None:
+            return None
+        question = ask(
+            rng, language,
+            ("[What|Which shape] is {at} {ref}?", "What do you see {at} {ref}?"),
+            ("{ref}[的|]{side}是什么？", "{ref}{side}有什么？"),
+            ref=ref, at=at[way], side=zh[way],
+        )  # fmt: skip
+    else:
+        ref = refer(rng, first, scene.things, language)
+        ref2 = refer(rng, second, scene.things, language)
+        if ref is None or ref2 is None or "it" in (ref, ref2) or ref == ref2:
+            return None
+        low, high = sides if rng.random() < 0.5 else sides[::-1]
+        of = " to the {low} or to the {high} of" if sides[0] == "left" else " {low} or {high}"
+        question = ask(
+            rng, language,
+            ("Is {ref}" + of + " {ref2}?", "Where is {ref} [relative to|compared to|from|in relation to] {ref2}?"),
+            ("{ref}在{ref2}的{lowzh}还是{highzh}？", "{ref}在{ref2}的[哪边|哪个方向|什么位置]？", "相对于{ref2}，{ref}在哪里？"),
+            ref=ref, ref2=ref2, low=low, high=high, lowzh=zh[low], highzh=zh[high],
+        )  # fmt: skip
+    answer = f"The {a} is {at[way]} the {b}." if english else f"{a}在{b}的{zh[way]}。"
+    return Dialogue("position", language, (Turn(question, answer),))
+
+
+def contents(scene: Scene, language: Language) -> str:
+    """"a red circle and a blue square", from left to right; a text with its letters."""
+    phrases: list[str] = []
+    for thing in sorted(scene.things, key=lambda t: t.centre[0]):
+        if thing.kind == "text":
+            spelt = f"{SPELL_START}{thing.text}{SPELL_END}"
+            phrases.append(f'the text "{spelt}"' if language == "en" else f"文字“{spelt}”")
+        elif language == "en":
+            phrases.append(article(noun(thing, language)))
+        else:
+            phrases.append("一个" + noun(thing, language))
+    return listing(phrases, language)
+
+
+def describe_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """What is in the picture?"""
+    question = ask(rng, language, DESCRIBE_EN, DESCRIBE_ZH)
+    seen = contents(scene, language)
+    answer = f"The picture shows {seen}." if language == "en" else f"图中有{seen}。"
+    text = scene.things[0].text if scene.things[0].kind == "text" else None
+    return Dialogue("describe", language, (Turn(question, answer),), text=text)
+
+
+def read_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """What does it say?"""
+    thing = scene.things[0]
+    if thing.kind != "text":
+        return None
+    question = ask(rng, language, READ_EN, READ_ZH)
+    return Dialogue("reading", language, (Turn(question, read_answer(thing, language)),), text=thing.text)
+
+
+def read_answer(thing: Thing, language: Language) -> str:
+    """It says "STOP"."""
+    spelt = f"{SPELL_START}{thing.text}{SPELL_END}"
+    return f'It says "{spelt}".' if language == "en" else f"图中写着“{spelt}”。"
+
+
+def box_answer(thing: Thing, language: Language) -> str:
+    """Qwen2-VL's box: thousandths of the picture, here in steps of ten."""
+    x1, y1, x2, y2 = (min(1000, max(0, round(v * 100) * 10)) for v in thing.box)
+    name = f"the {noun(thing, language)}" if language == "en" else noun(thing, language)
+    return (
+        f"<|object_ref_start|>{name}<|object_ref_end|>"
+        f"<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
+    )
+
+
+def box_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """Box the thing."""
+    thing = one(rng, scene.things)
+    ref = refer(rng, thing, scene.things, language)
+    if ref is None:
+        return None
+    question = ask(rng, language, BOX_EN, BOX_ZH, ref=ref)
+    return Dialogue("box", language, (Turn(question, box_answer(thing, language)),), box=thing.box)
+
+
+def background_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """What colour is the background?"""
+    if scene.background is None:
+        return None
+    question = ask(rng, language, BACKGROUND_EN, BACKGROUND_ZH)
+    name = colour_name(scene.background, language)
+    answer = f"The background is {name}." if language == "en" else f"背景是{name}的。"
+    return Dialogue("background", language, (Turn(question, answer),))
+
+
+def exists_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """Is there a red circle?"""
+    if any(t.kind == "text" for t in scene.things):
+        return None
+    thing = one(rng, scene.things)
+    colour, shape = thing.colour, thing.kind
+    if rng.random() < 0.5:
+        colour = str(rng.choice(COLOURS)) if rng.random() < 0.5 else colour
+        shape = str(rng.choice(SHAPES)) if rng.random() < 0.6 else shape
+    named = rng.random() < 0.6
+    there = any(t.kind == shape and (not named or t.colour == colour) for t in scene.things)
+    english = language == "en"
+    typed = shape_name(shape, language)
+    if named:
+        typed = f"{colour} {typed}" if english else colour_name(colour, language) + typed
+    question = ask(
+        rng, language,
+        ("Is there {a}[| in the picture| in the image]?", "Do you see {a}?", "Can you see {a}[| here]?",
+         "Does the [picture|image] [contain|show] {a}?"),
+        ("[图中|图里|图片里]有{a}吗？", "有没有{a}？", "图中有没有{a}？", "你看到{a}了吗？"),
+        a=article(typed) if english else typed,
+    )  # fmt: skip
+    if english:
+        answer = f"Yes, there is {article(typed)}." if there else f"No, there is no {typed}."
+    else:
+        answer = f"是的，图中有{typed}。" if there else f"没有，图中没有{typed}。"
+    return Dialogue("exists", language, (Turn(question, answer),))
+
+
+def compare_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """Same colour, same shape, which is larger: two things of one picture."""
+    if len(scene.things) != 2:
+        return None
+    first, second = sorted(scene.things, key=lambda t: t.centre[0])
+    english, way = language == "en", rng.random()
+    both = pick(rng, ("the two shapes", "both shapes", "the shapes", "they", "the two objects")
+                if english else ("两个图形", "这两个图形", "两个物体", "它们"))  # fmt: skip
+    if way < 0.4:
+        question = ask(
+            rng, language,
+            ("[Are|Is it true that] {both} [of |]the same colo[u|]r?", "Do {both} have the same colo[u|]r?"),
+            ("{both}[的|]颜色[一样|相同]吗？", "{both}是[同一种|同样的|一样的]颜色吗？"), both=both,
+        )  # fmt: skip
+        a, b = colour_name(first.colour, language), colour_name(second.colour, language)
+        if english:
+            answer = f"Yes, both are {a}." if a == b else f"No, one is {a} and the other is {b}."
+        else:
+            answer = f"是的，都是{a}。" if a == b else f"不一样，一个是{a}，另一个是{b}。"
+    elif way < 0.7:
+        question = ask(
+            rng, language,
+            ("Are {both} [of |]the same shape?", "Do {both} have the same shape?"),
+            ("{both}[的|]形状[一样|相同]吗？", "{both}是[同一种|同样的|一样的]形状吗？"), both=both,
+        )  # fmt: skip
+        a, b = shape_name(first.kind, language), shape_name(second.kind, language)
+        if english:
+            answer = (f"Yes, both are {plural(a)}." if a == b
+                      else f"No, one is {article(a)} and the other is {article(b)}.")  # fmt: skip
+        else:
+            answer = f"是的，都是{a}。" if a == b else f"不一样，一个是{a}，另一个是{b}。"
+    else:
+        larger, smaller = sorted((first, second), key=lambda t: -t.area)
+        if larger.area < 1.6 * smaller.area or noun(larger, "en") == noun(smaller, "en"):
+            return None
+        small = rng.random() < 0.35
+        wanted, word = (smaller, "smaller") if small else (larger, "larger")
+        question = ask(
+            rng, language,
+            ("Which [shape|one|object|] is [" + ("smaller|the smaller one" if small else "larger|bigger|the larger one") + "]?",),
+            ("[哪个|哪一个]" + ("图形[|更]小？" if small else "图形[|更]大？"), "哪个" + ("比较小？" if small else "比较大？")),
+        )  # fmt: skip
+        a = noun(wanted, language)
+        answer = f"The {a} is {word}." if english else f"{a}更{'小' if small else '大'}。"
+    return Dialogue("compare", language, (Turn(question, answer),))
+
+
+def json_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+    """The fields as JSON."""
+    english = language == "en"
+    things = sorted(scene.things, key=lambda t: t.centre[0])
+    thing = things[0]
+    if thing.kind == "text":
+        spelt = f"{SPELL_START}{thing.text}{SPELL_END}"
+        values: dict[str, object] = {"text": spelt, "color": colour_name(thing.colour, language)}
+    else:
+        alike = {noun(t, "en") for t in things}
+        if len(alike) > 1:
+            return None
+        values = {"color": colour_name(thing.colour, language),
+                  "shape": shape_name(thing.kind, language), "count": len(things)}  # fmt: skip
+    keys = [k for k in values if rng.random() < 0.75] or list(values)
+    if rng.random() < 0.3:
+        keys = keys[::-1]
+    spelling = {"color": "colour" if english and rng.random() < 0.3 else "color"}
+    if not english and rng.random() < 0.6:
+        spelling = {"color": "颜色", "shape": "形状", "count": "数量", "text": "文字"}
+    names = [spelling.get(k, k) for k in keys]
+    question = ask(
+        rng, language,
+        ("[Return|Give|Output|Answer with] [JSON|a JSON object] with [the fields |the keys |]{keys}.", "[Describe|Answer in|Extract from] the picture as JSON with {keys}.",
+         "Extract {keys} as JSON.", "[Give|Return] the fields {keys} [as|in] JSON."),
+        ("[以|用]JSON[格式|][返回|输出|给出]{keys}。", "提取{keys}，[以|用]JSON[格式|]返回。", "返回包含{keys}[的|字段的]JSON。"),
+        keys=listing(names, language) if rng.random() < 0.6 else ", ".join(names),
+    )  # fmt: skip
+    content = {name: values[key] for name, key in zip(names, keys, strict=True)}
+    answer = json.dumps(content, ensure_ascii=False).replace("\\u0001", SPELL_START)
+    return Dialogue("json", language, (Turn(question, answer.replace("\\u0002", SPELL_END)),))

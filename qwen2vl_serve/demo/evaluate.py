@@ -1,0 +1,309 @@
+"""Score the demo model through a running server: ``python -m qwen2vl_serve.demo.evaluate``.
+
+Pictures come from seeds that are never trained on and go through the whole path that a user's
+picture takes: data URL, HTTP, the server's media checks, the engine. Every task is asked in English
+and in Chinese; the exit status is 1 when a task misses its bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import requests
+from PIL import Image
+
+from qwen2vl_serve.demo import ask, ask_many
+from qwen2vl_serve.demo.compose import draw_picture, draw_video
+from qwen2vl_serve.demo.draw import Box, Pixels, Scene
+from qwen2vl_serve.demo.names import Language
+from qwen2vl_serve.demo.talk import talk_question
+from qwen2vl_serve.demo.wording import SPELL_END, SPELL_START, Dialogue, said
+
+FIRST_SEED = 50_000_000  # training draws below one million
+BARS: dict[str, float] = {
+    "colour": 0.97, "shape": 0.97, "describe": 0.97, "second-picture": 0.97, "follow-up": 0.97,
+    "position": 0.95, "count": 0.95, "compare": 0.95, "motion": 0.95, "which-picture": 0.95,
+    "reading": 0.90, "box": 0.90, "json": 0.90, "text": 0.95,
+}  # fmt: skip
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
+BOX = re.compile(r"\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)")
+QUOTED = re.compile(r"[\"“](.*)[\"”]")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One dialogue with its pictures (or one video's frames)."""
+
+    dialogue: Dialogue
+    pictures: tuple[Pixels, ...]
+    video: bool = False
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one task went in one language."""
+
+    task: str
+    language: Language
+    right: int
+    asked: int
+    bar: float
+    wrong: tuple[tuple[str, str, str], ...] = ()  # question, expected, answered (a few)
+
+    @property
+    def share(self) -> float:
+        """Share of right answers."""
+        return self.right / self.asked
+
+    @property
+    def passed(self) -> bool:
+        """Whether the task reaches its bar."""
+        return self.share >= self.bar
+
+
+def plain(answer: str) -> str:
+    """A canonical answer without the marks around spelt letters."""
+    return answer.replace(SPELL_START, "").replace(SPELL_END, "")
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    common = width * height
+    areas = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (one, other))
+    return common / (areas - common)
+
+
+def is_right(dialogue: Dialogue, answer: str) -> bool:
+    """Whether the answer to the last turn says what the truth says, in whatever words."""
+    expected = plain(dialogue.turns[-1].answer)
+    if dialogue.box is not None and BOX.search(expected):
+        found = BOX.search(answer)
+        if found is None:
+            return False
+        x1, y1, x2, y2 = (int(v) / 1000 for v in found.groups())
+        return overlap((x1, y1, x2, y2), dialogue.box) >= 0.5
+    if dialogue.task == "json":
+        try:
+            return bool(json.loads(answer) == json.loads(expected))
+        except ValueError:
+            return False
+    if dialogue.task == "text":
+        return answer.strip() == expected
+    if dialogue.task == "reading":
+        quoted = QUOTED.search(answer)
+        text = quoted.group(1) if quoted else answer
+        return text.strip().casefold() == (dialogue.text or "").casefold()
+    return said(answer) == said(expected)
+
+
+def _scene_asker(
+    asker: Callable[[np.random.Generator, Scene, Language], Dialogue | None],
+    subject: str = "shapes",
+    most: int = 5,
+) -> Callable[[int, np.random.Generator, Language], Sample | None]:
+    def sample(seed: int, rng: np.random.Generator, language: Language) -> Sample | None:
+        count = 1 + int(rng.integers(most))
+        picture, scene = draw_picture(seed, "text" if subject == "text" else "shapes", count)
+        dialogue = asker(rng, scene, language) if scene.things else None
+        return Sample(dialogue, (picture,)) if dialogue else None
+
+    return sample
+
+
+def _many_asker(
+    asker: Callable[[np.random.Generator, list[Scene], Language], Dialogue | None], alike: bool = False
+) -> Callable[[int, np.random.Generator, Language], Sample | None]:
+    def sample(seed: int, rng: np.random.Generator, language: Language) -> Sample | None:
+        count = int(rng.integers(2, 5)) if not alike else 2
+        each = [draw_picture(seed + n, "shapes", 1 + int(rng.random() < 0.25)) for n in range(count)]
+        if any(not scene.things for _, scene in each):
+            return None
+        dialogue = asker(rng, [scene for _, scene in each], language)
+        return Sample(dialogue, tuple(picture for picture, _ in each)) if dialogue else None
+
+    return sample
+
+
+def _compare(seed: int, rng: np.random.Generator, language: Language) -> Sample | None:
+    if rng.random() < 0.5:
+        return _many_asker(ask_many.compare_pictures, alike=True)(seed, rng, language)
+    return _scene_asker(lambda r, s, q: ask.compare_question(r, s, q) if len(s.things) == 2 else None,
+                        most=2)(seed, rng, language)  # fmt: skip
+
+
+def _motion(seed: int, rng: np.random.Generator, language: Language) -> Sample | None:
+    frames, clip = draw_video(seed)
+    asker = ask_many.motion_question if clip.motion else ask_many.order_question
+    dialogue = asker(rng, clip, language)
+    return Sample(dialogue, tuple(frames), video=True) if dialogue else None
+
+
+def _text(seed: int, rng: np.random.Generator, language: Language) -> Sample:
+    return Sample(talk_question(rng, language), ())
+
+
+SAMPLERS: dict[str, Callable[[int, np.random.Generator, Language], Sample | None]] = {
+    "colour": _scene_asker(ask.colour_question, most=3),
+    "shape": _scene_asker(ask.shape_question, most=3),
+    "describe": _scene_asker(ask.describe_question, most=3),
+    "second-picture": _many_asker(ask_many.nth_question),
+    "follow-up": _scene_asker(ask_many.follow_up, most=3),
+    "position": _scene_asker(ask.place_question, most=3),
+    "count": _scene_asker(ask.count_question),
+    "compare": _compare,
+    "motion": _motion,
+    "which-picture": _many_asker(ask_many.which_question),
+    "reading": _scene_asker(ask.read_question, "text"),
+    "box": _scene_asker(ask.box_question, most=3),
+    "json": _scene_asker(ask.json_question, most=2),
+    "text": _text,
+}
+
+
+def samples(task: str, language: Language, count: int, seed: int) -> list[Sample]:
+    """``count`` samples of one task in one language."""
+    index = list(SAMPLERS).index(task) * 2 + LANGUAGES.index(language)
+    found: list[Sample] = []
+    attempt = 0
+    while len(found) < count:
+        place = FIRST_SEED + ((seed * 100 + index) * 100_000 + attempt) * 5
+        attempt += 1
+        rng = np.random.default_rng((place, 7))
+        sample = SAMPLERS[task](place, rng, language)
+        if sample is not None and sample.dialogue.task == task:
+            found.append(sample)
+    return found
+
+
+def encoded(picture: Pixels, force_jpeg: bool = False) -> tuple[str, str]:
+    """MIME type and base64 of the picture: PNG when small, else JPEG."""
+    store = io.BytesIO()
+    kind = "jpeg" if force_jpeg or picture.size > 300_000 else "png"
+    image = Image.fromarray(picture)
+    if kind == "jpeg":
+        image.save(store, "JPEG", quality=92)
+    else:
+        image.save(store, "PNG")
+    return f"image/{kind}", base64.b64encode(store.getvalue()).decode()
+
+
+def content_of(sample: Sample) -> list[dict[str, Any]]:
+    """The media parts of the first user turn, in the OpenAI chat format."""
+    if sample.video:
+        frames = ",".join(encoded(frame, force_jpeg=True)[1] for frame in sample.pictures)
+        return [{"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}]
+    return [
+        {"type": "image_url", "image_url": {"url": f"data:{mime};base64,{data}"}}
+        for mime, data in map(encoded, sample.pictures)
+    ]
+
+
+def converse(url: str, headers: dict[str, str], model: str, sample: Sample, sampling: dict[str, Any]) -> str:
+    """Ask the turns in order, each with the server's own earlier answers; returns the last one.
+
+    Raises requests.HTTPError with the server's message when a turn is refused.
+    """
+    messages: list[dict[str, Any]] = []
+    answer = ""
+    for number, turn in enumerate(sample.dialogue.turns):
+        if number:
+            messages.append({"role": "assistant", "content": answer})
+        media = content_of(sample) if not number else []
+        content = [*media, {"type": "text", "text": turn.question}]
+        messages.append({"role": "user", "content": content})
+        body = {"model": model, "messages": messages, "max_tokens": 128, **sampling}
+        reply = requests.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=120)
+        if not reply.ok:
+            raise requests.HTTPError(f"{reply.status_code}: {reply.text[:300]}", response=reply)
+        answer = str(reply.json()["choices"][0]["message"]["content"])
+    return answer
+
+
+def evaluate(
+    url: str,
+    per_task: int = 200,
+    seed: int = 0,
+    *,
+    tasks: tuple[str, ...] = tuple(BARS),
+    api_key: str | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    concurrency: int = 8,
+) -> list[Score]:
+    """Score every task through the server at ``url``, half of ``per_task`` in each language."""
+    url = url.rstrip("/").removesuffix("/v1")
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    listed = requests.get(f"{url}/v1/models", headers=headers, timeout=30)
+    listed.raise_for_status()
+    model = str(listed.json()["data"][0]["id"])
+    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    scores: list[Score] = []
+    each = max(1, per_task // 2)
+    with ThreadPoolExecutor(concurrency) as pool:
+        for task in tasks:
+            for language in LANGUAGES:
+                asked = samples(task, language, each, seed)
+                answers = list(pool.map(lambda s: converse(url, headers, model, s, sampling), asked))
+                wrong = [
+                    (s.dialogue.turns[-1].question, plain(s.dialogue.turns[-1].answer), a)
+                    for s, a in zip(asked, answers, strict=True)
+                    if not is_right(s.dialogue, a)
+                ]
+                right = each - len(wrong)
+                scores.append(Score(task, language, right, each, BARS[task], tuple(wrong[:20])))
+    return scores
+
+
+def table(scores: list[Score]) -> str:
+    """The scores as a Markdown table."""
+    lines = ["| task | en | zh | bar | |", "|---|---|---|---|---|"]
+    for task in dict.fromkeys(s.task for s in scores):
+        pair = {s.language: s for s in scores if s.task == task}
+        verdict = "pass" if all(s.passed for s in pair.values()) else "MISSED"
+        cells = " | ".join(f"{pair[q].share:.3f}" for q in LANGUAGES)
+        lines.append(f"| {task} | {cells} | {BARS[task]:.2f} | {verdict} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns 1 when a task misses its bar."""
+    parser = argparse.ArgumentParser(
+        prog="python -m qwen2vl_serve.demo.evaluate", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--n", type=int, default=200, help="questions a task, half in each language")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--task", action="append", choices=list(BARS), help="only this task")
+    parser.add_argument("--api-key")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--json", type=Path, help="write every figure and some wrong answers here")
+    options = parser.parse_args(arguments)
+    scores = evaluate(
+        options.url, options.n, options.seed, tasks=tuple(options.task or BARS),
+        api_key=options.api_key, temperature=options.temperature, top_p=options.top_p,
+    )  # fmt: skip
+    print(table(scores))
+    if options.json:
+        figures = [asdict(s) | {"share": s.share, "passed": s.passed} for s in scores]
+        options.json.write_text(json.dumps(figures, ensure_ascii=False, indent=1), encoding="utf-8")
+    return 0 if all(s.passed for s in scores) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

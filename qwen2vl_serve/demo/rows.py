@@ -1,0 +1,205 @@
+"""Training rows: many short conversations share the pictures they are about.
+
+A row is a prefix (system turn, the opening of the user's turn, its pictures) and branches. A branch
+sees the prefix and itself, at the positions it would have if it were alone, so each teaches
+exactly what the server will be sent, while the pictures are computed once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qwen2vl_serve.demo.wording import SPELL_END, SPELL_START, Dialogue
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SYSTEMS = (
+    "You are a helpful assistant.",
+    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+    "You are a helpful assistant that answers questions about pictures.",
+    "Answer briefly.",
+    "你是一个有用的助手。",
+    "",
+)
+SYSTEM_SHARES = (0.5, 0.28, 0.07, 0.05, 0.05, 0.05)
+
+
+@dataclass(frozen=True)
+class Media:
+    """A picture or video of a row: its place in the step's list, and its grid in cells."""
+
+    index: int
+    frames: int
+    rows: int
+    columns: int
+    video: bool
+
+
+class Encoder:
+    """Text to ids, with the pieces of the chat template kept ready."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self.encode = lru_cache(maxsize=200_000)(self._encode)
+        self.image = self._one("<|image_pad|>")
+        self.video = self._one("<|video_pad|>")
+        self.start = self._one("<|vision_start|>")
+        self.end = self._one("<|vision_end|>")
+        self.pad = self._one("<|endoftext|>")
+        self.reply = self.encode("<|im_end|>\n<|im_start|>assistant\n")
+        self.again = self.encode("\n<|im_start|>user\n")
+        self.stop = self.encode("<|im_end|>")
+
+    def _one(self, name: str) -> int:
+        found = self._tokenizer.convert_tokens_to_ids(name)
+        assert isinstance(found, int)
+        return found
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """An answer's ids; what lies between the spelling marks is encoded letter by letter."""
+        ids: list[int] = []
+        for n, piece in enumerate(text.replace(SPELL_END, SPELL_START).split(SPELL_START)):
+            if n % 2:
+                for letter in piece:
+                    ids += self.encode(letter)
+            elif piece:
+                ids += self.encode(piece)
+        return tuple(ids)
+
+    def opening(self, system: str) -> tuple[int, ...]:
+        """Everything before the first user turn's content."""
+        return self.encode(f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n")
+
+
+@dataclass
+class Row:
+    """Ids with their branch (0: prefix), positions, supervision, and the visual tokens' sources."""
+
+    ids: list[int] = field(default_factory=list)
+    branch: list[int] = field(default_factory=list)
+    positions: list[tuple[int, int, int]] = field(default_factory=list)
+    taught: list[bool] = field(default_factory=list)
+    media: list[Media] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)  # of each medium's tokens, in `ids`
+    _branches: int = 0
+    _at: int = 0
+    _prefix_end: int = 0
+    _open: int = 0
+
+    def text(self, ids: tuple[int, ...], taught: bool = False) -> None:
+        """Append text tokens."""
+        for token in ids:
+            self.ids.append(token)
+            self.branch.append(self._open)
+            self.positions.append((self._at,) * 3)
+            self.taught.append(taught)
+            self._at += 1
+
+    def medium(self, encoder: Encoder, medium: Media) -> None:
+        """Append a picture or video between its start and end tokens, by M-RoPE's counting."""
+        self.text((encoder.start,))
+        self.media.append(medium)
+        self.starts.append(len(self.ids))
+        pad = encoder.video if medium.video else encoder.image
+        for t in range(medium.frames):
+            for y in range(medium.rows):
+                for x in range(medium.columns):
+                    self.positions.append((self._at + t, self._at + y, self._at + x))
+        cells = medium.frames * medium.rows * medium.columns
+        self.ids += [pad] * cells
+        self.branch += [self._open] * cells
+        self.taught += [False] * cells
+        self._at += max(medium.frames, medium.rows, medium.columns)
+        self.text((encoder.end,))
+
+    def seal(self) -> None:
+        """End the prefix: branches begin at the position reached."""
+        self._prefix_end = self._at
+
+    def begin(self) -> None:
+        """Start a new branch."""
+        self._branches += 1
+        self._open = self._branches
+        self._at = self._prefix_end
+
+    def dialogue(self, encoder: Encoder, dialogue: Dialogue, lead: str = "") -> None:
+        """Append the turns; the user's first turn is already open."""
+        self.text(encoder.encode(lead + dialogue.turns[0].question))
+        self.answers(encoder, dialogue)
+
+    def answers(self, encoder: Encoder, dialogue: Dialogue) -> None:
+        """Append everything after the first question: its answer and the later turns."""
+        for n, turn in enumerate(dialogue.turns):
+            if n:
+                self.text(encoder.again)
+                self.text(encoder.encode(turn.question))
+            self.text(encoder.reply)
+            self.text(encoder.answer(turn.answer), taught=True)
+            self.text(encoder.stop, taught=True)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of one length: ids [n, length], positions [3, n, length], mask [n, 1, length, length].
+
+    ``sources`` are the flat places of the rows' media tokens; ``media`` gives their order.
+    ``asked`` are the flat places whose next token is taught, ``answers`` those tokens.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    media: list[Media]
+    sources: list[Tensor]
+    asked: Tensor
+    answers: Tensor
+
+
+def pack(rows: list[Row], pad: int) -> Packed:
+    """Pad the rows to the longest and build the branches' attention mask."""
+    length = max(len(row.ids) for row in rows)
+    length = (length + 15) // 16 * 16
+    count = len(rows)
+    ids = np.full((count, length), pad, np.int64)
+    positions = np.zeros((3, count, length), np.int64)
+    branch = np.full((count, length), -1, np.int64)
+    taught = np.zeros((count, length), bool)
+    media: list[Media] = []
+    sources: list[Tensor] = []
+    for n, row in enumerate(rows):
+        size = len(row.ids)
+        ids[n, :size] = row.ids
+        positions[:, n, :size] = np.array(row.positions).T
+        branch[n, :size] = row.branch
+        taught[n, :size] = row.taught
+        for medium, start in zip(row.media, row.starts, strict=True):
+            cells = medium.frames * medium.rows * medium.columns
+            media.append(medium)
+            sources.append(torch.arange(n * length + start, n * length + start + cells))
+    causal: NDArray[np.bool_] = np.tril(np.ones((length, length), bool))
+    key, query = branch[:, None, :], branch[:, :, None]
+    mask = causal & ((key == 0) | (key == query))
+    flat = ids.reshape(-1)
+    # A branch's first taught token follows the token before it in the row, never another branch:
+    # every branch begins with its question.
+    spots = np.flatnonzero(taught.reshape(-1))
+    return Packed(
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
+        torch.from_numpy(mask)[:, None],
+        media,
+        sources,
+        torch.from_numpy(spots - 1),
+        torch.from_numpy(flat[spots]),
+    )

@@ -1,0 +1,239 @@
+"""First lesson, to see: the vision tower alone, told what every visual token shows.
+
+Each 28-pixel cell learns the kind, colour and box of what covers it; an attention pool learns the
+letters of a text, the number of things and the direction of a movement. The heads are thrown away
+when the model has learnt to speak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qwen2vl_serve.demo.names import CHARACTERS, COLOURS
+from qwen2vl_serve.demo.network import CLIP_STD, PATCH, Network
+from qwen2vl_serve.demo.pictures import KINDS, SLOTS, Grid, Store, dense_targets, slot_targets
+from qwen2vl_serve.demo.steps import Optimizers, Schedule, Snapshot
+
+MOTIONS = ("left", "right", "up", "down", "none")
+# What the steps look at, in turn: single large things; then crowds, whole pictures, frame pairs.
+SIMPLE = ("simple",)
+CROWDED = ("crowds", "pictures") * 4 + ("crowds", "videos")
+
+
+class Heads(nn.Module):
+    """What the visual tokens are asked while the tower learns."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.kind = nn.Linear(width, len(KINDS) + 1)
+        self.colour = nn.Linear(width, len(COLOURS) + 1)
+        self.box = nn.Linear(width, 4)
+        self.place = nn.Linear(width, 2)
+        self.queries = nn.Parameter(torch.randn(SLOTS + 2, width) * 0.05)
+        self.keys = nn.Linear(width, width)
+        self.values = nn.Linear(width, width)
+        self.letter = nn.Linear(width, len(CHARACTERS) + 1)
+        self.count = nn.Linear(width, 6)
+        self.motion = nn.Linear(width, len(MOTIONS))
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """tokens [batch, cells, width] -> [batch, SLOTS + 2, width], four heads of attention."""
+        batch, cells, width = tokens.shape
+
+        def split(x: Tensor) -> Tensor:
+            return x.reshape(batch, -1, 4, width // 4).transpose(1, 2)
+
+        normed = self.norm(tokens)
+        queries = split(self.queries.expand(batch, -1, -1).to(normed.dtype))
+        keys, values = split(self.keys(normed)), split(self.values(normed))
+        out = F.scaled_dot_product_attention(queries.to(keys.dtype), keys, values)
+        return out.transpose(1, 2).reshape(batch, -1, width)
+
+
+def picture_batch(
+    store: Store, size: int, rng: np.random.Generator, crowded: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pictures of one grid [size, 1, 3, height, width] and their targets, half of them mirrored.
+
+    ``crowded`` pictures have more things and letters than are counted or read as one word.
+    """
+    grids = list(store.members)
+    share = np.array([len(store.members[g]) for g in grids], dtype=np.float64)
+    grid = grids[int(rng.choice(len(grids), p=share / share.sum()))]
+    chosen = rng.choice(store.members[grid], size)
+    pixels, classes, boxes, slots, counts = [], [], [], [], []
+    for index in chosen:
+        picture, scene = store.load(int(index)), store.truths[int(index)]
+        text = any(t.kind == "text" for t in scene.things)
+        if not text and rng.random() < 0.5:
+            picture, scene = picture[..., ::-1], scene.mirrored()
+        pixels.append(picture)
+        kinds, corners = dense_targets(scene, grid)
+        classes.append(kinds)
+        boxes.append(corners)
+        if not crowded:
+            slots.append(slot_targets(scene))
+            counts.append(0 if text else len(scene.things))
+    targets = {
+        "classes": torch.from_numpy(np.stack(classes)),
+        "boxes": torch.from_numpy(np.stack(boxes)),
+    }
+    if not crowded:
+        targets["slots"] = torch.from_numpy(np.stack(slots))
+        targets["counts"] = torch.tensor(counts)
+    return torch.from_numpy(np.stack(pixels)), targets
+
+
+def picture_loss(
+    heads: Heads, tokens: Tensor, targets: dict[str, Tensor], grid: Grid
+) -> tuple[Tensor, dict[str, float]]:
+    """The sum of all pictures' losses and, for the log, the accuracy of each head."""
+    normed = heads.norm(tokens)
+    kind, colour = heads.kind(normed).float(), heads.colour(normed).float()
+    truth_kind, truth_colour = targets["classes"].unbind(-1)
+    shown = truth_colour < len(COLOURS)
+    balance = torch.where(shown, 1.0, 0.3)
+    total = balance.sum()
+
+    def weighted(logits: Tensor, truth: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits.transpose(1, 2), truth, reduction="none")
+        return (losses * balance).sum() / total
+
+    box = torch.sigmoid(heads.box(normed).float())
+    missed = (box[shown] - targets["boxes"][shown]).abs().mean()
+    rows, columns = grid
+    ys = (torch.arange(rows * columns) // columns + 0.5) / rows
+    xs = (torch.arange(rows * columns) % columns + 0.5) / columns
+    place = torch.sigmoid(heads.place(normed).float()) - torch.stack([xs, ys], -1).to(box.device)
+    loss = (
+        weighted(kind, truth_kind)
+        + weighted(colour, truth_colour)
+        + 4.0 * missed
+        + 2.0 * place.abs().mean()
+    )
+
+    def share(right: Tensor) -> float:
+        return float(right.float().mean()) if right.numel() else 1.0
+
+    shape = shown & (truth_kind < len(KINDS) - len(CHARACTERS))
+    letter = shown & ~shape
+    log = {
+        "shape": share((kind.argmax(-1) == truth_kind)[shape]),
+        "letter": share((kind.argmax(-1) == truth_kind)[letter]),
+        "colour": share((colour.argmax(-1) == truth_colour)[shown]),
+        "nothing": share((kind.argmax(-1) == truth_kind)[~shown]),
+        "box": float(missed.detach()),
+        "place": float(place.detach().abs().mean()),
+    }
+    if "slots" not in targets:
+        return loss, {f"crowd {name}": log[name] for name in ("shape", "letter", "colour")}
+    pooled = heads.pooled(tokens)
+    letters = heads.letter(pooled[:, :SLOTS]).float()
+    count = heads.count(pooled[:, SLOTS]).float()
+    written = (targets["slots"] < len(CHARACTERS)).any(1)
+    reading = F.cross_entropy(letters.transpose(1, 2), targets["slots"], reduction="none")
+    reading = (reading * torch.where(written, 1.0, 0.1)[:, None]).mean()
+    loss = loss + reading + 0.5 * F.cross_entropy(count, targets["counts"])
+    log["text"] = share((letters.argmax(-1) == targets["slots"]).all(1)[written])
+    log["count"] = share(count.argmax(-1) == targets["counts"])
+    return loss, log
+
+
+def video_batch(store: Store, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Frame pairs [size, 2, 3, height, width] of one grid and the direction of movement [size]."""
+    grids = list(store.members)
+    share = np.array([len(store.members[g]) for g in grids], dtype=np.float64)
+    grid = grids[int(rng.choice(len(grids), p=share / share.sum()))]
+    pairs, motions = [], []
+    for index in rng.choice(store.members[grid], size):
+        frames, clip = store.load(int(index)), store.truths[int(index)]
+        first = int(rng.integers(0, len(frames) // 2)) * 2
+        pair, motion = frames[first : first + 2], clip.motion or "none"
+        if rng.random() < 0.5:
+            pair = pair[..., ::-1]
+            motion = {"left": "right", "right": "left"}.get(motion, motion)
+        pairs.append(pair if len(pair) == 2 else np.repeat(pair, 2, axis=0))
+        motions.append(MOTIONS.index(motion))
+    return torch.from_numpy(np.stack(pairs)), torch.tensor(motions)
+
+
+def whiten(network: Network, pictures: Store, seed: int) -> None:
+    """Start the patch embedding from the principal components of the drawn patches.
+
+    Flat colour dominates a patch's variance and edges have hardly any: from a random start the
+    tower learns colours and then stands still on shapes. Scaled to unit variance, edges count as
+    much. Seven eighths of the components see the mean of the two frames, the rest their difference.
+    """
+    rng = np.random.default_rng((seed, 4))
+    patches = []
+    for index in rng.choice(len(pictures.grids), 1_500).tolist():
+        picture = pictures.load(index)[0]
+        for _ in range(40):
+            y, x = rng.integers(0, np.array(picture.shape[1:]) // PATCH) * PATCH
+            patches.append(picture[:, y : y + PATCH, x : x + PATCH].reshape(-1))
+    stack = torch.from_numpy(np.stack(patches)).double() / 255.0
+    std = torch.tensor(CLIP_STD, dtype=torch.float64).repeat_interleave(PATCH * PATCH)
+    stack = (stack - stack.mean(0)) / std
+    values, vectors = torch.linalg.eigh(stack.T @ stack / len(stack))
+    components = (vectors / (values.clamp(min=0) + 0.02).sqrt()).flip(1).T.float()
+    weight = network.visual.patch_embed.proj.weight
+    dim = weight.shape[0]
+    still = dim * 7 // 8
+    kernels = components.view(-1, 3, PATCH, PATCH)
+    with torch.no_grad():
+        weight[:still] = (kernels[:still] / 2).unsqueeze(2)
+        moving = kernels[: dim - still].unsqueeze(2)
+        weight[still:] = torch.cat([moving, -moving], dim=2)
+
+
+def learn_to_see(
+    network: Network,
+    heads: Heads,
+    stores: dict[str, Store],
+    turns: tuple[str, ...],
+    path: Path,
+    schedule: Schedule,
+    seed: int,
+    say: Callable[[str], None],
+) -> None:
+    """Train ``network.visual`` with ``heads`` on the stores named in ``turns``, one a step.
+
+    Resumes from the snapshot at ``path`` if there is one. ``seed`` differs from lesson to lesson.
+    """
+    modules = nn.ModuleDict({"visual": network.visual, "heads": heads})
+    optimizer = Optimizers(modules, schedule.rate)
+    snapshot = Snapshot(path, modules, optimizer)
+    smooth: dict[str, float] = {}
+    for step in range(snapshot.restore(), schedule.end):
+        rng = np.random.default_rng((seed, 1, step))
+        schedule.apply(optimizer, step)
+        name = turns[step % len(turns)]
+        with torch.autocast("cpu", torch.bfloat16):
+            if name == "videos":
+                pairs, motions = video_batch(stores[name], schedule.batch, rng)
+                pooled = heads.pooled(network.visual(pairs))
+                logits = heads.motion(pooled[:, SLOTS + 1]).float()
+                loss = F.cross_entropy(logits, motions)
+                log = {"motion": float((logits.argmax(-1) == motions).float().mean())}
+            else:
+                crowded = name == "crowds"
+                batch, targets = picture_batch(stores[name], schedule.batch, rng, crowded)
+                grid = (batch.shape[-2] // 28, batch.shape[-1] // 28)
+                loss, log = picture_loss(heads, network.visual(batch), targets, grid)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        for key, value in log.items():
+            smooth[key] = smooth.get(key, value) * 0.95 + value * 0.05
+        if step % 25 == 24 or step == schedule.end - 1:
+            text = " ".join(f"{key} {value:.3f}" for key, value in smooth.items())
+            say(f"see {step + 1}/{schedule.end} {text}")
+        if step % 100 == 99 or step == schedule.end - 1:
+            snapshot.save(step + 1)

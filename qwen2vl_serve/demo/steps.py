@@ -1,0 +1,124 @@
+"""What both lessons share: the optimizer, the learning rate's course, snapshots."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of one lesson: a linear warm-up, then a cosine to a twentieth of the peak rate.
+
+    ``until`` ends the lesson before the cosine does.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    warm: int = 60
+    until: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The number of steps that are taken."""
+        return self.steps if self.until is None else min(self.until, self.steps)
+
+    def factor(self, step: int) -> float:
+        """The share of the peak rate at this step."""
+        if step < self.warm:
+            return (step + 1) / self.warm
+        done = (step - self.warm) / max(1, self.steps - self.warm)
+        return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def apply(self, optimizer: Optimizers, step: int) -> None:
+        """Set every parameter group's rate for this step (``peak`` is the group's own)."""
+        for part in optimizer.parts:
+            for group in part.param_groups:
+                group["lr"] = group["peak"] * self.factor(step)
+
+
+class Optimizers:
+    """Muon for the hidden matrices, AdamW for everything else, stepped as one.
+
+    Muon (orthogonalised momentum) needs about half of AdamW's steps here; its rate is given in
+    AdamW's scale.
+    """
+
+    def __init__(
+        self, module: nn.Module, rate: float, slower: tuple[nn.Module, float] | None = None
+    ) -> None:
+        """``rate`` is AdamW's; ``slower`` names a part of ``module`` and its share of the rate."""
+        part = {id(p) for p in slower[0].parameters()} if slower else set()
+        hidden: dict[bool, list[nn.Parameter]] = {}
+        other: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in module.named_parameters():
+            held = id(parameter) in part
+            if parameter.ndim == 2 and (".blocks." in name or ".layers." in name or "merger" in name):
+                hidden.setdefault(held, []).append(parameter)
+            else:
+                other.setdefault((parameter.ndim > 1, held), []).append(parameter)
+
+        def peak(base: float, held: bool) -> float:
+            return base * slower[1] if slower and held else base
+
+        adamw = [
+            {"params": members, "weight_decay": 0.02 if wide else 0.0, "peak": peak(rate, held)}
+            for (wide, held), members in other.items()
+        ]
+        muon = [
+            {"params": members, "peak": peak(rate * 2.0, held)} for held, members in hidden.items()
+        ]
+        self.parts: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.AdamW(adamw, lr=rate, betas=(0.9, 0.98), fused=True),
+            torch.optim.Muon(
+                muon, lr=rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            ),
+        )
+
+    def step(self) -> None:
+        """Take a step and clear the gradients."""
+        for part in self.parts:
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The state of every part."""
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Restore the state of every part."""
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+class Snapshot:
+    """One file that holds a lesson's state, replaced as a whole."""
+
+    def __init__(self, path: Path, module: nn.Module, optimizer: Optimizers) -> None:
+        self.path, self.module, self.optimizer = path, module, optimizer
+
+    def restore(self) -> int:
+        """Load the state if the file exists; returns the steps already done."""
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return int(state["steps"])
+
+    def save(self, steps: int) -> None:
+        """Write the state aside, then rename: an interrupted write leaves the old snapshot."""
+        aside = self.path.with_suffix(".new")
+        state = {
+            "steps": steps,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, aside)
+        aside.replace(self.path)

@@ -1,0 +1,191 @@
+"""Many wordings of one question, and the names that an answer mentions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from qwen2vl_serve.demo.draw import Box, Thing
+from qwen2vl_serve.demo.names import (
+    COLOURS,
+    COLOURS_ZH,
+    DIRECTIONS,
+    ORDINALS,
+    ORDINALS_ZH,
+    SHAPE_SYNONYMS,
+    SHAPE_SYNONYMS_ZH,
+    SHAPES,
+    SHAPES_ZH,
+    Language,
+    colour_name,
+    shape_name,
+)
+
+# Around text that is to be answered letter by letter, whatever merges the tokenizer knows.
+SPELL_START, SPELL_END = "\x01", "\x02"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its canonical answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Turns about the same pictures; the last turn is the one that is scored as ``task``."""
+
+    task: str
+    language: Language
+    turns: tuple[Turn, ...]
+    box: Box | None = None
+    text: str | None = None
+
+
+@lru_cache(maxsize=4096)
+def _pieces(pattern: str) -> tuple[tuple[str, ...], ...]:
+    parts = re.split(r"\[([^\]]*)\]", pattern)
+    return tuple(tuple(p.split("|")) if n % 2 else (p,) for n, p in enumerate(parts))
+
+
+def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    """One of the options."""
+    return options[int(rng.integers(len(options)))]
+
+
+def vary(rng: np.random.Generator, patterns: tuple[str, ...], **names: str) -> str:
+    """One of the patterns with each ``[a|b]`` decided and each ``{name}`` filled."""
+    chosen = "".join(pick(rng, piece) for piece in _pieces(pick(rng, patterns)))
+    for name, value in names.items():
+        chosen = chosen.replace("{" + name + "}", value)
+    return chosen
+
+
+def article(noun: str) -> str:
+    """``a`` or ``an`` with the noun phrase."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def capital(text: str) -> str:
+    """The text with its first letter in upper case."""
+    return text[:1].upper() + text[1:]
+
+
+PREFIXES = ("Please ", "Look at the picture. ", "Hi! ", "Look at this image and answer: ", "Hey, ",
+            "Question: ", "Can you tell me: ")  # fmt: skip
+PREFIXES_ZH = ("请问", "请看图回答：", "你好，", "请告诉我，", "看图，", "请")
+SUFFIXES = (" Please answer.", " Thanks!", " Answer briefly.", " Answer in English.")
+SUFFIXES_ZH = ("请回答。", "谢谢！", "请用中文回答。", "简单回答。")
+
+
+def as_typed(rng: np.random.Generator, question: str, language: Language) -> str:
+    """The question as people type it: case, punctuation and politeness vary."""
+    roll = rng.random()
+    if language == "en":
+        if roll < 0.08:
+            tail = question if question[:1] == "I" else question[:1].lower() + question[1:]
+            question = pick(rng, PREFIXES) + tail
+        elif roll < 0.14:
+            question += pick(rng, SUFFIXES)
+        elif roll < 0.27:
+            question = question.lower()
+        elif roll < 0.29:
+            question = question.upper()
+    elif roll < 0.10:
+        question = pick(rng, PREFIXES_ZH) + question
+    elif roll < 0.15:
+        question += pick(rng, SUFFIXES_ZH)
+    elif roll < 0.22:
+        question = question.replace("？", "?").replace("，", ",")
+    if rng.random() < 0.15:
+        question = question.rstrip("?.？。!")
+    return question
+
+
+def noun(thing: Thing, language: Language) -> str:
+    """"red circle", or 红色圆形."""
+    if thing.kind == "text":
+        return f"{thing.colour} text" if language == "en" else COLOURS_ZH[thing.colour] + "文字"
+    joint = " " if language == "en" else ""
+    return colour_name(thing.colour, language) + joint + shape_name(thing.kind, language)
+
+
+def typed_shape(rng: np.random.Generator, shape: str, language: Language) -> str:
+    """The shape's name or, at times, another word for it."""
+    if rng.random() < 0.7:
+        return shape_name(shape, language)
+    table = SHAPE_SYNONYMS if language == "en" else SHAPE_SYNONYMS_ZH
+    return pick(rng, table.get(shape, (shape_name(shape, language),)))
+
+
+def refer(
+    rng: np.random.Generator,
+    thing: Thing,
+    things: tuple[Thing, ...],
+    language: Language,
+    hide: str = "",
+) -> str | None:
+    """A phrase that only this thing answers to ("the red circle"); ``hide`` colour or shape."""
+    english = language == "en"
+    if thing.kind == "text":
+        return pick(rng, ("the text", "the word", "the writing") if english else ("文字", "字"))
+    same_shape = sum(t.kind == thing.kind for t in things) == 1
+    same_colour = sum(t.colour == thing.colour for t in things) == 1
+    both = sum(t.kind == thing.kind and t.colour == thing.colour for t in things) == 1
+    ways: list[str] = []
+    shape, colour = typed_shape(rng, thing.kind, language), colour_name(thing.colour, language)
+    if hide != "shape" and same_shape:
+        ways.append(f"the {shape}" if english else shape)
+    if hide != "colour" and same_colour:
+        word = pick(rng, ("shape", "object", "one", "figure") if english else ("图形", "物体", "东西"))
+        ways.append(f"the {colour} {word}" if english else f"{colour}{pick(rng, ('的', ''))}{word}")
+    if not hide and both:
+        exact = f"the {colour} {shape}" if english else f"{colour}{pick(rng, ('的', ''))}{shape}"
+        ways += [exact, exact]
+    if len(things) == 1:
+        ways.append(pick(rng, ("the shape", "the object", "it", "this shape", "the figure"))
+                    if english else pick(rng, ("图形", "这个图形", "它", "物体", "图中的图形")))  # fmt: skip
+    return pick(rng, tuple(ways)) if ways else None
+
+
+def listing(phrases: list[str], language: Language) -> str:
+    """"a, b and c", or a、b和c."""
+    if len(phrases) == 1:
+        return phrases[0]
+    if language == "en":
+        return ", ".join(phrases[:-1]) + " and " + phrases[-1]
+    return "、".join(phrases[:-1]) + "和" + phrases[-1]
+
+
+SAID: dict[str, str] = {
+    **{name: name for name in (*COLOURS, *SHAPES, *ORDINALS, "left", "right", "top", "bottom",
+                               "middle", "above", "below", "yes", "no", "more", "same")},
+    **{f"moves {name}": f"moves {name}" for name in DIRECTIONS},
+    "grey": "gray", "ellipse": "oval", "rhombus": "diamond", "center": "middle",
+    "centre": "middle",
+    **{word: name for name, word in COLOURS_ZH.items()},
+    **{word: name for name, word in SHAPES_ZH.items()},
+    **{word: name for word, name in zip(ORDINALS_ZH, ORDINALS, strict=True)},
+    "左": "left", "右": "right", "上": "top", "下": "bottom", "中间": "middle", "是的": "yes",
+    "不是": "no", "没有": "no", "不一样": "no", "不同": "no", "一样": "same", "更多": "more",
+}  # fmt: skip
+_FINDER = re.compile(
+    "|".join(
+        rf"\b{re.escape(word)}\b" if word.isascii() else re.escape(word)
+        for word in sorted(SAID, key=len, reverse=True)
+    )
+    + r"|\d",
+    re.IGNORECASE,
+)
+
+
+def said(answer: str) -> Counter[str]:
+    """How often each known name (in English), ordinal, place, yes/no or digit is in the answer."""
+    found = (match.group().lower() for match in _FINDER.finditer(answer))
+    return Counter(SAID.get(word, word) for word in found)

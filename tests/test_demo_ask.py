@@ -1,0 +1,124 @@
+"""Questions have one right answer, and the scorer accepts it and no other."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from qwen2vl_serve.demo import ask
+from qwen2vl_serve.demo.draw import Scene, Thing
+from qwen2vl_serve.demo.evaluate import LANGUAGES, SAMPLERS, is_right, overlap, plain, samples
+from qwen2vl_serve.demo.lesson import about_picture, about_pictures, language_of
+from qwen2vl_serve.demo.talk import TALK, TALK_ZH, talk_question
+from qwen2vl_serve.demo.wording import Dialogue, Turn, said, vary
+
+RED = Thing("circle", "red", (0.1, 0.4, 0.3, 0.6))
+BLUE = Thing("square", "blue", (0.7, 0.4, 0.9, 0.6))
+PAIR = Scene(100, 100, (RED, BLUE), "white")
+
+
+def many(asker, scene, language="en", count=200):
+    """Dialogues of one asker with different generators."""
+    found = (asker(np.random.default_rng(n), scene, language) for n in range(count))
+    return [d for d in found if d is not None]
+
+
+def test_answers_are_canonical():
+    """The same truth always gets the same words, whatever the wording of the question."""
+    alone = Scene(100, 100, (RED,), "white")
+    colours = {d.turns[0].answer for d in many(ask.colour_question, alone)}
+    assert colours == {"The circle is red.", "Red."}
+    assert {d.turns[0].answer for d in many(ask.describe_question, PAIR, "zh")} == {
+        "图中有一个红色圆形和一个蓝色正方形。"
+    }
+    assert len({d.turns[0].question for d in many(ask.describe_question, PAIR)}) > 40
+
+
+def test_places_near_a_border_are_not_asked():
+    """A thing between two places gets no place question."""
+    between = Scene(100, 100, (Thing("star", "red", (0.3, 0.3, 0.5, 0.5)),), "white")
+    assert many(ask.place_question, between) == []
+    assert ask.place_of(RED) == "left" and ask.place_of(BLUE) == "right"
+    assert ask.relation(RED, BLUE) == "left"
+
+
+def test_a_reference_is_never_ambiguous():
+    """Two red circles are not called "the red circle"."""
+    twins = Scene(100, 100, (RED, Thing("circle", "red", (0.7, 0.1, 0.9, 0.3))), "white")
+    assert many(ask.box_question, twins) == []
+    assert many(ask.colour_question, twins) == []
+
+
+def test_boxes_are_thousandths():
+    """Qwen2-VL's tokens around corners of 0 to 1000."""
+    assert ask.box_answer(RED, "en") == (
+        "<|object_ref_start|>the red circle<|object_ref_end|>"
+        "<|box_start|>(100,400),(300,600)<|box_end|>"
+    )
+
+
+def test_json_answers_parse():
+    """Fields come back under the names asked for."""
+    for dialogue in many(ask.json_question, Scene(100, 100, (RED,), None)):
+        values = json.loads(plain(dialogue.turns[0].answer))
+        assert values and set(values.values()) <= {"red", "circle", 1}
+        assert all(name.lower() in dialogue.turns[0].question.lower() for name in values)
+
+
+@pytest.mark.parametrize("task", SAMPLERS)
+def test_the_scorer_accepts_the_truth_and_refuses_another(task):
+    """For every task and language: the canonical answer is right, some other answer is wrong."""
+    for language in LANGUAGES:
+        for sample in samples(task, language, 4, seed=3):
+            truth = plain(sample.dialogue.turns[-1].answer)
+            assert is_right(sample.dialogue, truth)
+            assert not is_right(sample.dialogue, "I like 9 purple elephants, 12345.")
+            assert sample.pictures or task == "text"
+
+
+def test_chinese_names_that_contain_each_other_are_told_apart():
+    """椭圆形 is not 圆形, and words count in either language."""
+    assert said("一个椭圆形") == {"oval": 1}
+    assert said("一个红色圆形和一个粉色圆形") == {"red": 1, "pink": 1, "circle": 2}
+    assert said("A grey ellipse") == said("a gray oval")
+
+
+def test_evaluation_samples_are_reproducible_and_apart_from_training():
+    """The same seed asks the same; another seed asks something else."""
+    one, two, other = (samples("colour", "en", 3, s) for s in (1, 1, 2))
+    assert [s.dialogue for s in one] == [s.dialogue for s in two] != [s.dialogue for s in other]
+
+
+def test_dialogues_flow_for_any_scene():
+    """Askers never fail on a scene: they ask or decline."""
+    rng = np.random.default_rng(0)
+    text = Scene(90, 90, (Thing("text", "black", (0.1, 0.4, 0.9, 0.6), "42", ((0.1,) * 4,) * 2),), None)
+    scenes = [PAIR, text, Scene(90, 90, (RED,), "white")]
+    for _ in range(300):
+        about_picture(rng, scenes[int(rng.integers(3))])
+        about_pictures(rng, [scenes[int(k)] for k in rng.integers(0, 3, 3)])
+        assert isinstance(talk_question(rng, language_of(rng)), Dialogue)
+    assert about_picture(rng, Scene(90, 90, (), "white")) is None
+
+
+def test_each_newcomers_question_has_one_answer():
+    """No wording leads to two answers."""
+    for table in (TALK, TALK_ZH):
+        known: dict[str, str] = {}
+        rng = np.random.default_rng(1)
+        for patterns, answer in table:
+            for _ in range(60):
+                question = vary(rng, patterns)
+                assert known.setdefault(question, answer) == answer
+
+
+def test_overlap_is_intersection_over_union():
+    """Half a box against the whole is one half; apart is nothing."""
+    assert overlap((0, 0, 1, 1), (0, 0, 1, 0.5)) == pytest.approx(0.5)
+    assert overlap((0, 0, 0.4, 0.4), (0.5, 0.5, 1, 1)) == 0.0
+    assert is_right(
+        Dialogue("box", "en", (Turn("q", ask.box_answer(RED, "en")),), box=RED.box),
+        "the red circle(110,390),(310,600)",
+    )

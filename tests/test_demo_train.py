@@ -1,0 +1,30 @@
+"""The training script runs from nothing to a checkpoint, and a seed decides every weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from safetensors.torch import load_file
+
+from qwen2vl_serve.demo.train import REHEARSAL, train
+
+
+def test_two_runs_give_the_same_weights(tmp_path):
+    """Draw, see, speak, write: twice the same; an interrupted run ends the same as well."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    lines: list[str] = []
+    try:
+        train(REHEARSAL, tmp_path / "a", tmp_path / "one", 5, lines.append)
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "store").symlink_to(tmp_path / "a" / "store")
+        train(REHEARSAL, tmp_path / "b", tmp_path / "two", 5, lines.append)
+        train(replace(REHEARSAL), tmp_path / "b", tmp_path / "three", 5, lines.append)
+    finally:
+        torch.set_num_threads(threads)
+    one, two, three = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two", "three"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert all(torch.equal(one[name], three[name]) for name in one)
+    assert any("speak" in line for line in lines)
