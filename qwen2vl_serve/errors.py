@@ -17,7 +17,9 @@
         │   ├── ReservedToken      400  reserved_token
         │   ├── TooManyItems       400  too_many_items
         │   ├── InvalidImage       400  invalid_image
+        │   ├── ImageTooLarge      400  image_too_large
         │   ├── InvalidImageURL    400  invalid_image_url
+        │   ├── ImageDownloadTimeout 400 image_download_timeout
         │   ├── InvalidVideo       400  invalid_video
         │   ├── ContextLengthExceeded 400 context_length_exceeded
         │   ├── ModelNotFound      404  model_not_found
@@ -140,10 +142,22 @@ class InvalidImage(RequestError):
     code = "invalid_image"
 
 
+class ImageTooLarge(RequestError):
+    """A picture of more pixels than the profile lets be decoded."""
+
+    code = "image_too_large"
+
+
 class InvalidImageURL(RequestError):
     """A picture's address cannot be used; blocked and unreachable read the same."""
 
     code = "invalid_image_url"
+
+
+class ImageDownloadTimeout(RequestError):
+    """The host of a picture was too slow."""
+
+    code = "image_download_timeout"
 
 
 class InvalidVideo(RequestError):

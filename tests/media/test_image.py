@@ -1,0 +1,192 @@
+"""Decoding: pixels equal to the reference's, and nothing damaged taken for a picture."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageOps
+
+from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
+from qwen2vl_serve.media.image import decode, read_header
+from qwen2vl_serve.vision import PixelBudget, smart_resize
+
+BUDGET = PixelBudget(3136, 1_003_520)
+LIMIT = 100_000_000
+
+
+def photo(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """A smooth picture with edges and noise, so that chroma and rounding matter."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [np.sin(x / (7 + 3 * c)) * 90 + np.cos(y / (5 + 2 * c)) * 60 + 128 for c in range(3)]
+    pixels = np.stack(channels, -1) + rng.normal(0, 12, (height, width, 3))
+    pixels[height // 3 : height // 2, width // 4 : width // 2] = (250, 10, 30)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def ours(data: bytes) -> np.ndarray:
+    header = read_header(data, LIMIT, "p")
+    return decode(data, smart_resize(header.height, header.width, BUDGET), "p")
+
+
+def reference(data: bytes) -> np.ndarray:
+    """qwen_vl_utils on the upright picture."""
+    from qwen_vl_utils import fetch_image
+
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    settings = {"min_pixels": BUDGET.min_pixels, "max_pixels": BUDGET.max_pixels}
+    return np.asarray(fetch_image({"image": upright, **settings}))
+
+
+FILES = {
+    "4:2:0": encoded(photo(640, 480), "JPEG", quality=85),
+    "4:4:4": encoded(photo(640, 480), "JPEG", quality=92, subsampling=0),
+    "progressive": encoded(photo(641, 479), "JPEG", progressive=True),
+    "odd size": encoded(photo(333, 517), "JPEG"),
+    "large": encoded(photo(2500, 1900), "JPEG"),
+    "grey JPEG": encoded(photo(300, 300, "L"), "JPEG"),
+    "CMYK": encoded(photo(300, 200, "CMYK"), "JPEG"),
+    "PNG": encoded(photo(300, 200), "PNG"),
+    "palette": encoded(photo(300, 200).quantize(64), "PNG"),
+    "black and white": encoded(photo(300, 200, "1"), "PNG"),
+    "WebP": encoded(photo(300, 200), "WEBP"),
+    "lossless WebP": encoded(photo(300, 200), "WEBP", lossless=True),
+    "GIF": encoded(photo(300, 200), "GIF"),
+    "BMP": encoded(photo(300, 200), "BMP"),
+    "TIFF": encoded(photo(300, 200), "TIFF", compression="tiff_lzw"),
+    "199:1": encoded(photo(1990, 10), "PNG"),
+    "1:199": encoded(photo(10, 1990), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_equal_the_references(name: str) -> None:
+    """Bit for bit, for each format, sampling and mode that the reference decodes."""
+    assert np.array_equal(ours(FILES[name]), reference(FILES[name]))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_stands_upright(orientation: int) -> None:
+    """All eight EXIF orientations, sizes included."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encoded(photo(300, 200), "JPEG", exif=exif)
+    header = read_header(data, LIMIT, "p")
+    expected = (300, 200) if orientation < 5 else (200, 300)
+    assert (header.width, header.height) == expected
+    assert np.array_equal(ours(data), reference(data))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparent_parts_are_white(mode: str) -> None:
+    """Whatever colour hides behind full transparency."""
+    image = Image.new("RGBA", (84, 84), (255, 0, 0, 0)).convert(mode)
+    assert (ours(encoded(image, "PNG" if mode != "PA" else "TIFF")) == 255).all()
+
+
+def test_a_transparent_palette_entry_is_white() -> None:
+    """GIF and PNG palettes name one entry as see-through."""
+    image = Image.new("P", (84, 84), 0)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    assert (ours(encoded(image, "PNG", transparency=0)) == 255).all()
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    """A ramp over 16 bits stays a ramp over 8."""
+    ramp = np.linspace(0, 65535, 140 * 140).astype(np.uint16).reshape(140, 140)
+    seen = ours(encoded(Image.fromarray(ramp), "PNG"))
+    assert np.abs(seen[..., 0].astype(int) - (ramp // 257).astype(int)).max() <= 1
+
+
+def test_an_animation_is_its_first_frame() -> None:
+    """Pinned: the first frame of GIF and WebP."""
+    frames = [Image.new("RGB", (84, 84), colour) for colour in ("red", "blue", "green")]
+    for kind in ("GIF", "WEBP"):
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+        assert ours(data)[40, 40].tolist() == [255, 0, 0]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, data: bytes) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    ends = chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + ends
+
+
+ROWS = b"".join(b"\0" + bytes([200] * 192) for _ in range(64))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"\x89PNG\r\n\x1a\n",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7 whatever",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"8BPS" + bytes(100),
+        FILES["4:2:0"][:4000],
+        FILES["PNG"][:4000],
+        FILES["GIF"][:4000],
+        FILES["WebP"][:4000],
+        FILES["TIFF"][:4000],
+        png(64, 64, zlib.compress(ROWS[: len(ROWS) // 2])),
+        png(64, 64, zlib.compress(ROWS)[:20]),
+        png(64, 64, b"\0" * 50),
+        png(0, 64, zlib.compress(ROWS)),
+    ],
+    ids=lambda data: repr(data[:12]),
+)
+def test_what_is_damaged_or_foreign_is_refused(data: bytes) -> None:
+    """Never a black or half picture; never a library's words."""
+    with pytest.raises(InvalidImage) as caught:
+        ours(data)
+    assert "0x" not in caught.value.message
+
+
+def test_a_pixel_bomb_is_refused_by_its_header() -> None:
+    """100,000 × 100,000 pixels are announced in 60 bytes and never allocated."""
+    with pytest.raises(ImageTooLarge):
+        read_header(png(100_000, 100_000, b""), LIMIT, "p")
+    with pytest.raises(ImageTooLarge) as caught:
+        read_header(FILES["PNG"], 1000, "messages[0]")
+    assert "300 × 200" in caught.value.message
+    assert "1000" in caught.value.message
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(FILES)), st.integers(0, 2**32), st.integers(1, 40))
+def test_a_mutated_file_gives_pixels_or_a_clear_error(name: str, seed: int, count: int) -> None:
+    """Random bytes changed, cut or doubled: an array of the right shape or ``InvalidImage``."""
+    data = bytearray(FILES[name][:60_000] if name == "large" else FILES[name])
+    dice = random.Random(seed)
+    for _ in range(count):
+        data[dice.randrange(len(data))] = dice.randrange(256)
+    if seed % 3 == 0:
+        del data[dice.randrange(len(data)) :]
+    try:
+        header = read_header(bytes(data), 4_000_000, "p")
+        size = smart_resize(header.height, header.width, BUDGET)
+        assert decode(bytes(data), size, "p").shape == (*size, 3)
+    except (InvalidImage, ImageTooLarge):
+        pass
+    except ValueError as error:
+        assert "pixels" in str(error)  # an aspect ratio that no picture may have
