@@ -108,7 +108,7 @@ def test_one_answer_cannot_change_the_next() -> None:
 def test_no_leaf_is_without_use(kind: type[ServeError]) -> None:
     """An error that nothing raises is a promise in the documentation that nobody keeps."""
     raised = set()
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         if path.name == "errors.py":
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
