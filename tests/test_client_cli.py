@@ -171,8 +171,8 @@ def test_interrupting_stops_the_generation() -> None:
         assert process.stdout is not None
         assert process.stdout.read(5) == "word "
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=10)
-        assert server.client_left.wait(5)
+        _, err = process.communicate(timeout=60)
+        assert server.client_left.wait(15)
     assert process.returncode == 130
     assert err == "error: interrupted\n"
 
@@ -193,9 +193,9 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
         assert process.stderr is not None
         process.stdout.read(4)
         process.stdout.close()
-        assert process.wait(10) == 1
+        assert process.wait(60) == 1
         assert process.stderr.read() == ""
-        assert server.client_left.wait(5)
+        assert server.client_left.wait(15)
 
 
 def test_text_is_printed_as_it_arrives() -> None:
@@ -212,6 +212,6 @@ def test_text_is_printed_as_it_arrives() -> None:
         assert process.stdout is not None
         started = time.monotonic()
         assert process.stdout.read(4) == "word"
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 50
         server.proceed.set()
-        assert process.wait(10) == 1
+        assert process.wait(60) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from qwen2vl_client import MediaError, image_part, video_part
@@ -143,6 +143,7 @@ def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
         image_part(loop)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_a_picture_or_refused(data: bytes) -> None:
     """No input raises anything but the typed error."""
@@ -154,6 +155,7 @@ def test_any_bytes_are_a_picture_or_refused(data: bytes) -> None:
             image_part(data)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_string_is_an_address_or_refused(text: str) -> None:
     try:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwen2vl_client import (
     APIConnectionError,
@@ -73,6 +73,7 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[ServerSentEvent]]:
 
 
 class TestSSEDecoder:
+    @settings(deadline=None)
     @given(streams(), st.lists(st.integers(0, 10_000), max_size=20))
     def test_the_cut_of_the_stream_makes_no_difference(
         self, drawn: tuple[bytes, list[ServerSentEvent]], cuts: list[int]
@@ -81,6 +82,7 @@ class TestSSEDecoder:
         assert decode(stream, cuts) == expected
         assert decode(stream, list(range(len(stream)))) == expected
 
+    @settings(deadline=None)
     @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=20))
     def test_any_bytes_are_read_alike_however_cut(self, stream: bytes, cuts: list[int]) -> None:
         """Hostile bytes raise nothing and mean the same in one piece or in many."""
@@ -120,7 +122,7 @@ class TestSSEDecoder:
         started = time.monotonic()
         for _ in range(100_000):
             assert decoder.feed(b"x" * 40) == []
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 15
 
 
 class TestStream:
@@ -169,7 +171,7 @@ class TestStream:
         with asking(stub.endless_events) as (client, server):
             with client.stream("x") as stream:
                 assert next(iter(stream)) == "word "
-            assert server.client_left.wait(5)
+            assert server.client_left.wait(15)
             assert list(stream) == []
             with pytest.raises(APIResponseError, match="has not ended"):
                 _ = stream.answer
@@ -180,13 +182,13 @@ class TestStream:
             for _ in client.stream("x"):
                 break
             gc.collect()
-            assert server.client_left.wait(5)
+            assert server.client_left.wait(15)
 
     def test_a_stream_nobody_reads_ends_the_generation(self) -> None:
         with asking(stub.endless_events) as (client, server):
             client.stream("x")
             gc.collect()
-            assert server.client_left.wait(5)
+            assert server.client_left.wait(15)
 
     def test_another_thread_can_stop_a_waiting_stream(self) -> None:
         """The loop ends without an error although the server sends nothing."""
@@ -197,7 +199,7 @@ class TestStream:
             threading.Timer(0.3, stream.close).start()
             started = time.monotonic()
             assert list(pieces) == []
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 15
 
     @pytest.mark.parametrize("chunked", [True, False])
     def test_a_stream_that_breaks_off_is_an_error(self, chunked: bool) -> None:
@@ -256,11 +258,11 @@ class TestStream:
 
     def test_the_timeout_bounds_the_wait_for_each_piece(self) -> None:
         """A long answer may take longer than the timeout; a stalled one may not."""
-        slow = stub.events(stub.whole_stream(*"abcdef"), pause=0.15)
-        with asking(slow, timeout=0.6) as (client, _):
+        slow = stub.events(stub.whole_stream(*"abcdef"), pause=0.25)
+        with asking(slow, timeout=1.5) as (client, _):
             started = time.monotonic()
             assert len(list(client.stream("x"))) == 6
-            assert time.monotonic() - started > 0.6
+            assert time.monotonic() - started > 1.5
         with asking(stub.stalled_events, timeout=0.3) as (client, _):
             stream = client.stream("x")
             with pytest.raises(APITimeoutError):
@@ -272,9 +274,9 @@ class TestStream:
             stub.start_events(handler)
             for piece in stub.whole_stream("a"):
                 stub.send_piece(handler, piece)
-            handler.stub.proceed.wait(20)
+            handler.stub.proceed.wait(60)
 
         with asking(step) as (client, _):
             started = time.monotonic()
             assert list(client.stream("x")) == ["a"]
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 15
