@@ -34,7 +34,7 @@ lint: ## Install, then lint and check the types only
 
 wheel: ## Install, then build the wheel into dist/
 	@$(BOOTSTRAP) --test
-	@$(VENV_PYTHON) -m build --wheel
+	@$(VENV_PYTHON) -m build --wheel --no-isolation
 
 clean: ## Remove .venv and everything that was built
 	rm -rf .venv .venv.lock dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

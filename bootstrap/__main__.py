@@ -84,11 +84,7 @@ def make_venv(venv: Path, python: Interpreter, steps: Steps) -> None:
 
 
 def install_cpu_torch(version: str, venv: Path, steps: Steps) -> None:
-    """Install the CPU build of torch from the configured indexes, else from PyTorch's own.
-
-    uv knows where PyTorch's index is. It does not read pip's settings, so only torch itself
-    comes through it.
-    """
+    """Install the CPU build of torch from the configured indexes, else from PyTorch's own."""
     build = version + "+cpu"
     if steps.ask("import importlib.metadata as m; print(m.version('torch'))") == build:
         return
@@ -101,12 +97,26 @@ def install_cpu_torch(version: str, venv: Path, steps: Steps) -> None:
         if unreachable_because(failure.output) is not None:
             raise
         say(f"the configured package indexes have no torch {build} for this Python")
-        steps.pip("installing uv, which knows PyTorch's own index", ["uv>=0.13,<1"])
-        uv = [str(venv / "bin" / "uv"), "pip", "install", "--python", steps.python, "--no-deps"]
+        install_torch_with_uv(version, venv, steps)
+
+
+def install_torch_with_uv(version: str, venv: Path, steps: Steps) -> None:
+    """Install torch by uv, which knows where PyTorch's CPU index is.
+
+    uv does not read pip's settings, so what torch requires is left to pip.
+    """
+    steps.pip("installing uv, which knows PyTorch's own index", ["uv>=0.13,<1"])
+    uv = [str(venv / "bin" / "uv"), "pip", "install", "--python", steps.python, "--no-deps"]
+    try:
         steps.run(
             "installing torch from PyTorch's CPU index",
             [*uv, "--torch-backend", "cpu", f"torch=={version}"],
         )
+    except StepError as failure:
+        raise InstallError(
+            f"neither the configured package indexes have torch {version}+cpu nor could it be "
+            f"had from PyTorch's CPU index: {explain(failure.output, '')} (log: {steps.log})"
+        ) from failure
 
 
 def install(root: Path, options: argparse.Namespace) -> None:

@@ -12,6 +12,8 @@ from typing import List, Optional
 from bootstrap.state import Lock
 
 HEARTBEAT_S = 15.0
+# pip's lines that say what it does now; those of clean-up and warnings do not.
+TELLING = re.compile(r" *(Collecting|Downloading|Processing|Building|Preparing|Installing)\b")
 PIP_OPTIONS = ("--no-input", "--disable-pip-version-check", "--progress-bar", "off")
 
 
@@ -43,10 +45,12 @@ class Steps:
 
     def pip(self, title: str, arguments: List[str]) -> None:
         """Run ``pip install`` with these arguments; raise ``StepError`` when it fails."""
-        self.run(title, [self.python, "-m", "pip", "install", *PIP_OPTIONS, *arguments])
+        command = [self.python, "-m", "pip", "install", *PIP_OPTIONS, *arguments]
+        # Until pip says this it only downloads and builds, and .venv is as it was.
+        self.run(title, command, changes_after="Installing collected packages")
 
-    def run(self, title: str, command: List[str]) -> None:
-        """Run a command that changes ``.venv``; raise ``StepError`` when it fails."""
+    def run(self, title: str, command: List[str], changes_after: str = "") -> None:
+        """Run a command that changes ``.venv`` once it has said a text; raise ``StepError``."""
         say(title)
         self._lock.mark(changing=True)
         child = subprocess.Popen(
@@ -67,9 +71,7 @@ class Steps:
                 child.terminate()
             status = child.wait()
             output = "".join(lines)
-            # Until pip says this it only downloads and builds, and .venv is as it was.
-            harmless = "pip" in command and "Installing collected packages" not in output
-            if status == 0 or harmless:
+            if status == 0 or changes_after not in output:
                 self._lock.mark(changing=False)
             if self.log.parent.exists():
                 with self.log.open("a", errors="replace") as log:
@@ -98,7 +100,7 @@ class Steps:
         while reader.is_alive():
             reader.join(0.5)
             now = time.monotonic()
-            latest = next((line for line in reversed(lines) if line[:7] != "WARNING"), "")
+            latest = next((line for line in reversed(lines) if TELLING.match(line)), "")
             text = f"    {now - started:3.0f} s  {latest.strip()}"
             if live:
                 columns = shutil.get_terminal_size().columns
