@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import FastAPI, Request
@@ -48,6 +48,7 @@ from qwen2vl_serve.errors import (
     ShuttingDown,
     UnsupportedContentType,
 )
+from qwen2vl_serve.media.loader import MediaLoader, Picture
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.validation import RequestLimits, parse_chat
@@ -189,8 +190,11 @@ class EventStream(StreamingResponse):
 class API:
     """The routes, over one engine and one profile."""
 
-    def __init__(self, engine: Engine, profile: Profile, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: Engine, loader: MediaLoader, profile: Profile, metrics: Metrics
+    ) -> None:
         self.engine = engine
+        self.loader = loader
         self.metrics = metrics
         self.max_body_bytes = profile.limits.max_body_bytes
         self.limits = RequestLimits(
@@ -207,14 +211,15 @@ class API:
         self._refuse_while_draining()
         chat = parse_chat(await self._read(request), self.limits)
         self._find(chat.model)
-        request_id = request.state.id
+        pictures = await _unless_gone(request, self.loader.load(chat))
         if not chat.stream:
-            answer = await _unless_gone(request, self.engine.complete(chat, request_id))
-            return Response(answer, media_type="application/json")
-        chunks = self.engine.stream(chat, request_id)
+            answer = self.engine.complete(chat, pictures, request.state.id)
+            body = await _unless_gone(request, answer)
+            return Response(_with_media(body, chat, pictures), media_type="application/json")
+        chunks = self.engine.stream(chat, pictures, request.state.id)
         # The first chunk before the status line: until then an error has its own status.
         first = await _unless_gone(request, anext(chunks))
-        return EventStream(first, chunks)
+        return EventStream(_with_media(first.encode(), chat, pictures).decode(), chunks)
 
     async def models(self) -> JSONResponse:
         """List the served models."""
@@ -286,10 +291,10 @@ class API:
         )
 
 
-def build_app(engine: Engine, profile: Profile, keys: Keys) -> FastAPI:
+def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys) -> FastAPI:
     """Return the application; ``app.state.api`` is its ``API``."""
     metrics = Metrics()
-    api = API(engine, profile, metrics)
+    api = API(engine, loader, profile, metrics)
     app = FastAPI(title="qwen2vl_serve", version=__version__, redirect_slashes=False)
     app.state.api = api
     app.add_api_route("/v1/chat/completions", api.chat_completions, methods=["POST"])
@@ -305,6 +310,13 @@ def build_app(engine: Engine, profile: Profile, keys: Keys) -> FastAPI:
     app.add_middleware(Envelope, metrics=metrics)  # added last: outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own hook
     return app
+
+
+def _with_media(body: bytes, chat: ChatRequest, pictures: Sequence[Picture]) -> bytes:
+    """Add ``media``, where asked for, to a JSON object that is already written."""
+    if not chat.include_media_info:
+        return body
+    return body[:-1] + b',"media":' + to_json([one.info() for one in pictures]) + b"}"
 
 
 def error_response(error: APIError) -> JSONResponse:

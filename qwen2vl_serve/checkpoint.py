@@ -213,8 +213,10 @@ def _merged(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     merged = dict(config)
     for key, value in overrides.items():
         inner = merged.get(key)
-        nested = isinstance(inner, dict) and isinstance(value, Mapping)
-        merged[key] = _merged(inner, value) if nested else value
+        if isinstance(inner, dict) and isinstance(value, Mapping):
+            merged[key] = _merged(inner, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qwen2vl_serve.protocol import ChatRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +25,24 @@ class ServedModel:
     max_model_len: int
 
 
+class Picture(Protocol):
+    """A picture as an engine takes it: pixels on demand, known by its content."""
+
+    @property
+    def key(self) -> str:
+        """Stands for the pixels: equal keys have equal pixels."""
+        ...
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """Return RGB at the model's size, uint8 [height, width, 3]."""
+        ...
+
+
 class Engine(Protocol):
-    """An engine that is up; its errors are ``APIError`` of ``qwen2vl_serve.errors``."""
+    """An engine that is up; its errors are ``APIError`` of ``qwen2vl_serve.errors``.
+
+    ``pictures`` are those of the request's image parts, in their order.
+    """
 
     @property
     def models(self) -> Sequence[ServedModel]:
@@ -34,14 +54,18 @@ class Engine(Protocol):
         """Name and version of the engine, as ``vllm 0.32.0``."""
         ...
 
-    async def complete(self, request: ChatRequest, request_id: str) -> bytes:
+    async def complete(
+        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+    ) -> bytes:
         """Answer at once: a ``chat.completion`` object as JSON.
 
         Cancelling the call aborts the generation.
         """
         ...
 
-    def stream(self, request: ChatRequest, request_id: str) -> AsyncGenerator[str, None]:
+    def stream(
+        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+    ) -> AsyncGenerator[str, None]:
         """Answer token by token: each value is the JSON of one ``chat.completion.chunk``.
 
         An ``APIError`` before the first value means that nothing was generated; after it,

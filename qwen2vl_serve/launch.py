@@ -34,7 +34,11 @@ from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError
+from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
+from qwen2vl_serve.media.loader import MediaLoader
+from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.profile import Profile
+from qwen2vl_serve.vision import PixelBudget
 
 Report = Callable[[str], None]
 """Takes one line for the operator's eyes."""
@@ -123,8 +127,12 @@ class _Server:
         begun = time.monotonic()
         start_engine = self._import_engine()
         try:
-            async with start_engine(self.profile) as engine:
-                return await self._serve(engine, begun)
+            loader = media_loader(self.profile)
+            async with start_engine(self.profile, loader.fetcher) as engine:
+                try:
+                    return await self._serve(engine, loader, begun)
+                finally:
+                    await loader.close()
         except BootError:
             raise
         except Exception as error:
@@ -145,8 +153,8 @@ class _Server:
         self.boot.enter("engine")
         return seam.start_engine  # type: ignore[no-any-return]  # imported by name
 
-    async def _serve(self, engine: Engine, begun: float) -> int:
-        app = build_app(engine, self.profile, self.keys)
+    async def _serve(self, engine: Engine, loader: MediaLoader, begun: float) -> int:
+        app = build_app(engine, loader, self.profile, self.keys)
         http = _HTTPServer(_config(app, self.profile), app.state.api)
         http.on_started = lambda: self._report_ready(engine, time.monotonic() - begun)
         watch = asyncio.create_task(self._watch(engine, http))
@@ -218,6 +226,24 @@ def _config(app: object, profile: Profile) -> uvicorn.Config:
     )
     config.load()
     return config
+
+
+def media_loader(profile: Profile) -> MediaLoader:
+    """Return the loader for the profile's ``media`` section."""
+    media = profile.media
+    policy = FetchPolicy(
+        max_bytes=media.max_download_bytes,
+        total_seconds=media.download_seconds,
+        ports=frozenset(media.allowed_ports),
+        allowed_domains=frozenset(media.allowed_domains),
+        denied_domains=frozenset(media.denied_domains),
+        allowed_networks=media.allowed_networks,
+    )
+    bounds = Bounds(
+        default=PixelBudget(media.min_pixels, media.max_pixels),
+        limits=PixelBudget(media.least_pixels, media.most_pixels),
+    )
+    return MediaLoader(Fetcher(policy), bounds, media.max_image_pixels)
 
 
 def server_url(profile: Profile, port: int) -> str:

@@ -35,6 +35,16 @@ from qwen2vl_serve.profile_yaml import Document, KeyPath, dotted, parse_yaml, re
 DEMO_PROFILE = "demo"
 # Over all workers; the demo model needs about 4 KiB a token.
 REHEARSAL_KV_BYTES = 1024**3
+# What a rehearsal keeps of the profile's media section beside the counts.
+MEDIA_SAFETY = (
+    "max_image_pixels",
+    "max_download_bytes",
+    "download_seconds",
+    "allowed_ports",
+    "allowed_domains",
+    "denied_domains",
+    "allowed_networks",
+)
 # Options of ``--set``'s kin on the command line: plain text, not YAML.
 BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server.port"}
 
@@ -129,7 +139,11 @@ class Profile(Section):
         return {name: value for name, value in arguments.items() if value is not None}
 
     def _mm_processor_kwargs(self) -> dict[str, Any]:
-        bounds: dict[str, Any] = self.media.model_dump(include={"min_pixels", "max_pixels"})
+        # Pictures arrive resized; these bounds are what vLLM reserves memory for.
+        bounds: dict[str, Any] = {
+            "min_pixels": self.media.least_pixels,
+            "max_pixels": self.media.most_pixels,
+        }
         if self.media.limit_mm_per_prompt.video:
             # Bounds at the top apply to frames as well, unless frames have their own.
             bounds["videos_kwargs"] = self.media.videos_kwargs.model_dump()
@@ -193,6 +207,7 @@ class Profile(Section):
             update={
                 "limit_mm_per_prompt": self.media.limit_mm_per_prompt,
                 "media_io_kwargs": self.media.media_io_kwargs,
+                **{name: getattr(self.media, name) for name in MEDIA_SAFETY},
             }
         )
         bind = one_cpu_each(self.workers) if self.workers > 1 else None

@@ -6,6 +6,7 @@ Every field has a description and an effect: ``docs/profiles.md`` is held agains
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -45,6 +46,7 @@ def _as_list(value: object) -> object:
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1), BeforeValidator(_as_list)]
 Positive = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Section(BaseModel):
@@ -332,14 +334,75 @@ class MediaSection(Section):
         description="Larger pictures are reduced to at most this many pixels; "
         "28 × 28 pixels become one token.",
     )
+    client_min_pixels: Positive | None = Field(
+        default=None,
+        description="Least that a request's own pixel fields may ask for. Unset: `min_pixels`.",
+    )
+    client_max_pixels: Positive | None = Field(
+        default=None,
+        description="Most that a request's own pixel fields may ask for; vLLM reserves memory for "
+        "it. Unset: `max_pixels`.",
+    )
+    max_image_pixels: Positive = Field(
+        default=100_000_000,
+        description="Largest picture that is decoded, in pixels of the file.",
+    )
+    max_download_bytes: Positive = Field(
+        default=32 * 1024 * 1024, description="Largest file that is fetched by URL, in bytes."
+    )
+    download_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=20.0, description="Time for fetching one file, redirects and all."
+    )
+    allowed_ports: Annotated[tuple[Port, ...], Field(strict=False)] = Field(
+        default=(80, 443), description="Ports that URLs may name."
+    )
+    allowed_domains: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Domains, with their subdomains, that media may be fetched from. Empty: all.",
+    )
+    denied_domains: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=(), description="Domains, with their subdomains, that nothing is fetched from."
+    )
+    allowed_networks: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Networks in CIDR notation that may be fetched from though they are not "
+        "public, as `10.0.0.0/8`; without it no URL reaches this machine or its network.",
+    )
     videos_kwargs: VideoPixels = Field(
         default=VideoPixels(), description="Bounds of a video's frames, where videos are allowed."
     )
     media_io_kwargs: MediaIO = Field(default=MediaIO(), description="Decoding of videos.")
 
+    @property
+    def least_pixels(self) -> int:
+        """Lower bound of a picture's pixels, whatever a request asks for."""
+        return self.min_pixels if self.client_min_pixels is None else self.client_min_pixels
+
+    @property
+    def most_pixels(self) -> int:
+        """Upper bound of a picture's pixels, whatever a request asks for."""
+        return self.max_pixels if self.client_max_pixels is None else self.client_max_pixels
+
+    @field_validator("allowed_networks")
+    @classmethod
+    def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ip_network(network)  # a ValueError here is pydantic's
+        return networks
+
     @model_validator(mode="after")
     def _bounds(self) -> Self:
         _refuse_disorder(self.min_pixels, self.max_pixels, "media")
+        if self.least_pixels > self.min_pixels:
+            raise contradiction(
+                f"is {self.least_pixels}, above min_pixels {self.min_pixels}; lower it",
+                "media.client_min_pixels",
+            )
+        if self.most_pixels < self.max_pixels:
+            raise contradiction(
+                f"is {self.most_pixels}, below max_pixels {self.max_pixels}; raise it",
+                "media.client_max_pixels",
+            )
         return self
 
 

@@ -82,7 +82,7 @@ class _Loader(yaml.SafeLoader):
             self._depth -= 1
 
     def _mark(self) -> yaml.Mark:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # types-PyYAML leaves it bare
         mark: yaml.Mark = event.start_mark
         return mark
 

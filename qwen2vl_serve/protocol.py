@@ -38,7 +38,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "logprob_token_ids": "use top_logprobs",
     "media_io_kwargs": "the profile's media section sets it",
     "mm_payload": "leave it out",
-    "mm_processor_kwargs": "the profile's media section sets it",
     "priority": "requests are served in the order of their arrival",
     "prompt_embeds": "send text and pictures",
     "prompt_logprobs": "leave it out",
@@ -78,18 +77,30 @@ class TextPart(_Strict):
     text: str
 
 
-class ImageURL(_Strict):
+Positive = Annotated[int, Field(ge=1)]
+
+
+class PixelFields(_Strict):
+    """How large the model shall see a picture, in pixels; clamped to the profile's bounds."""
+
+    min_pixels: Positive | None = None
+    max_pixels: Positive | None = None
+    resized_height: Positive | None = None
+    resized_width: Positive | None = None
+
+
+class ImageURL(PixelFields):
     """Address of a picture: ``http(s)`` or a base64 ``data:`` URL.
 
-    ``detail`` ``auto`` and ``high`` both mean the profile's full pixel budget.
+    ``detail`` ``auto`` and ``high`` both mean the profile's default, ``low`` 448 × 448 pixels.
     """
 
     url: Annotated[str, Field(min_length=1)]
-    detail: Literal["auto", "high"] = "auto"
+    detail: Literal["auto", "low", "high"] = "auto"
 
 
-class ImagePart(_Strict):
-    """``{"type": "image_url", "image_url": {"url": …}}``."""
+class ImagePart(PixelFields):
+    """``{"type": "image_url", "image_url": {"url": …}}``, pixel fields beside it or inside."""
 
     type: Literal["image_url"]
     image_url: ImageURL
@@ -204,6 +215,13 @@ class StreamOptions(_Strict):
     continuous_usage_stats: bool = False
 
 
+class MMProcessorKwargs(_Strict):
+    """vLLM's way to bound every picture of a request, in pixels."""
+
+    min_pixels: Positive | None = None
+    max_pixels: Positive | None = None
+
+
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[str, Field(min_length=1)]
 StopSpec = Annotated[
@@ -244,6 +262,10 @@ class ChatRequest(BaseModel):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
+    # What Model Studio's and vLLM's users send about the pictures of a request.
+    mm_processor_kwargs: MMProcessorKwargs | None = None
+    vl_high_resolution_images: bool | None = None
+    include_media_info: bool | None = None
     # Accepted for what they say when nothing else is asked for.
     tool_choice: Literal["none", "auto"] | None = None
     modalities: list[Literal["text"]] | None = None

@@ -7,14 +7,13 @@ errors to ours.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
-from aiohttp import ClientError
-from PIL import Image, UnidentifiedImageError
 from pydantic_core import from_json
 from vllm import __version__ as vllm_version
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -35,24 +34,24 @@ from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.multimodal.media.base import MediaWithBytes
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from qwen2vl_serve import protocol
-from qwen2vl_serve.engine import ServedModel
+from qwen2vl_serve.engine import Picture, ServedModel
 from qwen2vl_serve.errors import (
     APIError,
     ContextLengthExceeded,
     EngineUnavailable,
     InternalError,
-    InvalidImage,
-    InvalidImageURL,
     InvalidValue,
     InvalidVideo,
     ModelNotFound,
     Overloaded,
 )
+from qwen2vl_serve.media.fetch import Fetcher
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart, VideoPart
 
@@ -89,19 +88,23 @@ class VLLMEngine:
         """Name and version of the engine."""
         return f"vllm {vllm_version}"
 
-    async def complete(self, request: ChatRequest, request_id: str) -> bytes:
+    async def complete(
+        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+    ) -> bytes:
         """Answer at once: a ``chat.completion`` object as JSON."""
-        answer = await self._start(request, request_id)
+        answer = await self._start(request, pictures, request_id)
         body: str = answer.model_dump_json()
         return body.encode()
 
-    async def stream(self, request: ChatRequest, request_id: str) -> AsyncGenerator[str, None]:
+    async def stream(
+        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+    ) -> AsyncGenerator[str, None]:
         """Answer token by token, one ``chat.completion.chunk`` a value.
 
         vLLM reports a failure in mid-stream as one more event and closes with ``[DONE]``,
         which clients read as a whole answer; here it is raised.
         """
-        events = await self._start(request, request_id)
+        events = await self._start(request, pictures, request_id)
         try:
             async for event in events:
                 if event.startswith(_DONE):
@@ -119,10 +122,14 @@ class VLLMEngine:
         except EngineDeadError:
             raise EngineUnavailable("The engine has stopped; the server is going down.") from None
 
-    async def _start(self, request: ChatRequest, request_id: str) -> Any:
+    async def _start(
+        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+    ) -> Any:
         """Return vLLM's response object, or its event generator for ``stream: true``."""
         try:
-            answer = await self._chat.create_chat_completion(_as_vllm(request, request_id))
+            answer = await self._chat.create_chat_completion(
+                _as_vllm(request, pictures, request_id)
+            )
         except APIError:
             raise
         except Exception as error:
@@ -195,11 +202,15 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
 
 
 @asynccontextmanager
-async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
+async def start_engine(profile: Profile, fetcher: Fetcher) -> AsyncIterator[VLLMEngine]:
     """Boot vLLM with ``profile.engine_args()``; shut it down on the way out.
+
+    vLLM fetches through ``fetcher``, by the connector that ``VLLM_MEDIA_CONNECTOR`` names.
 
     Whatever vLLM raises at start passes unchanged: the launcher explains it.
     """
+    bound = type("BoundConnector", (Connector,), {"fetcher": fetcher})
+    MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)(bound)
     args = AsyncEngineArgs(**profile.engine_args())
     async with build_async_engine_client_from_engine_args(args) as client:
         names = profile.model.served_names
@@ -224,38 +235,25 @@ async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
         yield VLLMEngine(client, chat)
 
 
-@MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)
 class Connector(MediaConnector):  # type: ignore[misc]  # vLLM ships no type information
-    """vLLM's fetcher and decoder with our errors: none of its text reaches a client."""
+    """Where vLLM asks for the videos that a request names; pictures it is given.
 
-    async def fetch_image_async(
-        self, image_url: str, *, image_mode: str | None = "RGB"
-    ) -> Image.Image:
-        """Return the picture at a ``data:`` or ``http(s)`` address.
+    Addresses go through our ``Fetcher``, and none of vLLM's or a library's words to a client.
+    """
 
-        Raises:
-            InvalidImage: the bytes are no picture that can be decoded.
-            InvalidImageURL: the address cannot be fetched.
-        """
-        try:
-            image: Image.Image = await super().fetch_image_async(image_url, image_mode=image_mode)
-        except Exception as error:
-            logger.info("image refused: %s", type(error).__name__)
-            if _undecodable(image_url, error):
-                raise InvalidImage(
-                    "image_url holds no picture that can be decoded; send a JPEG, PNG, WebP or "
-                    "GIF, as data:image/jpeg;base64,….",
-                    param="messages",
-                ) from None
-            raise InvalidImageURL(
-                "image_url could not be fetched; give a public http(s) address of a picture, or "
-                "send the picture as data:image/jpeg;base64,….",
-                param="messages",
-            ) from None
-        return image
+    fetcher: ClassVar[Fetcher]
+
+    async def load_from_url_async(
+        self, url: str, media_io: Any, *, fetch_timeout: int | None = None
+    ) -> Any:
+        """Return the media of a ``data:`` or ``http(s)`` address."""
+        if url[:5].lower() == "data:":
+            return await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
+        data = await self.fetcher.fetch(url)
+        return await asyncio.get_running_loop().run_in_executor(None, media_io.load_bytes, data)
 
     async def fetch_video_async(self, video_url: str, **options: Any) -> Any:
-        """Return the frames of the video at a ``data:`` or ``http(s)`` address.
+        """Return the frames of a video.
 
         Raises:
             InvalidVideo: the address cannot be fetched, or its bytes not be decoded.
@@ -271,17 +269,25 @@ class Connector(MediaConnector):  # type: ignore[misc]  # vLLM ships no type inf
             ) from None
 
 
-def _undecodable(url: str, error: Exception) -> bool:
-    """Tell bytes that are no picture from an address that yields no bytes."""
-    if url[:5].lower() == "data:":
-        return True
-    if isinstance(error, (ClientError, TimeoutError)):
-        return False
-    decoding = (OSError, SyntaxError, Image.DecompressionBombError)
-    return isinstance(error, decoding) or isinstance(error.__cause__, UnidentifiedImageError)
+class _Lazy(MediaWithBytes):  # type: ignore[misc]  # vLLM ships no type information
+    """A picture whose pixels vLLM asks for only where its processor's cache has not its key.
+
+    vLLM takes it for its own pair of media and bytes; the bytes it would hash are not needed,
+    since the key (``uuid``) comes with it.
+    """
+
+    def __init__(self, picture: Picture) -> None:
+        self._picture = picture
+
+    @property
+    def media(self) -> Any:
+        """The pixels, decoded now."""
+        return self._picture.pixels()
 
 
-def _as_vllm(request: ChatRequest, request_id: str) -> ChatCompletionRequest:
+def _as_vllm(
+    request: ChatRequest, pictures: Sequence[Picture], request_id: str
+) -> ChatCompletionRequest:
     """Return vLLM's request object.
 
     Built without its validators: ``parse_chat`` has checked every field, and vLLM's own pass
@@ -292,8 +298,9 @@ def _as_vllm(request: ChatRequest, request_id: str) -> ChatCompletionRequest:
         given["stream_options"] = StreamOptions(**request.stream_options.model_dump())
     if request.response_format is not None:
         given["response_format"] = _as_response_format(request.response_format)
+    rest = iter(pictures)
     return ChatCompletionRequest.model_construct(
-        messages=[_as_message(message) for message in request.messages],
+        messages=[_as_message(message, rest) for message in request.messages],
         request_id=request_id,
         **given,
     )
@@ -307,23 +314,27 @@ _TRANSLATED = {
     "tool_choice",
     "modalities",
     "add_generation_prompt",
+    "mm_processor_kwargs",
+    "vl_high_resolution_images",
+    "include_media_info",
 }
 
 
-def _as_message(message: Message) -> dict[str, Any]:
+def _as_message(message: Message, pictures: Iterator[Picture]) -> dict[str, Any]:
     # The family's template prints a role as it is given; it was trained on "system".
     role = "system" if message.role == "developer" else message.role
     if isinstance(message.content, str):
         return {"role": role, "content": message.content}
-    return {"role": role, "content": [_as_part(part) for part in message.content]}
+    return {"role": role, "content": [_as_part(part, pictures) for part in message.content]}
 
 
-def _as_part(part: TextPart | ImagePart | VideoPart) -> dict[str, Any]:
+def _as_part(part: TextPart | ImagePart | VideoPart, pictures: Iterator[Picture]) -> dict[str, Any]:
     match part:
         case TextPart():
             return {"type": "text", "text": part.text}
         case ImagePart():
-            return {"type": "image_url", "image_url": {"url": part.image_url.url}}
+            picture = next(pictures)
+            return {"type": "image_pil", "image_pil": _Lazy(picture), "uuid": picture.key}
         case VideoPart():
             return {"type": "video_url", "video_url": {"url": part.video_url.url}}
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-from qwen2vl_serve.engine import ServedModel
+from qwen2vl_serve.engine import Picture, ServedModel
 from qwen2vl_serve.errors import EngineUnavailable
 from qwen2vl_serve.protocol import ChatRequest
 
@@ -33,14 +33,18 @@ class FakeEngine:
     def version(self) -> str:
         return "fake 1"
 
-    async def complete(self, request: ChatRequest, request_id: str) -> bytes:
+    async def complete(
+        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+    ) -> bytes:
         words = [word async for word in self._words(request)]
         message = {"role": "assistant", "content": "".join(words)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         answer = {"id": f"chatcmpl-{request_id}", "object": "chat.completion", "choices": [choice]}
         return json.dumps(answer | {"created": 1, "model": "demo"}).encode()
 
-    async def stream(self, request: ChatRequest, request_id: str) -> AsyncGenerator[str, None]:
+    async def stream(
+        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+    ) -> AsyncGenerator[str, None]:
         async for word in self._words(request):
             choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
             chunk = {"id": f"chatcmpl-{request_id}", "object": "chat.completion.chunk"}

@@ -2,8 +2,8 @@
 
 The launcher and all above the seam are the real ones.
 
-MODE: ``up``, ``slow-boot`` (hangs while starting), ``no-boot`` (fails while starting) or
-``dies`` (is gone a second after the start).
+MODE: ``up``, ``long`` (a stream takes 30 s), ``slow-boot`` (hangs while starting), ``no-boot``
+(fails while starting) or ``dies`` (is gone a second after the start).
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from contextlib import asynccontextmanager
 
 from qwen2vl_serve.errors import ServeError
 from qwen2vl_serve.launch import serve
+from qwen2vl_serve.media.fetch import Fetcher
 from qwen2vl_serve.profile import Profile, load_profile
 from tests.fake_engine import FakeEngine
 
 
 def main(port: str, mode: str, *overrides: str) -> int:
     @asynccontextmanager
-    async def start_engine(profile: Profile) -> AsyncIterator[FakeEngine]:
+    async def start_engine(profile: Profile, fetcher: Fetcher) -> AsyncIterator[FakeEngine]:
         print("words of the engine that belong into its log")
         if mode == "slow-boot":
             time.sleep(60)  # as vLLM does: it blocks the event loop while it waits
         if mode == "no-boot":
             print("ERROR 11-20 [x.py:1] ValueError: No available memory for the cache blocks")
             raise RuntimeError("Engine core initialization failed. See root cause above.")
-        engine = FakeEngine(words=["word "] * 40, pause=0.05)
+        engine = FakeEngine(words=["word "] * (600 if mode == "long" else 40), pause=0.05)
         if mode == "dies":
             asyncio.get_running_loop().call_later(1, setattr, engine, "dead", True)
         yield engine

@@ -19,6 +19,7 @@ import uvicorn
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.errors import EngineUnavailable, InvalidImage, Overloaded
+from qwen2vl_serve.launch import media_loader
 from qwen2vl_serve.profile import Profile, load_profile
 from tests.fake_engine import FakeEngine
 
@@ -46,7 +47,8 @@ def running(
     engine: FakeEngine | None = None, keys: tuple[str, ...] = (), profile: Profile | None = None
 ) -> Iterator[Running]:
     engine = engine or FakeEngine()
-    app = build_app(engine, profile or load_profile("demo"), Keys(keys))
+    profile = profile or load_profile("demo")
+    app = build_app(engine, media_loader(profile), profile, Keys(keys))
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     http = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))

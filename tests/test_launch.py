@@ -85,15 +85,15 @@ def test_sigterm_finishes_the_stream_and_exits_0(launch: Launch) -> None:
 
 def test_a_second_sigterm_ends_at_once(launch: Launch) -> None:
     """An operator in a hurry is obeyed: running answers are dropped."""
-    server = launch("up")
+    server = launch("long")
     server.wait_ready()
     answer = start_stream(server)
     begun = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(10) == 0
-    assert time.monotonic() - begun < 1.8, "the stream alone takes 2 s"
+    assert server.process.wait(14) == 0
+    assert time.monotonic() - begun < 15, "the stream alone takes 30 s"
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
         _ = answer.text
 

@@ -27,8 +27,8 @@ KINDS = {
     float: ("number", "数"),
     str: ("text", "文本"),
     dict: ("mapping", "映射"),
-    tuple: ("list of text", "文本列表"),
 }
+LISTS = {str: ("list of text", "文本列表"), int: ("list of integers", "整数列表")}
 
 
 def fields(section: type[Section] = Profile, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -61,7 +61,11 @@ def written_values(field: FieldInfo, *, zh: bool = False) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
     kind = get_origin(annotation) or annotation
-    words = [KINDS[kind][zh]]
+    if kind is tuple:
+        element, more = unwrap(get_args(annotation)[0], [])
+        words, metadata = [LISTS.get(element, LISTS[str])[zh]], metadata + more
+    else:
+        words = [KINDS[kind][zh]]
     for sign, name in (("≥", "ge"), (">", "gt"), ("≤", "le"), ("<", "lt")):
         words += [f"{sign} {getattr(m, name)}" for m in metadata if hasattr(m, name)]
     return " ".join(words)

@@ -1,0 +1,162 @@
+"""From the media parts of a request to pictures that an engine can take.
+
+Pictures are known by their content: the key hashes the bytes and names the size, never anything
+that a client says. A picture's pixels are decoded when they are first needed; of a key that was
+decoded before, the engine's own cache usually needs no pixels at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pybase64
+from blake3 import blake3
+
+from qwen2vl_serve.errors import ImageDownloadTimeout, InvalidImage, InvalidImageURL
+from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
+from qwen2vl_serve.media.image import Header, decode, read_header
+from qwen2vl_serve.media.sizing import Bounds, Sizing, size_for
+from qwen2vl_serve.protocol import ChatRequest, ImagePart
+
+logger = logging.getLogger(__name__)
+
+KNOWN_KEYS = 65_536
+"""How many keys are remembered as decodable; 64 hex digits and a size each."""
+
+DECODE_THREADS = 4
+
+
+@dataclass(slots=True)
+class Picture:
+    """One picture of a request. ``key`` stands for its content at its size."""
+
+    data: bytes = field(repr=False)
+    header: Header
+    sizing: Sizing
+    key: str
+    param: str
+    decoded: bool = False
+    _pixels: np.ndarray | None = field(default=None, repr=False)
+
+    def pixels(self) -> np.ndarray:
+        """Return RGB at the model's size, uint8 [height, width, 3]; decodes once.
+
+        Raises:
+            InvalidImage: the data is corrupt.
+        """
+        if self._pixels is None:
+            size = self.sizing.height, self.sizing.width
+            self._pixels = decode(self.data, size, self.param)
+            self.decoded = True
+        return self._pixels
+
+    def info(self) -> dict[str, object]:
+        """What ``include_media_info`` reports; sides in pixels."""
+        return {
+            "type": "image",
+            "width": self.header.width,
+            "height": self.header.height,
+            "resized_width": self.sizing.width,
+            "resized_height": self.sizing.height,
+            "visual_tokens": self.sizing.visual_tokens,
+            "clamped": self.sizing.clamped,
+            "cached": not self.decoded,
+        }
+
+
+class MediaLoader:
+    """Loads what requests show; one for a server."""
+
+    def __init__(self, fetcher: Fetcher, bounds: Bounds, max_image_pixels: int) -> None:
+        self.fetcher = fetcher
+        self._bounds = bounds
+        self._max_image_pixels = max_image_pixels
+        self._known: OrderedDict[str, None] = OrderedDict()
+        self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+
+    async def load(self, request: ChatRequest) -> Sequence[Picture]:
+        """Return the pictures of ``request`` in the order of its text.
+
+        Raises:
+            RequestError: one of them cannot be fetched, decoded or sized; the message names it.
+        """
+        parts = list(_images(request))
+        if not parts:
+            return ()
+        tasks = [asyncio.ensure_future(self._picture(*one, request)) for one in parts]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Close connections and threads."""
+        await self.fetcher.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _picture(self, part: ImagePart, param: str, request: ChatRequest) -> Picture:
+        data = await self._bytes(part.image_url.url, param)
+        header = read_header(data, self._max_image_pixels, param)
+        sizing = size_for(header, part, request, self._bounds, param)
+        key = f"{blake3(data).hexdigest()}-{sizing.height}x{sizing.width}"
+        picture = Picture(data, header, sizing, key, param)
+        if key in self._known:
+            self._known.move_to_end(key)
+            return picture
+        # New bytes are decoded here, where threads are many and errors still have a status.
+        await asyncio.get_running_loop().run_in_executor(self._pool, picture.pixels)
+        self._known[key] = None
+        if len(self._known) > KNOWN_KEYS:
+            self._known.popitem(last=False)
+        return picture
+
+    async def _bytes(self, url: str, param: str) -> bytes:
+        if url[:5].lower() == "data:":
+            return _data_url(url, param)
+        try:
+            return await self.fetcher.fetch(url)
+        except FetchTimeout:
+            raise ImageDownloadTimeout(
+                f"{param} names a host that was too slow; try again or send the picture as "
+                "data:image/jpeg;base64,….",
+                param=param,
+            ) from None
+        except FetchError as error:
+            logger.info("not fetched: %s", error)
+            raise InvalidImageURL(
+                f"{param} cannot be fetched; give a public http(s) address of a picture, or send "
+                "it as data:image/jpeg;base64,….",
+                param=param,
+            ) from None
+
+
+def _images(request: ChatRequest) -> Iterator[tuple[ImagePart, str]]:
+    for m, message in enumerate(request.messages):
+        if message.role == "user" and not isinstance(message.content, str):
+            for p, part in enumerate(message.content):
+                if isinstance(part, ImagePart):
+                    yield part, f"messages[{m}].content[{p}].image_url"
+
+
+def _data_url(url: str, param: str) -> bytes:
+    head, comma, text = url.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise InvalidImage(
+            f"{param} is a data URL without base64; send data:image/jpeg;base64,….", param=param
+        )
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidImage(
+            f"{param} is not valid base64; encode the file with the standard alphabet (+ and /), "
+            "padded, without line breaks.",
+            param=param,
+        ) from None
