@@ -17,6 +17,10 @@ from qwen2vl_serve import cli, protocol
 from qwen2vl_serve.app import Metrics, build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.errors import APIError, RequestError, ReservedToken
+from qwen2vl_serve.launch import media_loader
+from qwen2vl_serve.media.image import Header
+from qwen2vl_serve.media.loader import Picture
+from qwen2vl_serve.media.sizing import Sizing
 from qwen2vl_serve.profile import load_profile, profile_names
 from qwen2vl_serve.profile_sections import EngineSection, LimitsSection, MediaSection
 from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
@@ -88,7 +92,8 @@ def model_within(annotation: Any) -> type[BaseModel] | None:
 @api
 def test_every_route_is_listed_and_no_other(document: Document) -> None:
     """The table of routes is the application's, FastAPI's own pages included."""
-    app = build_app(FakeEngine(), load_profile("demo"), Keys(()))
+    profile = load_profile("demo")
+    app = build_app(FakeEngine(), media_loader(profile), profile, Keys(()))
     served = {
         f"{method} {route.path.replace('{name:path}', '{name}')}"
         for route in app.routes
@@ -117,6 +122,7 @@ def test_every_key_of_an_inner_object_has_its_types_and_bounds(document: Documen
     fields = {
         **dict(inner_fields(protocol.StreamOptions, "stream_options")),
         **dict(inner_fields(protocol.ResponseFormat, "response_format")),
+        **dict(inner_fields(protocol.MMProcessorKwargs, "mm_processor_kwargs")),
     }
     table = document.table_of(fields)
     assert table.keys() == fields.keys()
@@ -144,15 +150,27 @@ def test_roles_and_the_keys_of_their_messages(document: Document) -> None:
 
 @api
 def test_content_parts(document: Document) -> None:
-    """The kinds of parts and their keys are those that the parser takes."""
-    rows = {row[1].codes[0]: row for table in document.tables for row in table if row[1].codes}
-    parts = {"text": {"text"}, "image_url": set(), "video_url": set()}
-    for name, model in (("image_url", protocol.ImageURL), ("video_url", protocol.VideoURL)):
-        parts[name] = {f"{name}.{key}" for key in model.model_fields}
-    for kind, keys in parts.items():
-        assert {key for key, row in rows.items() if row[0].codes == (kind,)} == keys
+    """The kinds of parts and their keys, inside and beside, are those that the parser takes."""
+    models = (protocol.TextPart, protocol.ImagePart, protocol.VideoPart)
+    served = set()
+    for model in models:
+        (kind,) = model.model_fields["type"].annotation.__args__
+        for key, field in model.model_fields.items():
+            inner = model_within(field.annotation)
+            keys = [f"{key}.{one}" for one in inner.model_fields] if inner else [key]
+            served |= {(kind, one) for one in keys if one != "type"}
+    table = next(t for t in document.tables if any("video_url" in row[0].codes for row in t))
+    assert {(row[0].codes[0], code) for row in table for code in row[1].codes} == served
     detail = protocol.ImageURL.model_json_schema()["properties"]["detail"]["enum"]
+    rows = {row[1].codes[0]: row for row in table}
     assert set(rows["image_url.detail"][2].codes) == set(detail)
+
+
+@api
+def test_the_media_report(document: Document) -> None:
+    """Every key of an entry of ``media`` is told."""
+    picture = Picture(b"", Header("JPEG", 1, 1), Sizing(28, 28, clamped=False), "key", "param")
+    assert picture.info().keys() - {"type"} <= {*document.codes}
 
 
 @api
@@ -249,6 +267,8 @@ def test_the_defaults_of_the_limits(document: Document) -> None:
     known = {f"limits.{name}": value for name, value in LimitsSection().model_dump().items()}
     known |= {f"media.limit_mm_per_prompt.{k}": v for k, v in media.model_dump().items()}
     known["engine.max_model_len"] = EngineSection().max_model_len
+    for name in ("max_image_pixels", "max_download_bytes", "download_seconds"):
+        known[f"media.{name}"] = getattr(MediaSection(), name)
     table = document.table_of(known)
     assert table.keys() == known.keys()
     for name, value in known.items():
