@@ -63,6 +63,8 @@ def size_for(
             return Sizing(height, width, (height, width) != wanted)
         budget, clamped = _budget(part, request, bounds, param)
         height, width = smart_resize(header.height, header.width, budget)
+        # Rounding to 28 can leave a tight budget; the processor behind us would resize again.
+        height, width = smart_resize(height, width, bounds.limits)
     except ValueError as error:
         raise InvalidImage(f"{param}: {error}; send a less narrow picture.", param=param) from None
     return Sizing(height, width, clamped)

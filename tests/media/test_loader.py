@@ -1,0 +1,128 @@
+"""Loading what a request shows: keys by content, errors by item, decoding once."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qwen2vl_serve.errors import InvalidImage, InvalidImageURL, RequestError
+from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
+from qwen2vl_serve.media.loader import MediaLoader, Picture
+from qwen2vl_serve.media.sizing import Bounds
+from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.vision import PixelBudget
+
+BOUNDS = Bounds(PixelBudget(3136, 1_003_520), PixelBudget(3136, 1_003_520))
+LIMITS = RequestLimits(max_messages=99, max_n=1, max_tokens=None, images=99, videos=0)
+
+
+def data_url(colour: str, size: tuple[int, int] = (280, 280)) -> str:
+    data = io.BytesIO()
+    Image.new("RGB", size, colour).save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def part(url: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}, **fields}
+
+
+class Loading:
+    """One loader over several requests, as a server has it."""
+
+    def __init__(self, max_image_pixels: int = 10_000_000) -> None:
+        self.loader = MediaLoader(Fetcher(FetchPolicy()), BOUNDS, max_image_pixels)
+
+    def load(self, *parts: dict[str, Any]) -> list[Picture]:
+        text = {"type": "text", "text": "x"}
+        body = {"messages": [{"role": "user", "content": [text, *parts]}]}
+        chat = parse_chat(json.dumps(body).encode(), LIMITS)
+        return list(asyncio.run(self.loader.load(chat)))
+
+
+def test_pictures_come_in_the_order_of_the_text() -> None:
+    """However long each takes to load."""
+    urls = [data_url("red", (2800, 2800)), data_url("lime"), data_url("blue", (28, 28))]
+    pictures = Loading().load(*map(part, urls))
+    assert [one.pixels()[5, 5].tolist() for one in pictures] == [
+        [255, 0, 0],
+        [0, 255, 0],
+        [0, 0, 255],
+    ]
+
+
+def test_equal_bytes_at_one_size_have_one_key_and_nothing_else_does() -> None:
+    """Content and size make the key; another size or another content makes another."""
+    red, blue = data_url("red"), data_url("blue")
+    one, again, smaller, other = Loading().load(
+        part(red), part(red), part(red, max_pixels=20_000), part(blue)
+    )
+    assert one.key == again.key
+    assert len({one.key, smaller.key, other.key}) == 3
+
+
+def test_known_bytes_are_not_decoded_again() -> None:
+    """A picture of an earlier turn costs a hash; its pixels are there when they are needed."""
+    loading = Loading()
+    first = loading.load(part(data_url("red")))[0]
+    second = loading.load(part(data_url("red")))[0]
+    assert first.info()["cached"] is False
+    assert second.info()["cached"] is True
+    assert np.array_equal(first.pixels(), second.pixels())
+    assert second.info()["cached"] is False, "now they were needed"
+
+
+def test_the_report_tells_sizes_and_tokens() -> None:
+    """Source and resized sides in pixels, tokens, and whether a wish was cut."""
+    picture = Loading().load(part(data_url("red", (640, 480)), max_pixels=10**9))[0]
+    assert picture.info() == {
+        "type": "image",
+        "width": 640,
+        "height": 480,
+        "resized_width": 644,
+        "resized_height": 476,
+        "visual_tokens": 391,
+        "clamped": True,
+        "cached": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("data:image/png,hello", InvalidImage),
+        ("data:image/png;base64", InvalidImage),
+        ("data:image/png;base64,!!!!", InvalidImage),
+        ("data:image/png;base64,-_-_", InvalidImage),
+        ("data:image/png;base64,aGVsbG8", InvalidImage),
+        ("data:image/png;base64,aGVs\nbG8=", InvalidImage),
+        ("data:image/png;base64,", InvalidImage),
+        ("http://127.0.0.1/x.png", InvalidImageURL),
+        ("file:///etc/passwd", InvalidImageURL),
+        ("ftp://example.org/x.png", InvalidImageURL),
+        ("x" * 20, InvalidImageURL),
+    ],
+)
+def test_the_bad_item_is_named(url: str, kind: type[RequestError]) -> None:
+    """The second picture of the message is at fault, and ``param`` says so."""
+    with pytest.raises(kind) as caught:
+        Loading().load(part(data_url("red")), part(url))
+    assert caught.value.param == "messages[0].content[2].image_url"
+
+
+def test_damage_is_found_before_the_engine_is_asked() -> None:
+    """New bytes are decoded while loading, so that the error still has a status of its own."""
+    cut = base64.b64encode(base64.b64decode(data_url("red").partition(",")[2])[:-30]).decode()
+    with pytest.raises(InvalidImage):
+        Loading().load(part("data:image/png;base64," + cut))
+
+
+def test_a_request_without_pictures_loads_nothing() -> None:
+    """Text alone passes through."""
+    assert Loading().load() == []
