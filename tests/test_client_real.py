@@ -87,7 +87,9 @@ def test_the_server_s_refusals_are_typed(
     with pytest.raises(kind) as caught:
         client.chat("What is it?", **call)  # type: ignore[arg-type]
     error = caught.value
-    assert (error.code, error.param, error.type) == (code, param, "invalid_request_error")
+    assert (error.code, error.type) == (code, "invalid_request_error")
+    assert error.param is not None
+    assert error.param.startswith(param)
     assert error.request_id
 
 
@@ -96,11 +98,12 @@ def test_closing_a_stream_stops_the_generation(client: Client, server: ServerPro
     before = server.metric("vllm:generation_tokens_total")
     with client.stream("Describe it.", min_tokens=1000, max_tokens=1000) as stream:
         next(iter(stream))
-    deadline = time.monotonic() + 30
-    while server.metric("vllm:num_requests_running") and time.monotonic() < deadline:
-        time.sleep(0.05)
+    counted, now = -1.0, before
+    while counted != now:  # the engine reports after its steps; wait until it has no more
+        time.sleep(1)
+        counted, now = now, server.metric("vllm:generation_tokens_total")
+    assert 0 < now - before < 900
     assert server.metric("vllm:num_requests_running") == 0
-    assert server.metric("vllm:generation_tokens_total") - before < 900
     assert client.chat("Hello", max_tokens=4).finish_reason is not None
 
 

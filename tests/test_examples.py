@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,10 +51,43 @@ def test_there_is_one_example_for_each_call_of_the_tutorial() -> None:
     assert set(SCRIPTS) == TUTORIAL
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "image_url.py"])
 def test_it_answers_on_the_real_server(name: str, server: ServerProcess) -> None:
     """Without arguments but the address: exit 0, an answer, the total time."""
-    done = run_example(name, url=server.url, api_key=server.api_key)
+    check_answer(run_example(name, url=server.url, api_key=server.api_key))
+
+
+def test_an_address_answers_on_a_real_server_that_may_fetch_it(
+    launch_server: Callable[..., ServerProcess],
+) -> None:
+    """With the two settings that the example's help names."""
+    port = free_port()
+    loopback = ["--set", "media.allowed_networks=[127.0.0.1/32]"]
+    ports = ["--set", f"media.allowed_ports=[80, 443, {port}]"]
+    server = launch_server("--profile", "demo", *loopback, *ports)
+    server.wait_ready()
+    check_answer(run_example("image_url.py", "--port", str(port), url=server.url))
+
+
+def test_a_private_address_is_refused_with_advice(server: ServerProcess) -> None:
+    """A server as it comes fetches from public addresses only."""
+    done = run_example(
+        "image_url.py", "--port", str(free_port()), url=server.url, api_key=server.api_key
+    )
+    assert done.returncode == 1
+    assert "invalid_image_url" in done.stderr
+    assert "--image-url" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def check_answer(done: subprocess.CompletedProcess[str]) -> None:
+    """An answer with a word in it, then the total time."""
     assert done.returncode == 0, done.stderr
     assert TOTAL_TIME.search(done.stdout), done.stdout
     said = TOTAL_TIME.sub("", done.stdout)
@@ -77,8 +112,9 @@ def test_it_answers_on_the_real_server(name: str, server: ServerProcess) -> None
 )
 def test_it_sends_what_it_shows(name: str, script: list[stub.Step], asked: list[list[str]]) -> None:
     """The request holds the tutorial's fields and the pictures by their own type."""
+    own_port = ["--port", str(free_port())] if name == "image_url.py" else []
     with stub.running(*script) as server:
-        done = run_example(name, url=server.url)
+        done = run_example(name, *own_port, url=server.url)
     assert done.returncode == 0, done.stderr
     posted = [request.body for request in server.requests if request.body]
     for body in posted:

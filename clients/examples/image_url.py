@@ -1,18 +1,22 @@
 """Ask about a picture on the web: the server fetches it, the client sends its address only.
 
 Without --image-url the example serves a picture of its own on this machine's loopback, so that
-it runs without the internet. A server elsewhere cannot reach that, and one that blocks private
-addresses will not: give --image-url a public address then.
+it can be tried without the internet. A server fetches from public addresses only unless it is
+told otherwise; one that may fetch this picture is started with:
+
+    serve --profile demo --set "media.allowed_networks=[127.0.0.1/32]" \\
+        --set "media.allowed_ports=[80, 443, 8765]"
 """
 
 import argparse
 import contextlib
 import functools
 import http.server
+import sys
 import threading
 from collections.abc import Iterator
 
-from qwen2vl_client import Client
+from qwen2vl_client import BadRequestError, Client
 
 from arguments import PICTURES, RED_CIRCLE
 
@@ -25,24 +29,34 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def picture_on_loopback() -> Iterator[str]:
+def picture_on_loopback(port: int) -> Iterator[str]:
     """Yield the address of a picture that this process serves."""
     handler = functools.partial(QuietHandler, directory=PICTURES)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/{RED_CIRCLE.name}"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/{RED_CIRCLE.name}"
+        finally:
+            server.shutdown()
 
 
-parser = argparse.ArgumentParser(description=__doc__)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--url", help="the server (default: http://127.0.0.1:8000/v1)")
 parser.add_argument("--api-key", help="the key (default: QWEN2VL_API_KEY)")
 parser.add_argument("--image-url", help="the picture's address")
+parser.add_argument("--port", type=int, default=8765, help="where this serves its own picture")
 args = parser.parse_args()
 
 with contextlib.ExitStack() as stack:
-    address = args.image_url or stack.enter_context(picture_on_loopback())
+    address = args.image_url or stack.enter_context(picture_on_loopback(args.port))
     client = stack.enter_context(Client(args.url, args.api_key))
-    answer = client.chat("What colour is it?", images=address)
+    try:
+        answer = client.chat("What colour is it?", images=address)
+    except BadRequestError as error:
+        if args.image_url or error.code != "invalid_image_url":
+            raise
+        sys.exit(f"{error}\n{address} is private: give --image-url a public one, or see --help")
 print(answer)
 print(f"total time: {answer.seconds:.2f} s")
