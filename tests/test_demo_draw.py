@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from qwen2vl_serve.demo.compose import draw_picture, draw_video
 from qwen2vl_serve.demo.draw import contrast, outline
 from qwen2vl_serve.demo.names import COLOURS, SHADES, SHAPES
-from qwen2vl_serve.torchvision_ops import declare_missing_operators
 from qwen2vl_serve.demo.pictures import (
     IMAGE_PIXELS,
     KINDS,
@@ -19,6 +18,7 @@ from qwen2vl_serve.demo.pictures import (
     resized,
     scaled,
 )
+from qwen2vl_serve.torchvision_ops import declare_missing_operators
 
 
 @settings(max_examples=15, deadline=None)
@@ -27,7 +27,7 @@ def test_the_same_seed_draws_the_same_picture(seed):
     """Pixels and truth are a function of the seed."""
     (one, truth), (two, again) = draw_picture(seed), draw_picture(seed)
     assert np.array_equal(one, two) and truth == again
-    assert 84 <= min(one.shape[:2]) and max(one.shape[:2]) <= 900
+    assert min(one.shape[:2]) >= 84 and max(one.shape[:2]) <= 900
     assert max(one.shape[:2]) / min(one.shape[:2]) <= 3.02
 
 

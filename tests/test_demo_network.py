@@ -9,11 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
+from qwen2vl_serve.demo.checkpoint import FRAME_PIXELS, IMAGE_PIXELS, MODEL_FOLDER
 from qwen2vl_serve.demo.compose import draw_picture, draw_video
 from qwen2vl_serve.demo.network import Geometry, Network
 from qwen2vl_serve.demo.pictures import CELL, resized, scaled
-from qwen2vl_serve.demo.checkpoint import FRAME_PIXELS, IMAGE_PIXELS
 from qwen2vl_serve.demo.rows import Encoder, Media, Row, pack
 from qwen2vl_serve.demo.wording import Dialogue, Turn
 from qwen2vl_serve.torchvision_ops import declare_missing_operators

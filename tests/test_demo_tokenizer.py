@@ -8,6 +8,7 @@ import unicodedata
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.demo.rows import Encoder
 from qwen2vl_serve.demo.tokenizer import SPECIAL_TOKENS, train_tokenizer

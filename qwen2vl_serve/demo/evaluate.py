@@ -13,6 +13,7 @@ import io
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from PIL import Image
 from qwen2vl_serve.demo import ask, ask_many
 from qwen2vl_serve.demo.compose import draw_picture, draw_video
 from qwen2vl_serve.demo.draw import Box, Pixels, Scene
-from qwen2vl_serve.demo.names import Language
+from qwen2vl_serve.demo.names import COLOURS, SHAPES, Language
 from qwen2vl_serve.demo.talk import talk_question
 from qwen2vl_serve.demo.wording import SPELL_END, SPELL_START, Dialogue, said
 
@@ -36,6 +37,12 @@ BARS: dict[str, float] = {
     "position": 0.95, "count": 0.95, "compare": 0.95, "motion": 0.95, "which-picture": 0.95,
     "reading": 0.90, "box": 0.90, "json": 0.90, "text": 0.95,
 }  # fmt: skip
+# What an answer is judged by; other tasks are judged by every name they mention.
+MATTERS = {
+    "colour": frozenset(COLOURS),
+    "shape": frozenset(SHAPES),
+    "count": frozenset("0123456789"),
+}
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 BOX = re.compile(r"\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)")
 QUOTED = re.compile(r"[\"“](.*)[\"”]")
@@ -108,7 +115,13 @@ def is_right(dialogue: Dialogue, answer: str) -> bool:
         quoted = QUOTED.search(answer)
         text = quoted.group(1) if quoted else answer
         return text.strip().casefold() == (dialogue.text or "").casefold()
-    return said(answer) == said(expected)
+    matters = MATTERS.get(dialogue.task)
+    return of_these(said(answer), matters) == of_these(said(expected), matters)
+
+
+def of_these(found: Counter[str], names: frozenset[str] | None) -> Counter[str]:
+    """Only the counts of these names; all of them for None."""
+    return found if names is None else Counter({n: c for n, c in found.items() if n in names})
 
 
 def _scene_asker(

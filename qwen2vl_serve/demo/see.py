@@ -8,6 +8,7 @@ when the model has learnt to speak.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen2vl_serve.demo.names import CHARACTERS, COLOURS
-from qwen2vl_serve.demo.network import CLIP_STD, PATCH, Network
+from qwen2vl_serve.demo.network import CELL, CLIP_STD, PATCH, Network
 from qwen2vl_serve.demo.pictures import KINDS, SLOTS, Grid, Store, dense_targets, slot_targets
-from qwen2vl_serve.demo.steps import Optimizers, Schedule, Snapshot
+from qwen2vl_serve.demo.steps import Optimizers, Schedule, Snapshot, Together
 
 MOTIONS = ("left", "right", "up", "down", "none")
 # What the steps look at, in turn: single large things; then crowds, whole pictures, frame pairs.
@@ -164,6 +165,24 @@ def video_batch(store: Store, size: int, rng: np.random.Generator) -> tuple[Tens
     return torch.from_numpy(np.stack(pairs)), torch.tensor(motions)
 
 
+def video_loss(
+    network: Network, heads: Heads, pairs: Tensor, motions: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of the pairs' directions and the share of right ones."""
+    pooled = heads.pooled(network.visual(pairs))
+    logits = heads.motion(pooled[:, SLOTS + 1]).float()
+    right = float((logits.argmax(-1) == motions).float().mean())
+    return F.cross_entropy(logits, motions), {"motion": right}
+
+
+def seen_loss(
+    network: Network, heads: Heads, batch: Tensor, targets: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, float]]:
+    """``picture_loss`` of a batch of pictures."""
+    grid = (batch.shape[-2] // CELL, batch.shape[-1] // CELL)
+    return picture_loss(heads, network.visual(batch), targets, grid)
+
+
 def whiten(network: Network, pictures: Store, seed: int) -> None:
     """Start the patch embedding from the principal components of the drawn patches.
 
@@ -207,7 +226,7 @@ def learn_to_see(
 
     Resumes from the snapshot at ``path`` if there is one. ``seed`` differs from lesson to lesson.
     """
-    modules = nn.ModuleDict({"visual": network.visual, "heads": heads})
+    modules = Together({"visual": network.visual, "heads": heads})
     optimizer = Optimizers(modules, schedule.rate)
     snapshot = Snapshot(path, modules, optimizer)
     smooth: dict[str, float] = {}
@@ -215,18 +234,14 @@ def learn_to_see(
         rng = np.random.default_rng((seed, 1, step))
         schedule.apply(optimizer, step)
         name = turns[step % len(turns)]
-        with torch.autocast("cpu", torch.bfloat16):
-            if name == "videos":
-                pairs, motions = video_batch(stores[name], schedule.batch, rng)
-                pooled = heads.pooled(network.visual(pairs))
-                logits = heads.motion(pooled[:, SLOTS + 1]).float()
-                loss = F.cross_entropy(logits, motions)
-                log = {"motion": float((logits.argmax(-1) == motions).float().mean())}
-            else:
-                crowded = name == "crowds"
-                batch, targets = picture_batch(stores[name], schedule.batch, rng, crowded)
-                grid = (batch.shape[-2] // 28, batch.shape[-1] // 28)
-                loss, log = picture_loss(heads, network.visual(batch), targets, grid)
+        if name == "videos":
+            batch, motions = video_batch(stores[name], schedule.batch, rng)
+            work = partial(video_loss, network, heads, batch, motions)
+        else:
+            crowded = name == "crowds"
+            batch, targets = picture_batch(stores[name], schedule.batch, rng, crowded)
+            work = partial(seen_loss, network, heads, batch, targets)
+        loss, log = modules.in_bfloat16(work)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()

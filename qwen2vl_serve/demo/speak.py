@@ -1,14 +1,18 @@
-"""Second lesson, to speak: questions and answers about what the tower sees."""
+"""Second lesson, to speak: questions and answers about what the tower sees.
+
+The tower goes on learning from dense targets, of the rows' own pictures and of a few crowded ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from qwen2vl_serve.demo.compose import Clip
 from qwen2vl_serve.demo.draw import Scene
@@ -16,8 +20,8 @@ from qwen2vl_serve.demo.lesson import about_picture, about_pictures, about_video
 from qwen2vl_serve.demo.network import Network
 from qwen2vl_serve.demo.pictures import Grid, Store, dense_targets, slot_targets
 from qwen2vl_serve.demo.rows import SYSTEM_SHARES, SYSTEMS, Encoder, Media, Packed, Row, pack
-from qwen2vl_serve.demo.see import Heads, picture_loss
-from qwen2vl_serve.demo.steps import Optimizers, Schedule, Snapshot
+from qwen2vl_serve.demo.see import Heads, picture_batch, picture_loss, seen_loss
+from qwen2vl_serve.demo.steps import Optimizers, Schedule, Snapshot, Together
 from qwen2vl_serve.demo.talk import talk_question
 from qwen2vl_serve.demo.wording import Dialogue
 
@@ -203,20 +207,22 @@ def learn_to_speak(
     say: Callable[[str], None],
 ) -> None:
     """Train the whole network; resumes from the snapshot at ``path`` if there is one."""
-    modules = nn.ModuleDict({"network": network, "heads": heads})
-    optimizer = Optimizers(modules, schedule.rate, slower=(network.visual, 0.4))
+    modules = Together({"network": network, "heads": heads})
+    optimizer = Optimizers(modules, schedule.rate, slower=(network.visual, 0.7))
     snapshot = Snapshot(path, modules, optimizer)
     smooth: dict[str, float] = {}
     for number in range(snapshot.restore(), schedule.end):
         schedule.apply(optimizer, number)
-        step = Step(np.random.default_rng((seed, 2, number)), stores, encoder)
+        rng = np.random.default_rng((seed, 2, number))
+        step = Step(rng, stores, encoder)
         packed = step.rows(schedule.batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, dense, log = speak_loss(network, heads, step, packed)
-        (loss + 0.1 * dense).backward()  # type: ignore[no-untyped-call]
+        crowd, targets = picture_batch(stores["crowds"], schedule.batch, rng, crowded=True)
+        loss, dense, log = modules.in_bfloat16(partial(speak_loss, network, heads, step, packed))
+        crowded, seen = modules.in_bfloat16(partial(seen_loss, network, heads, crowd, targets))
+        (loss + 0.5 * dense + 0.5 * crowded).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
-        log |= {"loss": float(loss.detach()), "dense": float(dense.detach())}
+        log |= {"loss": float(loss.detach()), "dense": float(dense.detach()), **seen}
         for name, value in log.items():
             smooth[name] = smooth.get(name, value) * 0.95 + value * 0.05
         if number % 25 == 24 or number == schedule.end - 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,22 @@ class Optimizers:
         """Restore the state of every part."""
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
+
+
+class Together(nn.ModuleDict):
+    """Modules that are trained together, and called with their parameters rounded to bfloat16."""
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        """Run ``work``, which uses the modules."""
+        return work()
+
+    def in_bfloat16(self, work: Callable[[], Any]) -> Any:
+        """Run ``work`` on rounded parameters; gradients reach the originals.
+
+        Unlike autocast, nothing goes back to float32 between the layers: half the memory traffic.
+        """
+        rounded = {name: value.to(torch.bfloat16) for name, value in self.named_parameters()}
+        return torch.func.functional_call(self, rounded, (work,))
 
 
 class Snapshot:

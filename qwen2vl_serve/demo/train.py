@@ -36,16 +36,18 @@ class Plan:
     crowded_steps: int = 1_100
     crowded_batch: int = 48
     see_rate: float = 1.5e-3
-    speak_steps: int = 3_000
-    speak_batch: int = 24
+    first_words: int = 400
+    crowded_again: int = 2_000
+    speak_steps: int = 1_300
+    speak_batch: int = 16
     speak_rate: float = 1.2e-3
     corpus: int = 40_000
 
 
 REHEARSAL = Plan(
     pictures=192, videos=48, crowds=48, simple_steps=4, simple_batch=4,
-    crowded_steps=10, crowded_batch=4,
-speak_steps=3, speak_batch=2, corpus=600,
+    crowded_steps=10, crowded_batch=4, first_words=2, crowded_again=4,
+    speak_steps=3, speak_batch=2, corpus=600,
 )  # fmt: skip
 
 
@@ -93,10 +95,14 @@ def train(plan: Plan, work: Path, out: Path, seed: int, say: Callable[[str], Non
     learn_to_see(network, heads, stores, SIMPLE, work / "simple.pt", simple, seed, say)
     crowded = Schedule(plan.crowded_steps, plan.crowded_batch, plan.see_rate)
     learn_to_see(network, heads, stores, CROWDED, work / "crowded.pt", crowded, seed + 1, say)
-    speak = Schedule(plan.speak_steps, plan.speak_batch, plan.speak_rate, warm=100)
-    learn_to_speak(
-        network, heads, Encoder(tokenizer), stores, work / "speak.pt", speak, seed, say
-    )
+    encoder = Encoder(tokenizer)
+    words = Schedule(2_600, plan.speak_batch, plan.speak_rate, until=plan.first_words)
+    learn_to_speak(network, heads, encoder, stores, work / "words.pt", words, seed, say)
+    # With words learnt, eyes are what is missing, and they learn thrice as fast on their own.
+    again = Schedule(plan.crowded_again, plan.crowded_batch, plan.see_rate)
+    learn_to_see(network, heads, stores, CROWDED, work / "again.pt", again, seed + 2, say)
+    speak = Schedule(plan.speak_steps, plan.speak_batch, plan.speak_rate)
+    learn_to_speak(network, heads, encoder, stores, work / "speak.pt", speak, seed + 3, say)
     write_checkpoint(out, network.geometry, tokenizer, network.state_dict())
     say(f"checkpoint written to {out}")
 
