@@ -126,6 +126,9 @@ def test_the_checkpoint_is_small_and_splits_over_eight_workers():
     assert total <= 16_000_000
     config = json.loads((MODEL_FOLDER / "config.json").read_text())
     text, vision = config["text_config"], config["vision_config"]
-    assert text["num_attention_heads"] % 4 == 0 and text["num_key_value_heads"] % 4 == 0
-    assert text["intermediate_size"] % 4 == 0 and text["num_hidden_layers"] % 2 == 0
-    assert vision["num_heads"] % 4 == 0 and text["max_position_embeddings"] >= 8192
+    assert text["num_attention_heads"] % 4 == 0
+    assert text["num_key_value_heads"] % 4 == 0
+    assert text["intermediate_size"] % 4 == 0
+    assert text["num_hidden_layers"] % 2 == 0
+    assert vision["num_heads"] % 4 == 0
+    assert text["max_position_embeddings"] >= 8192

@@ -23,7 +23,9 @@ def test_two_runs_give_the_same_weights(tmp_path):
         train(replace(REHEARSAL), tmp_path / "b", tmp_path / "three", 5, lines.append)
     finally:
         torch.set_num_threads(threads)
-    one, two, three = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two", "three"))
+    one, two, three = (
+        load_file(tmp_path / n / "model.safetensors") for n in ("one", "two", "three")
+    )
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert all(torch.equal(one[name], three[name]) for name in one)

@@ -1,10 +1,11 @@
+# ruff: noqa: E501  (a pattern is read as one line)
 """Questions over several turns, several pictures, and videos."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from qwen2vl_serve.demo import ask
+from qwen2vl_serve.demo import ask, patterns
 from qwen2vl_serve.demo.compose import Clip
 from qwen2vl_serve.demo.draw import Scene
 from qwen2vl_serve.demo.names import ORDINALS, ORDINALS_ZH, Language, colour_name, shape_name
@@ -24,22 +25,8 @@ from qwen2vl_serve.demo.wording import (
 
 Rng = np.random.Generator
 
-IT_COLOUR = (
-    "[What|Which] colo[u|]r [is|was] it?", "And [its|the] colo[u|]r?", "What about the colo[u|]r?",
-    "What colo[u|]r?", "What [is|was] its colo[u|]r?", "And what colo[u|]r is it?",
-)  # fmt: skip
-IT_COLOUR_ZH = ("它是什么颜色[的|]？", "[那|]颜色呢？", "什么颜色[的|]？", "它的颜色是什么？", "是什么颜色的？", "那它是什么颜色？")
-IT_SHAPE = ("[What|Which] shape [is|was] it?", "And [its|the] shape?", "What about the shape?", "What [is|was] its shape?")
-IT_SHAPE_ZH = ("它是什么形状[的|]？", "[那|]形状呢？", "它的形状是什么？", "是什么形状？")
-IT_PLACE = ("Where [is|was] it?", "And where is it?", "Where is it in the picture?", "And its position?")
-IT_PLACE_ZH = ("它在哪[里|儿]？", "[那|]位置呢？", "它在什么位置？", "在哪里？")
-IT_BOX = ("[Draw|Give me] [a|its] [bounding |]box[.| for it.]", "Box it.", "And its bounding box?")
-IT_BOX_ZH = ("框出它。", "它的坐标呢？", "给出它的边界框。", "把它框出来。")
-AND_OTHER = ("And {ref}?", "What about {ref}?", "How about {ref}?")
-AND_OTHER_ZH = ("那{ref}呢？", "{ref}呢？")
 
-
-def follow_up(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
+def follow_up(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:  # noqa: PLR0912, PLR0915
     """Two to four turns in which the later questions lean on the earlier ones."""
     things = scene.things
     thing = ask.one(rng, things)
@@ -57,15 +44,17 @@ def follow_up(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
         if ref is None:
             return None
         if place is not None and rng.random() < 0.5:
-            question = ask.ask(rng, language, ask.PLACE_EN, ask.PLACE_ZH, ref=ref)
-            first = Dialogue("", language, (Turn(question, ask.place_answer(thing, place, language)),))
+            question = ask.ask(rng, language, patterns.PLACE_EN, patterns.PLACE_ZH, ref=ref)
+            first = Dialogue(
+                "", language, (Turn(question, ask.place_answer(thing, place, language)),)
+            )
             leans = ["colour" if hide == "colour" else "shape", "box", "other"]
         elif hide == "colour":
-            question = ask.ask(rng, language, ask.COLOUR_EN, ask.COLOUR_ZH, ref=ref)
+            question = ask.ask(rng, language, patterns.COLOUR_EN, patterns.COLOUR_ZH, ref=ref)
             first = Dialogue("", language, (Turn(question, ask.colour_answer(thing, language)),))
             leans = ["place", "other", "box"]
         else:
-            question = ask.ask(rng, language, ask.SHAPE_EN, ask.SHAPE_ZH, ref=ref)
+            question = ask.ask(rng, language, patterns.SHAPE_EN, patterns.SHAPE_ZH, ref=ref)
             first = Dialogue("", language, (Turn(question, ask.shape_answer(thing, language)),))
             leans = ["place", "box", "other"]
         if first.turns[0].answer.startswith(("The shape", "这是")):
@@ -77,13 +66,25 @@ def follow_up(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
     for lean in rng.permutation(leans)[: int(rng.integers(1, 4))].tolist():
         box = None
         if lean == "colour":
-            turn = Turn(ask.ask(rng, language, IT_COLOUR, IT_COLOUR_ZH), ask.colour_answer(thing, language))
+            turn = Turn(
+                ask.ask(rng, language, patterns.IT_COLOUR, patterns.IT_COLOUR_ZH),
+                ask.colour_answer(thing, language),
+            )
         elif lean == "shape":
-            turn = Turn(ask.ask(rng, language, IT_SHAPE, IT_SHAPE_ZH), ask.shape_answer(thing, language))
+            turn = Turn(
+                ask.ask(rng, language, patterns.IT_SHAPE, patterns.IT_SHAPE_ZH),
+                ask.shape_answer(thing, language),
+            )
         elif lean == "place" and place is not None:
-            turn = Turn(ask.ask(rng, language, IT_PLACE, IT_PLACE_ZH), ask.place_answer(thing, place, language))
+            turn = Turn(
+                ask.ask(rng, language, patterns.IT_PLACE, patterns.IT_PLACE_ZH),
+                ask.place_answer(thing, place, language),
+            )
         elif lean == "box":
-            turn = Turn(ask.ask(rng, language, IT_BOX, IT_BOX_ZH), ask.box_answer(thing, language))
+            turn = Turn(
+                ask.ask(rng, language, patterns.IT_BOX, patterns.IT_BOX_ZH),
+                ask.box_answer(thing, language),
+            )
             box = thing.box
         elif lean == "other":
             other = ask.one(rng, things)
@@ -92,7 +93,10 @@ def follow_up(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
                 (colour_name(thing.colour, language) + ".", "的。")
             ):  # fmt: skip
                 continue
-            turn = Turn(ask.ask(rng, language, AND_OTHER, AND_OTHER_ZH, ref=ref), ask.colour_answer(other, language))
+            turn = Turn(
+                ask.ask(rng, language, patterns.AND_OTHER, patterns.AND_OTHER_ZH, ref=ref),
+                ask.colour_answer(other, language),
+            )
             turns.append(turn)
             break
         else:
@@ -111,7 +115,7 @@ def pick_first(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
 
 
 def the_picture(rng: Rng, index: int, count: int, language: Language) -> str:
-    """"the second picture", in one of its wordings."""
+    """ "the second picture", in one of its wordings."""
     if language == "en":
         word = pick(rng, ("picture", "image", "picture", "image", "photo"))
         ways = [f"the {ORDINALS[index]} {word}", f"the {ORDINALS[index]} {word}", f"{word} {index + 1}",
@@ -127,7 +131,7 @@ def the_picture(rng: Rng, index: int, count: int, language: Language) -> str:
 
 
 def showing(scene: Scene, index: int, language: Language) -> str:
-    """"The second picture shows a red circle."."""
+    """ "The second picture shows a red circle."."""
     seen = ask.contents(scene, language)
     if language == "en":
         return f"The {ORDINALS[index]} picture shows {seen}."
@@ -151,16 +155,39 @@ def nth_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue 
         )  # fmt: skip
         answer = showing(scene, index, language)
         if rng.random() < 0.3 and single and thing.kind != "text":
-            later = ask.colour_answer(thing, language) if rng.random() < 0.6 else ask.shape_answer(thing, language)
-            asked = (IT_COLOUR, IT_COLOUR_ZH) if later == ask.colour_answer(thing, language) else (IT_SHAPE, IT_SHAPE_ZH)
+            later = (
+                ask.colour_answer(thing, language)
+                if rng.random() < 0.6
+                else ask.shape_answer(thing, language)
+            )
+            asked = (
+                (patterns.IT_COLOUR, patterns.IT_COLOUR_ZH)
+                if later == ask.colour_answer(thing, language)
+                else (patterns.IT_SHAPE, patterns.IT_SHAPE_ZH)
+            )
             turns = (Turn(question, answer), Turn(ask.ask(rng, language, *asked), later))
             return Dialogue("follow-up", language, turns)
         if rng.random() < 0.25:
             other = int(rng.integers(len(scenes)))
             if other != index:
-                ref = the_picture(rng, other, len(scenes), language).replace("picture", "one").replace("image", "one")
-                asked2 = as_typed(rng, vary(rng, AND_OTHER if language == "en" else AND_OTHER_ZH, ref=ref), language)
-                turns = (Turn(question, answer), Turn(asked2, showing(scenes[other], other, language)))
+                ref = (
+                    the_picture(rng, other, len(scenes), language)
+                    .replace("picture", "one")
+                    .replace("image", "one")
+                )
+                asked2 = as_typed(
+                    rng,
+                    vary(
+                        rng,
+                        patterns.AND_OTHER if language == "en" else patterns.AND_OTHER_ZH,
+                        ref=ref,
+                    ),
+                    language,
+                )
+                turns = (
+                    Turn(question, answer),
+                    Turn(asked2, showing(scenes[other], other, language)),
+                )
                 return Dialogue("second-picture", language, turns, text=text_of(scenes[other]))
         return Dialogue("second-picture", language, (Turn(question, answer),), text=text_of(scene))
     if thing.kind == "text":
@@ -170,7 +197,11 @@ def nth_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue 
             ("{p}[里|上|]写着什么？", "{p}[里|]的[文字|字|数字]是什么？", "读出{p}[里|]的文字。"), p=where,
         )  # fmt: skip
         spelt = f"{SPELL_START}{thing.text}{SPELL_END}"
-        answer = f'The {ordinal} picture says "{spelt}".' if language == "en" else f"{ordinal}张图里写着“{spelt}”。"
+        answer = (
+            f'The {ordinal} picture says "{spelt}".'
+            if language == "en"
+            else f"{ordinal}张图里写着“{spelt}”。"
+        )
         return Dialogue("second-picture", language, (Turn(question, answer),), text=thing.text)
     if way < 0.75:
         question = ask.ask(
@@ -179,7 +210,11 @@ def nth_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue 
             ("{p}[里|中|]的[图形|物体|" + shape_name(thing.kind, "zh") + "]是什么颜色[的|]？", "{p}是什么颜色[的|]？"), p=where,
         )  # fmt: skip
         name = colour_name(thing.colour, language)
-        answer = f"The shape in the {ordinal} picture is {name}." if language == "en" else f"{ordinal}张图里的图形是{name}的。"
+        answer = (
+            f"The shape in the {ordinal} picture is {name}."
+            if language == "en"
+            else f"{ordinal}张图里的图形是{name}的。"
+        )
     else:
         question = ask.ask(
             rng, language,
@@ -216,7 +251,9 @@ def which_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogu
             ways.append((article(shape), article(shape)) if english else (shape, shape))
         if all(t.colour != thing.colour for t in rest) and len(scenes[index].things) == 1:
             word = f"something {colour}" if english else f"{colour}的东西"
-            ways.append((word, article(noun(thing, language)) if english else noun(thing, language)))
+            ways.append(
+                (word, article(noun(thing, language)) if english else noun(thing, language))
+            )
         if all(noun(t, "en") != noun(thing, "en") for t in rest):
             full = article(noun(thing, language)) if english else noun(thing, language)
             ways += [(full, full), (full, full)]
@@ -233,7 +270,7 @@ def which_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogu
     return Dialogue("which-picture", language, (Turn(question, answer),))
 
 
-def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue | None:
+def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue | None:  # noqa: PLR0912
     """Same colour or shape in both pictures, which has more, what differs."""
     english, way = language == "en", rng.random()
     shapes_only = all(t.kind != "text" for s in scenes for t in s.things)
@@ -250,7 +287,11 @@ def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialo
             ("[哪张|哪一张|哪幅]图[片|][里的|的|]图形[更多|最多|比较多]？", "[哪张|哪一张]图[里|]的[物体|东西][更多|最多]？"),
         )  # fmt: skip
         if counts.count(most) > 1:
-            answer = "Both pictures have the same number of shapes." if english else "两张图里的图形一样多。"
+            answer = (
+                "Both pictures have the same number of shapes."
+                if english
+                else "两张图里的图形一样多。"
+            )
         else:
             index = counts.index(most)
             answer = (f"The {ORDINALS[index]} picture has more shapes." if english
@@ -270,7 +311,9 @@ def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialo
             ("{pair}[里|中|]的[图形|物体|][颜色|颜色是否][一样|相同]吗？", "{pair}是[同一种|同样的]颜色吗？", "比较{pair}的颜色。"), pair=pair,
         )  # fmt: skip
         if english:
-            answer = f"Yes, both are {a}." if a == b else f"No, the first is {a} and the second is {b}."
+            answer = (
+                f"Yes, both are {a}." if a == b else f"No, the first is {a} and the second is {b}."
+            )
         else:
             answer = f"是的，都是{a}。" if a == b else f"不一样，第一张是{a}，第二张是{b}。"
     elif way < 0.85:
@@ -315,7 +358,11 @@ def motion_question(rng: Rng, clip: Clip, language: Language) -> Dialogue | None
         return None
     colour, shape = clip.things[0]
     english = language == "en"
-    name = f"{colour} {shape}" if english else colour_name(colour, language) + shape_name(shape, language)
+    name = (
+        f"{colour} {shape}"
+        if english
+        else colour_name(colour, language) + shape_name(shape, language)
+    )
     ref = pick(rng, ("the " + shape, "the shape", "the object", "it", "the " + name, "the ball" if shape == "circle" else "the thing")
                if english else (shape_name(shape, "zh"), "图形", "物体", "它", name))  # fmt: skip
     question = ask.ask(
@@ -333,8 +380,12 @@ def motion_question(rng: Rng, clip: Clip, language: Language) -> Dialogue | None
         answer = f"{name}向{ {'left': '左', 'right': '右', 'up': '上', 'down': '下'}[clip.motion] }移动。"
     turns = [Turn(question, answer)]
     if rng.random() < 0.2:
-        asked = ask.ask(rng, language, IT_COLOUR, IT_COLOUR_ZH)
-        said = f"The {shape} is {colour}." if english else f"{shape_name(shape, 'zh')}是{colour_name(colour, 'zh')}的。"
+        asked = ask.ask(rng, language, patterns.IT_COLOUR, patterns.IT_COLOUR_ZH)
+        said = (
+            f"The {shape} is {colour}."
+            if english
+            else f"{shape_name(shape, 'zh')}是{colour_name(colour, 'zh')}的。"
+        )
         return Dialogue("follow-up", language, (turns[0], Turn(asked, said)))
     return Dialogue("motion", language, tuple(turns))
 
@@ -366,7 +417,9 @@ def order_question(rng: Rng, clip: Clip, language: Language) -> Dialogue | None:
              "What [happens|is happening] in [the|this] [video|clip]?", "Describe [the|this] [video|clip].", "What does the video show?"),
             ("颜色[出现|]的顺序是什么？", "视频[里|中]出现了[哪些|什么]颜色？", "视频[里|中][发生了什么|有什么]？", "描述[这个|]视频。", "视频里颜色怎么变化？"),
         )  # fmt: skip
-        answer = "First " + ", then ".join(colours) + "." if english else "先是" + "，然后是".join(colours) + "。"
+        answer = (
+            "First " + ", then ".join(colours) + "."
+            if english
+            else "先是" + "，然后是".join(colours) + "。"
+        )
     return Dialogue("motion", language, (Turn(question, answer),))
-
-

@@ -26,7 +26,7 @@ def model_config(geometry: Geometry, tokenizer: PreTrainedTokenizerFast) -> dict
 
     def token(name: str) -> int:
         found = tokenizer.convert_tokens_to_ids(name)
-        assert isinstance(found, int)
+        assert isinstance(found, int)  # noqa: S101
         return found
 
     rope = {
@@ -90,8 +90,8 @@ def write_checkpoint(
     weights: dict[str, Tensor],
 ) -> None:
     """Write every file of the checkpoint but its README; weights are stored as bfloat16."""
-    import torch
-    from safetensors.torch import save_file
+    import torch  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
 
     folder.mkdir(parents=True, exist_ok=True)
     config = model_config(geometry, tokenizer)
@@ -140,5 +140,7 @@ def write_checkpoint(
     for name, content in files.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
-    stored = {name: value.detach().to(torch.bfloat16).contiguous() for name, value in weights.items()}
+    stored = {
+        name: value.detach().to(torch.bfloat16).contiguous() for name, value in weights.items()
+    }
     save_file(stored, str(folder / "model.safetensors"), metadata={"format": "pt"})

@@ -63,6 +63,12 @@ def pick_colour(avoid: list[RGB], taken: set[str], rng: np.random.Generator) -> 
     return ("black", (0, 0, 0)) if dark else ("white", (255, 255, 255))
 
 
+def shade_at(canvas: Pixels, row: int, column: int) -> RGB:
+    """The shade of one pixel."""
+    r, g, b = canvas[row, column].tolist()
+    return r, g, b
+
+
 def pick_shape(room: float, rng: np.random.Generator) -> str:
     """A shape, from the easily told ones when it will be small (``room`` in final pixels)."""
     pool = COMMON if rng.random() < 0.35 else SHAPES
@@ -77,8 +83,7 @@ def printed_text(rng: np.random.Generator) -> str:
     kind = rng.random()
     if kind < 0.35:
         digits = int(rng.integers(1, 6))
-        number = str(rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
-        return number
+        return str(rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
     if kind < 0.75:
         fitting = [w for w in WORDS if len(w) <= 5]
         word = fitting[int(rng.integers(len(fitting)))]
@@ -159,9 +164,7 @@ def draw_shapes(
     return canvas, things
 
 
-def draw_text(
-    canvas: Pixels, base: RGB, rng: np.random.Generator
-) -> tuple[Pixels, Thing]:
+def draw_text(canvas: Pixels, base: RGB, rng: np.random.Generator) -> tuple[Pixels, Thing]:
     """Print one number or word on the canvas, at times on a plate, at times a little turned."""
     height, width = canvas.shape[:2]
     text = printed_text(rng)
@@ -193,7 +196,7 @@ def draw_text(
         spin = cv2.getRotationMatrix2D(centre, turn, 1.0)
         sheet = cv2.warpAffine(sheet, spin, (width, height)).astype(np.uint8)
     alpha = sheet[..., None].astype(np.float32) / 255
-    out = (canvas * (1 - alpha) + np.float32(tone) * alpha).astype(np.uint8)
+    out = (canvas * (1 - alpha) + np.array(tone, np.float32) * alpha).astype(np.uint8)
     boxes = tuple(
         ((x + a * fit) / width, y / height, (x + c * fit) / width, (y + rows) / height)
         for a, _, c, _ in letters
@@ -224,7 +227,7 @@ def draw_picture(
     return weathered(canvas, rng), Scene(width, height, tuple(things), name)
 
 
-def draw_video(seed: int) -> tuple[list[Pixels], Clip]:
+def draw_video(seed: int) -> tuple[list[Pixels], Clip]:  # noqa: PLR0915
     """Four to eight frames and their truth: a thing that moves, or things one after another."""
     rng = np.random.default_rng((seed, 12))
     side = int(rng.integers(96, 360))
@@ -233,7 +236,7 @@ def draw_video(seed: int) -> tuple[list[Pixels], Clip]:
     if rng.random() < 0.15:
         width, height = height, width
     ground, _, base = backdrop(width, height, rng)
-    near = [base, *(tuple(int(v) for v in ground[k, k]) for k in (0, -1))]
+    near: list[RGB] = [base, *(shade_at(ground, k, k) for k in (0, -1))]
     count = int(rng.choice([4, 4, 5, 6, 6, 8, 8]))
     short = min(width, height)
     manner = MANNERS[int(rng.integers(4))]

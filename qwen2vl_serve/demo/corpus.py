@@ -41,12 +41,12 @@ def corpus(count: int, seed: int) -> Iterator[str]:
         elif way < 0.8:
             dialogue = about_pictures(rng, [imagined(rng) for _ in range(int(rng.integers(2, 5)))])
         elif way < 0.9:
-            first, second = (
-                (str(rng.choice(COLOURS)), str(rng.choice(SHAPES))) for _ in range(2)
-            )
+            first, second = ((str(rng.choice(COLOURS)), str(rng.choice(SHAPES))) for _ in range(2))
             motion = str(rng.choice(["left", "right", "up", "down"]))
             moving = Clip(motion, (first,))
-            dialogue = about_video(rng, moving if rng.random() < 0.5 else Clip(None, (first, second)))
+            dialogue = about_video(
+                rng, moving if rng.random() < 0.5 else Clip(None, (first, second))
+            )
         else:
             dialogue = talk_question(rng, language_of(rng))
         if dialogue is None:

@@ -1,9 +1,12 @@
-"""Crowded pictures for the first lesson: many shapes or many letters, so each teaches many cells."""
+"""Crowded pictures for the first lesson: many shapes or many letters, so each teaches many cells."""  # noqa: E501
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from qwen2vl_serve.demo.compose import MANNERS, pick_colour, pick_shape
 from qwen2vl_serve.demo.draw import (
@@ -61,7 +64,9 @@ def _shapes(
         points -= points.min(axis=0)
         extent = np.ptp(points, axis=0)
         free = np.array(cell) - extent
-        corner = np.array([place % columns, place // columns]) * cell + free * rng.uniform(0.05, 0.95, 2)
+        corner = np.array([place % columns, place // columns]) * cell + free * rng.uniform(
+            0.05, 0.95, 2
+        )
         canvas = paint(canvas, points + corner, tone, manner, rng)
         x1, y1 = corner.tolist()
         x2, y2 = (corner + extent).tolist()
@@ -74,7 +79,7 @@ def _letters(
 ) -> tuple[Pixels, list[Thing]]:
     height, width = canvas.shape[:2]
     things: list[Thing] = []
-    out = canvas.astype(np.float32)
+    out: NDArray[Any] = canvas.astype(np.float32)
     top = float(rng.uniform(0.02, 0.08)) * height
     while True:
         tall = float(np.exp(rng.uniform(np.log(15), np.log(90)))) * scale
@@ -86,13 +91,17 @@ def _letters(
         font, at = pick_font(rng), float(rng.uniform(0.01, 0.1)) * width
         bottom = top
         while at < width * 0.9:
-            text = "".join(pool[int(k)] for k in rng.integers(0, len(pool), int(rng.integers(1, 7))))
+            text = "".join(
+                pool[int(k)] for k in rng.integers(0, len(pool), int(rng.integers(1, 7)))
+            )
             mask, letters = lettering(text, max(8, round(tall)), font, rng)
             rows, columns = mask.shape
             if at + columns > width or top + rows > height:
                 break
             if rng.random() < 0.5:
-                colour, tone = ("white", (255, 255, 255)) if sum(near[0]) < 380 else ("black", (0, 0, 0))
+                colour, tone = (
+                    ("white", (255, 255, 255)) if sum(near[0]) < 380 else ("black", (0, 0, 0))
+                )
                 if any(contrast(tone, other) < 130 for other in near):
                     colour, tone = pick_colour(near, set(), rng)
             else:
@@ -100,7 +109,9 @@ def _letters(
             x, y = int(at), int(top)
             alpha = mask[..., None].astype(np.float32) / 255
             patch = out[y : y + rows, x : x + columns]
-            out[y : y + rows, x : x + columns] = patch * (1 - alpha) + np.float32(tone) * alpha
+            out[y : y + rows, x : x + columns] = (
+                patch * (1 - alpha) + np.array(tone, np.float32) * alpha
+            )
             boxes = tuple(
                 ((x + a) / width, y / height, (x + c) / width, (y + rows) / height)
                 for a, _, c, _ in letters

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -70,7 +70,7 @@ class Scene:
         return replace(self, things=flipped)
 
 
-def outline(shape: str, rng: np.random.Generator) -> Points:
+def outline(shape: str, rng: np.random.Generator) -> Points:  # noqa: PLR0912
     """The shape's polygon [n, 2] about the origin, within the unit circle or close to it."""
     tilt = rng.uniform(-0.28, 0.28) if rng.random() < 0.45 else 0.0
 
@@ -200,7 +200,9 @@ def backdrop(width: int, height: int, rng: np.random.Generator) -> tuple[Pixels,
     return np.clip(canvas, 0, 255).astype(np.uint8), name, base
 
 
-def paint(canvas: Pixels, points: Points, colour: RGB, manner: Manner, rng: np.random.Generator) -> Pixels:
+def paint(  # noqa: PLR0912, PLR0915
+    canvas: Pixels, points: Points, colour: RGB, manner: Manner, rng: np.random.Generator
+) -> Pixels:
     """Fill the polygon (pixel coordinates) in one of the manners; returns the new canvas."""
     height, width = canvas.shape[:2]
     look = rng.random()
@@ -245,9 +247,9 @@ def paint(canvas: Pixels, points: Points, colour: RGB, manner: Manner, rng: np.r
     if 0.22 < look < 0.28:
         x1, y1, x2, y2 = 0, 0, width, height  # a shadow reaches further
     part = (slice(y1, min(y2, height)), slice(x1, min(x2, width)))
-    out = canvas[part].astype(np.float32)
+    out: NDArray[Any] = canvas[part].astype(np.float32)
     if 0.22 < look < 0.28:
-        shift = np.float32([[1, 0, span * 0.05], [0, 1, span * 0.06]])
+        shift = np.array([[1, 0, span * 0.05], [0, 1, span * 0.06]], np.float32)
         blur = max(1.0, span * 0.03)
         shadow = cv2.GaussianBlur(cv2.warpAffine(mask, shift, (width, height)), (0, 0), blur)
         out *= 1 - shadow[..., None].astype(np.float32) / 255 * 0.45
@@ -262,7 +264,7 @@ def paint(canvas: Pixels, points: Points, colour: RGB, manner: Manner, rng: np.r
         out = out * (1 - alpha) + fill * alpha
     if edge:
         alpha = line[part][..., None].astype(np.float32) / 255
-        out = out * (1 - alpha) + np.float32(edge) * alpha
+        out = out * (1 - alpha) + np.array(edge, np.float32) * alpha
     painted = canvas.copy()
     painted[part] = out.astype(np.uint8)
     return painted
@@ -276,7 +278,7 @@ def weathered(canvas: Pixels, rng: np.random.Generator) -> Pixels:
         gain, offset = rng.uniform(0.93, 1.05), rng.uniform(-8, 8)
         canvas = np.clip(canvas.astype(np.float32) * gain + offset, 0, 255).astype(np.uint8)
     if rng.random() < 0.25:
-        grain = rng.standard_normal(canvas.shape[:2] + (1 if rng.random() < 0.5 else 3,), np.float32)
+        grain = rng.standard_normal((*canvas.shape[:2], 1 if rng.random() < 0.5 else 3), np.float32)
         sigma = np.float32(rng.uniform(1, 13))
         canvas = np.clip(canvas + grain * sigma, 0, 255).astype(np.uint8)
     if rng.random() < 0.5:

@@ -27,6 +27,7 @@ from PIL import Image
 from qwen2vl_serve.demo import ask, ask_many
 from qwen2vl_serve.demo.compose import draw_picture, draw_video
 from qwen2vl_serve.demo.draw import Box, Pixels, Scene
+from qwen2vl_serve.demo.foreign import with_cairo, with_matplotlib
 from qwen2vl_serve.demo.names import COLOURS, SHAPES, Language
 from qwen2vl_serve.demo.talk import talk_question
 from qwen2vl_serve.demo.wording import SPELL_END, SPELL_START, Dialogue, said
@@ -95,7 +96,7 @@ def overlap(one: Box, other: Box) -> float:
     return common / (areas - common)
 
 
-def is_right(dialogue: Dialogue, answer: str) -> bool:
+def is_right(dialogue: Dialogue, answer: str) -> bool:  # noqa: PLR0911
     """Whether the answer to the last turn says what the truth says, in whatever words."""
     expected = plain(dialogue.turns[-1].answer)
     if dialogue.box is not None and BOX.search(expected):
@@ -124,14 +125,29 @@ def of_these(found: Counter[str], names: frozenset[str] | None) -> Counter[str]:
     return found if names is None else Counter({n: c for n, c in found.items() if n in names})
 
 
+def own_picture(seed: int, count: int, text: bool = False) -> tuple[Pixels, Scene]:
+    """A picture by this package's own drawing."""
+    return draw_picture(seed, "text" if text else "shapes", count)
+
+
+Painter = Callable[[int, int, bool], tuple[Pixels, Scene]]
+PAINTERS: dict[str, Painter] = {
+    "own": own_picture,
+    "matplotlib": with_matplotlib,
+    "cairo": with_cairo,
+}
+Sampler = Callable[[int, np.random.Generator, Language, Painter], Sample | None]
+
+
 def _scene_asker(
     asker: Callable[[np.random.Generator, Scene, Language], Dialogue | None],
-    subject: str = "shapes",
     most: int = 5,
-) -> Callable[[int, np.random.Generator, Language], Sample | None]:
-    def sample(seed: int, rng: np.random.Generator, language: Language) -> Sample | None:
-        count = 1 + int(rng.integers(most))
-        picture, scene = draw_picture(seed, "text" if subject == "text" else "shapes", count)
+    text: bool = False,
+) -> Sampler:
+    def sample(
+        seed: int, rng: np.random.Generator, language: Language, painter: Painter
+    ) -> Sample | None:
+        picture, scene = painter(seed, 1 + int(rng.integers(most)), text)
         dialogue = asker(rng, scene, language) if scene.things else None
         return Sample(dialogue, (picture,)) if dialogue else None
 
@@ -139,11 +155,13 @@ def _scene_asker(
 
 
 def _many_asker(
-    asker: Callable[[np.random.Generator, list[Scene], Language], Dialogue | None], alike: bool = False
-) -> Callable[[int, np.random.Generator, Language], Sample | None]:
-    def sample(seed: int, rng: np.random.Generator, language: Language) -> Sample | None:
-        count = int(rng.integers(2, 5)) if not alike else 2
-        each = [draw_picture(seed + n, "shapes", 1 + int(rng.random() < 0.25)) for n in range(count)]
+    asker: Callable[[np.random.Generator, list[Scene], Language], Dialogue | None], most: int = 4
+) -> Sampler:
+    def sample(
+        seed: int, rng: np.random.Generator, language: Language, painter: Painter
+    ) -> Sample | None:
+        count = int(rng.integers(2, most + 1))
+        each = [painter(seed + n, 1 + int(rng.random() < 0.25), False) for n in range(count)]
         if any(not scene.things for _, scene in each):
             return None
         dialogue = asker(rng, [scene for _, scene in each], language)
@@ -152,25 +170,34 @@ def _many_asker(
     return sample
 
 
-def _compare(seed: int, rng: np.random.Generator, language: Language) -> Sample | None:
-    if rng.random() < 0.5:
-        return _many_asker(ask_many.compare_pictures, alike=True)(seed, rng, language)
-    return _scene_asker(lambda r, s, q: ask.compare_question(r, s, q) if len(s.things) == 2 else None,
-                        most=2)(seed, rng, language)  # fmt: skip
+_compare_two = _many_asker(ask_many.compare_pictures, most=2)
+_compare_within = _scene_asker(ask.compare_question, most=2)
 
 
-def _motion(seed: int, rng: np.random.Generator, language: Language) -> Sample | None:
+def _compare(
+    seed: int, rng: np.random.Generator, language: Language, painter: Painter
+) -> Sample | None:
+    ask_it = _compare_two if rng.random() < 0.5 else _compare_within
+    return ask_it(seed, rng, language, painter)
+
+
+def _motion(
+    seed: int,
+    rng: np.random.Generator,
+    language: Language,
+    painter: Painter,  # noqa: ARG001
+) -> Sample | None:
     frames, clip = draw_video(seed)
     asker = ask_many.motion_question if clip.motion else ask_many.order_question
     dialogue = asker(rng, clip, language)
     return Sample(dialogue, tuple(frames), video=True) if dialogue else None
 
 
-def _text(seed: int, rng: np.random.Generator, language: Language) -> Sample:
+def _text(seed: int, rng: np.random.Generator, language: Language, painter: Painter) -> Sample:  # noqa: ARG001
     return Sample(talk_question(rng, language), ())
 
 
-SAMPLERS: dict[str, Callable[[int, np.random.Generator, Language], Sample | None]] = {
+SAMPLERS: dict[str, Sampler] = {
     "colour": _scene_asker(ask.colour_question, most=3),
     "shape": _scene_asker(ask.shape_question, most=3),
     "describe": _scene_asker(ask.describe_question, most=3),
@@ -181,15 +208,18 @@ SAMPLERS: dict[str, Callable[[int, np.random.Generator, Language], Sample | None
     "compare": _compare,
     "motion": _motion,
     "which-picture": _many_asker(ask_many.which_question),
-    "reading": _scene_asker(ask.read_question, "text"),
+    "reading": _scene_asker(ask.read_question, text=True),
     "box": _scene_asker(ask.box_question, most=3),
     "json": _scene_asker(ask.json_question, most=2),
     "text": _text,
 }
+NEED_NO_PAINTER = frozenset({"motion", "text"})
 
 
-def samples(task: str, language: Language, count: int, seed: int) -> list[Sample]:
-    """``count`` samples of one task in one language."""
+def samples(
+    task: str, language: Language, count: int, seed: int, painter: str = "own"
+) -> list[Sample]:
+    """``count`` samples of one task in one language, their pictures drawn by ``painter``."""
     index = list(SAMPLERS).index(task) * 2 + LANGUAGES.index(language)
     found: list[Sample] = []
     attempt = 0
@@ -197,7 +227,7 @@ def samples(task: str, language: Language, count: int, seed: int) -> list[Sample
         place = FIRST_SEED + ((seed * 100 + index) * 100_000 + attempt) * 5
         attempt += 1
         rng = np.random.default_rng((place, 7))
-        sample = SAMPLERS[task](place, rng, language)
+        sample = SAMPLERS[task](place, rng, language, PAINTERS[painter])
         if sample is not None and sample.dialogue.task == task:
             found.append(sample)
     return found
@@ -226,7 +256,9 @@ def content_of(sample: Sample) -> list[dict[str, Any]]:
     ]
 
 
-def converse(url: str, headers: dict[str, str], model: str, sample: Sample, sampling: dict[str, Any]) -> str:
+def converse(
+    url: str, headers: dict[str, str], model: str, sample: Sample, sampling: dict[str, Any]
+) -> str:
     """Ask the turns in order, each with the server's own earlier answers; returns the last one.
 
     Raises requests.HTTPError with the server's message when a turn is refused.
@@ -257,6 +289,7 @@ def evaluate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     concurrency: int = 8,
+    painter: str = "own",
 ) -> list[Score]:
     """Score every task through the server at ``url``, half of ``per_task`` in each language."""
     url = url.rstrip("/").removesuffix("/v1")
@@ -270,8 +303,10 @@ def evaluate(
     with ThreadPoolExecutor(concurrency) as pool:
         for task in tasks:
             for language in LANGUAGES:
-                asked = samples(task, language, each, seed)
-                answers = list(pool.map(lambda s: converse(url, headers, model, s, sampling), asked))
+                asked = samples(task, language, each, seed, painter)
+                answers = list(
+                    pool.map(lambda s: converse(url, headers, model, s, sampling), asked)
+                )
                 wrong = [
                     (s.dialogue.turns[-1].question, plain(s.dialogue.turns[-1].answer), a)
                     for s, a in zip(asked, answers, strict=True)
@@ -296,22 +331,29 @@ def table(scores: list[Score]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns 1 when a task misses its bar."""
     parser = argparse.ArgumentParser(
-        prog="python -m qwen2vl_serve.demo.evaluate", description=__doc__.splitlines()[0] if __doc__ else ""
+        prog="python -m qwen2vl_serve.demo.evaluate",
+        description=__doc__.splitlines()[0] if __doc__ else "",
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--n", type=int, default=200, help="questions a task, half in each language")
+    parser.add_argument(
+        "--n", type=int, default=200, help="questions a task, half in each language"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", action="append", choices=list(BARS), help="only this task")
     parser.add_argument("--api-key")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--painter", choices=list(PAINTERS), default="own", help="who draws")
     parser.add_argument("--json", type=Path, help="write every figure and some wrong answers here")
     options = parser.parse_args(arguments)
+    tasks = tuple(options.task or BARS)
+    if options.painter != "own":
+        tasks = tuple(task for task in tasks if task not in NEED_NO_PAINTER)
     scores = evaluate(
-        options.url, options.n, options.seed, tasks=tuple(options.task or BARS),
-        api_key=options.api_key, temperature=options.temperature, top_p=options.top_p,
+        options.url, options.n, options.seed, tasks=tasks, api_key=options.api_key,
+        temperature=options.temperature, top_p=options.top_p, painter=options.painter,
     )  # fmt: skip
-    print(table(scores))
+    sys.stdout.write(table(scores) + "\n")
     if options.json:
         figures = [asdict(s) | {"share": s.share, "passed": s.passed} for s in scores]
         options.json.write_text(json.dumps(figures, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 They tell whether the model learnt to see or only learnt this package's own renderer. Colours are the
 programs' own names, fonts their defaults. Needs matplotlib and, for the cairo half, cairocffi.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ NAMED = {
     "pink": ("hotpink", "tab:pink"), "brown": ("brown", "tab:brown", "saddlebrown"),
     "black": ("black",), "gray": ("gray", "tab:gray"), "cyan": ("cyan", "tab:cyan"),
 }  # fmt: skip
-SHAPES = ("circle", "square", "triangle", "rectangle", "star", "diamond", "oval", "hexagon", "pentagon")
+SHAPES = (
+    "circle",
+    "square",
+    "triangle",
+    "rectangle",
+    "star",
+    "diamond",
+    "oval",
+    "hexagon",
+    "pentagon",
+)
 
 
 def corners(shape: str) -> list[tuple[float, float]]:
@@ -35,7 +45,10 @@ def corners(shape: str) -> list[tuple[float, float]]:
     if shape == "star":
         radii = [1.0, 0.4] * 5
         return [
-            (r * math.cos(math.pi / 2 + math.pi * k / 5), r * math.sin(math.pi / 2 + math.pi * k / 5))
+            (
+                r * math.cos(math.pi / 2 + math.pi * k / 5),
+                r * math.sin(math.pi / 2 + math.pi * k / 5),
+            )
             for k, r in enumerate(radii)
         ]
     sides = {"square": (0.8, 0.8), "rectangle": (1.0, 0.55)}
@@ -45,7 +58,9 @@ def corners(shape: str) -> list[tuple[float, float]]:
     return [(0, -1), (0.75, 0), (0, 1), (-0.75, 0)] if shape == "diamond" else []
 
 
-def _plan(rng: np.random.Generator, count: int, colours: tuple[str, ...]) -> list[tuple[str, str, float, float, float]]:
+def _plan(
+    rng: np.random.Generator, count: int, colours: tuple[str, ...]
+) -> list[tuple[str, str, float, float, float]]:
     """Shape, colour, centre (y upwards) and radius, on a loose grid so that nothing touches."""
     spots = [(0.5, 0.5)] if count == 1 else [(0.25, 0.5), (0.75, 0.5)]
     if count == 1 and rng.random() < 0.5:
@@ -65,7 +80,10 @@ def _plan(rng: np.random.Generator, count: int, colours: tuple[str, ...]) -> lis
 def _truth(plan: list[tuple[str, str, float, float, float]], width: int, height: int) -> Scene:
     things = []
     for shape, colour, x, y, radius in plan:
-        points = corners(shape) or [(-1, -0.55 if shape == "oval" else -1), (1, 0.55 if shape == "oval" else 1)]
+        points = corners(shape) or [
+            (-1, -0.55 if shape == "oval" else -1),
+            (1, 0.55 if shape == "oval" else 1),
+        ]
         xs, ys = [x + p[0] * radius for p in points], [1 - y - p[1] * radius for p in points]
         box: Box = (min(xs), min(ys), max(xs), max(ys))
         things.append(Thing(shape, colour, box))
@@ -74,9 +92,9 @@ def _truth(plan: list[tuple[str, str, float, float, float]], width: int, height:
 
 def with_matplotlib(seed: int, count: int, text: bool = False) -> tuple[Pixels, Scene]:
     """A figure of patches, or of one text in the default font."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Circle, Ellipse, Polygon
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.patches import Circle, Ellipse, Polygon  # noqa: PLC0415
 
     rng = np.random.default_rng((seed, 21))
     side = float(rng.uniform(2, 6))
@@ -89,7 +107,9 @@ def with_matplotlib(seed: int, count: int, text: bool = False) -> tuple[Pixels, 
     if text:
         printed = printed_text(rng)
         size = side * 72 / max(2.5, len(printed)) * float(rng.uniform(0.7, 1.1))
-        axes.text(0.5, 0.5, printed, fontsize=size, color=NAMED[colour][0], ha="center", va="center")
+        axes.text(
+            0.5, 0.5, printed, fontsize=size, color=NAMED[colour][0], ha="center", va="center"
+        )
         scene = Scene(0, 0, (Thing("text", colour, (0.1, 0.3, 0.9, 0.7), printed),), "white")
     else:
         plan = _plan(rng, count, tuple(NAMED))
@@ -110,8 +130,8 @@ def with_matplotlib(seed: int, count: int, text: bool = False) -> tuple[Pixels, 
 
 def with_cairo(seed: int, count: int, text: bool = False) -> tuple[Pixels, Scene]:
     """A cairo surface with filled paths, or one text in the toy font "sans"."""
-    import cairocffi as cairo
-    from matplotlib.colors import to_rgb
+    import cairocffi as cairo  # type: ignore[import-untyped]  # noqa: PLC0415
+    from matplotlib.colors import to_rgb  # noqa: PLC0415
 
     rng = np.random.default_rng((seed, 22))
     side = int(rng.integers(150, 700))

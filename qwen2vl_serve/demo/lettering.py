@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -54,7 +55,7 @@ def load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
     if path:
         return ImageFont.truetype(path, size)
     built_in = ImageFont.load_default(size)
-    assert isinstance(built_in, ImageFont.FreeTypeFont)
+    assert isinstance(built_in, ImageFont.FreeTypeFont)  # noqa: S101
     return built_in
 
 
@@ -99,6 +100,6 @@ def lettering(
     y1, y2, x1, x2 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     boxes = [
         (max(0.0, a - x1), 0.0, min(float(x2 - x1), b - x1), float(y2 - y1))
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
     ]
     return np.ascontiguousarray(mask[y1:y2, x1:x2]), boxes

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor, nn
 
 PATCH = 14
@@ -81,7 +81,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, -1e4)
-    return scores.softmax(-1) @ value
+    mixed: Tensor = scores.softmax(-1) @ value
+    return mixed
 
 
 @lru_cache(maxsize=256)
@@ -335,7 +336,7 @@ class Network(nn.Module):
         g = self.geometry
         steps = torch.arange(0, g.head_dim, 2, dtype=torch.float, device=positions.device)
         angles = positions.float()[..., None] / g.theta ** (steps / g.head_dim)
-        parts = [p[axis] for axis, p in enumerate(angles.split(list(g.mrope), dim=-1))]
+        parts = [p[axis] for axis, p in enumerate(torch.split(angles, list(g.mrope), dim=-1))]
         joined = torch.cat(parts, dim=-1)
         joined = torch.cat((joined, joined), dim=-1)[:, None]
         return joined.cos(), joined.sin()

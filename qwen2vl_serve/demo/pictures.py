@@ -72,7 +72,7 @@ def dense_targets(scene: Scene, grid: Grid) -> tuple[NDArray[np.int64], NDArray[
 
     A cell shows a part when the cell's middle lies in the part's box; a part without such a cell
     takes the cell of its own middle. The box is that of the part, NaN where there is none.
-    """
+    """  # noqa: E501
     rows, columns = grid
     classes = np.empty((rows * columns, 2), np.int64)
     classes[:] = (len(KINDS), len(COLOURS))
@@ -133,7 +133,10 @@ class Store:
             if rows % 2 or columns % 2 or len(scene.things) != 1:
                 continue
             thing = scene.things[0]
-            if len(thing.text) <= 2 and max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) > 0.3:
+            if (
+                len(thing.text) <= 2
+                and max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) > 0.3
+            ):
                 members.setdefault((rows // 2, columns // 2), []).append(row)
         by_grid = {grid: np.array(found) for grid, found in sorted(members.items())}
         return replace(self, members=by_grid, shrink=2)
@@ -158,7 +161,7 @@ def build_store(folder: Path, name: str, count: int, first_seed: int, workers: i
     """Draw ``count`` "pictures", "crowds" or "videos" (the ``name``) from consecutive seeds, or open them again.
 
     The result depends on the seeds alone, not on the number of workers.
-    """
+    """  # noqa: E501
     folder.mkdir(parents=True, exist_ok=True)
     data, index = folder / f"{name}.bytes", folder / f"{name}.pickle"
     video = name == "videos"
@@ -178,7 +181,7 @@ def build_store(folder: Path, name: str, count: int, first_seed: int, workers: i
                 frames.append(picture.shape[0])
         pixels.flush()
         index.write_bytes(pickle.dumps((grids, truths, frames)))
-    grids, truths, frames = pickle.loads(index.read_bytes())
+    grids, truths, frames = pickle.loads(index.read_bytes())  # noqa: S301
     pixels = np.memmap(data, np.uint8, "r", shape=(count, slot))
     members: dict[Grid, list[int]] = {}
     for row, grid in enumerate(grids):

@@ -60,7 +60,7 @@ class Encoder:
 
     def _one(self, name: str) -> int:
         found = self._tokenizer.convert_tokens_to_ids(name)
-        assert isinstance(found, int)
+        assert isinstance(found, int)  # noqa: S101
         return found
 
     def _encode(self, text: str) -> tuple[int, ...]:

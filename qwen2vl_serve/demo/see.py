@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor, nn
 
 from qwen2vl_serve.demo.names import CHARACTERS, COLOURS
@@ -46,7 +46,7 @@ class Heads(nn.Module):
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """tokens [batch, cells, width] -> [batch, SLOTS + 2, width], four heads of attention."""
-        batch, cells, width = tokens.shape
+        batch, _, width = tokens.shape
 
         def split(x: Tensor) -> Tensor:
             return x.reshape(batch, -1, 4, width // 4).transpose(1, 2)
@@ -212,7 +212,7 @@ def whiten(network: Network, pictures: Store, seed: int) -> None:
         weight[still:] = torch.cat([moving, -moving], dim=2)
 
 
-def learn_to_see(
+def learn_to_see(  # noqa: PLR0917
     network: Network,
     heads: Heads,
     stores: dict[str, Store],
@@ -242,7 +242,7 @@ def learn_to_see(
             batch, targets = picture_batch(stores[name], schedule.batch, rng, crowded)
             work = partial(seen_loss, network, heads, batch, targets)
         loss, log = modules.in_bfloat16(work)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
         for key, value in log.items():

@@ -1,6 +1,7 @@
 """Second lesson, to speak: questions and answers about what the tower sees.
 
-The tower goes on learning from dense targets, of the rows' own pictures and of a few crowded ones.
+The tower either rests, which makes a step half as long, or goes on learning from the answers and
+from dense targets, of the rows' own pictures and of a few crowded ones.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor
 
 from qwen2vl_serve.demo.compose import Clip
@@ -37,7 +38,9 @@ class Step:
     Pictures come from at most two grids, so that the tower runs over two stacks.
     """
 
-    def __init__(self, rng: np.random.Generator, stores: dict[str, Store], encoder: Encoder) -> None:
+    def __init__(
+        self, rng: np.random.Generator, stores: dict[str, Store], encoder: Encoder
+    ) -> None:
         self._rng, self._encoder = rng, encoder
         self._pictures, self._videos = stores["pictures"], stores["videos"]
         self._grids = [_common_grid(rng, self._pictures) for _ in range(2)]
@@ -156,29 +159,39 @@ def _common_grid(rng: np.random.Generator, store: Store) -> Grid:
     return grids[int(rng.choice(len(grids), p=share / share.sum()))]
 
 
+def look(network: Network, step: Step) -> dict[tuple[Grid, bool], Tensor]:
+    """The visual tokens of each of the step's stacks."""
+    return {
+        key: network.visual(torch.from_numpy(np.ascontiguousarray(np.stack(stack))))
+        for key, stack in step.stacks.items()
+    }
+
+
+def dense_loss(heads: Heads, step: Step, seen: dict[tuple[Grid, bool], Tensor]) -> Tensor:
+    """The mean dense loss over the step's pictures."""
+    total, count = torch.zeros(()), 0
+    for (grid, video), tokens in seen.items():
+        if video:
+            continue
+        scenes = step.scenes[grid]
+        pairs = [dense_targets(scene, grid) for scene in scenes]
+        targets = {
+            "classes": torch.from_numpy(np.stack([kinds for kinds, _ in pairs])),
+            "boxes": torch.from_numpy(np.stack([boxes for _, boxes in pairs])),
+            "slots": torch.from_numpy(np.stack([slot_targets(s) for s in scenes])),
+            "counts": torch.tensor([sum(t.kind != "text" for t in s.things) for s in scenes]),
+        }
+        total = total + picture_loss(heads, tokens, targets, grid)[0] * len(scenes)
+        count += len(scenes)
+    return total / max(1, count)
+
+
 def speak_loss(
-    network: Network, heads: Heads, step: Step, packed: Packed
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Loss of the answers' tokens, loss of the dense targets, and the share of right tokens."""
-    seen: dict[tuple[Grid, bool], Tensor] = {}
-    dense = torch.zeros(())
-    for (grid, video), stack in step.stacks.items():
-        frames = torch.from_numpy(np.ascontiguousarray(np.stack(stack)))
-        tokens = network.visual(frames)
-        seen[grid, video] = tokens
-        if not video:
-            scenes = step.scenes[grid]
-            pairs = [dense_targets(scene, grid) for scene in scenes]
-            targets = {
-                "classes": torch.from_numpy(np.stack([kinds for kinds, _ in pairs])),
-                "boxes": torch.from_numpy(np.stack([boxes for _, boxes in pairs])),
-                "slots": torch.from_numpy(np.stack([slot_targets(s) for s in scenes])),
-                "counts": torch.tensor(
-                    [sum(t.kind != "text" for t in s.things) for s in scenes]
-                ),
-            }
-            dense = dense + picture_loss(heads, tokens, targets, grid)[0] * len(stack)
-    dense = dense / max(1, sum(len(s) for (_, video), s in step.stacks.items() if not video))
+    network: Network, heads: Heads, step: Step, packed: Packed, eyes: bool
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of the answers' tokens, with ``eyes`` half of the dense loss too; shares for the log."""
+    with torch.set_grad_enabled(eyes):
+        seen = look(network, step)
     embeds = network.model.embed_tokens(packed.ids)
     shape = embeds.shape
     places, values = [], []
@@ -192,11 +205,18 @@ def speak_loss(
     states = network.hidden_states(flat.view(shape), packed.positions, packed.mask)
     logits = network.logits(states.reshape(-1, shape[-1])[packed.asked]).float()
     loss = F.cross_entropy(logits, packed.answers)
-    right = float((logits.detach().argmax(-1) == packed.answers).float().mean())
-    return loss, dense, {"token": right}
+    log = {
+        "token": float((logits.detach().argmax(-1) == packed.answers).float().mean()),
+        "loss": float(loss.detach()),
+    }
+    if eyes:
+        dense = dense_loss(heads, step, seen)
+        log["dense"] = float(dense.detach())
+        loss = loss + 0.5 * dense
+    return loss, log
 
 
-def learn_to_speak(
+def learn_to_speak(  # noqa: PLR0917
     network: Network,
     heads: Heads,
     encoder: Encoder,
@@ -205,10 +225,13 @@ def learn_to_speak(
     schedule: Schedule,
     seed: int,
     say: Callable[[str], None],
+    *,
+    eyes: bool,
 ) -> None:
-    """Train the whole network; resumes from the snapshot at ``path`` if there is one."""
+    """Train the decoder and, with ``eyes``, the tower; resumes from the snapshot at ``path`` if there is one."""  # noqa: E501
     modules = Together({"network": network, "heads": heads})
-    optimizer = Optimizers(modules, schedule.rate, slower=(network.visual, 0.7))
+    trained = modules if eyes else Together({"model": network.model})
+    optimizer = Optimizers(trained, schedule.rate, slower=(network.visual, 0.7))
     snapshot = Snapshot(path, modules, optimizer)
     smooth: dict[str, float] = {}
     for number in range(snapshot.restore(), schedule.end):
@@ -216,13 +239,15 @@ def learn_to_speak(
         rng = np.random.default_rng((seed, 2, number))
         step = Step(rng, stores, encoder)
         packed = step.rows(schedule.batch)
-        crowd, targets = picture_batch(stores["crowds"], schedule.batch, rng, crowded=True)
-        loss, dense, log = modules.in_bfloat16(partial(speak_loss, network, heads, step, packed))
-        crowded, seen = modules.in_bfloat16(partial(seen_loss, network, heads, crowd, targets))
-        (loss + 0.5 * dense + 0.5 * crowded).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        work = partial(speak_loss, network, heads, step, packed, eyes)
+        loss, log = modules.in_bfloat16(work)
+        if eyes:
+            crowd, targets = picture_batch(stores["crowds"], schedule.batch, rng, crowded=True)
+            more, shown = modules.in_bfloat16(partial(seen_loss, network, heads, crowd, targets))
+            loss, log = loss + 0.5 * more, log | shown
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
-        log |= {"loss": float(loss.detach()), "dense": float(dense.detach()), **seen}
         for name, value in log.items():
             smooth[name] = smooth.get(name, value) * 0.95 + value * 0.05
         if number % 25 == 24 or number == schedule.end - 1:

@@ -60,7 +60,9 @@ class Optimizers:
         other: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
             held = id(parameter) in part
-            if parameter.ndim == 2 and (".blocks." in name or ".layers." in name or "merger" in name):
+            if parameter.ndim == 2 and (
+                ".blocks." in name or ".layers." in name or "merger" in name
+            ):
                 hidden.setdefault(held, []).append(parameter)
             else:
                 other.setdefault((parameter.ndim > 1, held), []).append(parameter)

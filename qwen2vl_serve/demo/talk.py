@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a pattern is read as one line)
 """What a newcomer types first, without a picture, and the demo model's honest answers."""
 
 from __future__ import annotations

@@ -77,9 +77,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTr
     Special tokens take the last ids, as in Qwen's own vocabulary. When the texts are too few to
     fill the table, unused ids are filled by reserved tokens that no text encodes to.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from tokenizers import AddedToken as Added
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import AddedToken as Added  # noqa: PLC0415
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: PLC0415
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.NFC()
@@ -106,8 +106,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTr
     core.add_special_tokens(reserved + specials)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|endoftext|>",  # noqa: S106
         model_max_length=8192,
         clean_up_tokenization_spaces=False,
         additional_special_tokens=list(SPECIAL_TOKENS[3:]),

@@ -39,6 +39,7 @@ class Plan:
     first_words: int = 400
     crowded_again: int = 2_000
     speak_steps: int = 1_300
+    together_steps: int = 650
     speak_batch: int = 16
     speak_rate: float = 1.2e-3
     corpus: int = 40_000
@@ -47,7 +48,8 @@ class Plan:
 REHEARSAL = Plan(
     pictures=192, videos=48, crowds=48, simple_steps=4, simple_batch=4,
     crowded_steps=10, crowded_batch=4, first_words=2, crowded_again=4,
-    speak_steps=3, speak_batch=2, corpus=600,
+    speak_steps=3,
+    together_steps=2, speak_batch=2, corpus=600,
 )  # fmt: skip
 
 
@@ -62,21 +64,21 @@ def keep_memory() -> None:
 
 def tokenizer_of(plan: Plan, seed: int) -> PreTrainedTokenizerFast:
     """The tokenizer learnt from ``plan.corpus`` questions and answers."""
-    from qwen2vl_serve.demo.corpus import corpus
-    from qwen2vl_serve.demo.tokenizer import train_tokenizer
+    from qwen2vl_serve.demo.corpus import corpus  # noqa: PLC0415
+    from qwen2vl_serve.demo.tokenizer import train_tokenizer  # noqa: PLC0415
 
     return train_tokenizer(corpus(plan.corpus, seed))
 
 
 def train(plan: Plan, work: Path, out: Path, seed: int, say: Callable[[str], None]) -> None:
     """Run the whole course; ``work`` keeps the drawn pictures and the snapshots."""
-    import torch
+    import torch  # noqa: PLC0415
 
-    from qwen2vl_serve.demo.network import Geometry, Network
-    from qwen2vl_serve.demo.rows import Encoder
-    from qwen2vl_serve.demo.see import CROWDED, SIMPLE, Heads, learn_to_see, whiten
-    from qwen2vl_serve.demo.speak import learn_to_speak
-    from qwen2vl_serve.demo.steps import Schedule
+    from qwen2vl_serve.demo.network import Geometry, Network  # noqa: PLC0415
+    from qwen2vl_serve.demo.rows import Encoder  # noqa: PLC0415
+    from qwen2vl_serve.demo.see import CROWDED, SIMPLE, Heads, learn_to_see, whiten  # noqa: PLC0415
+    from qwen2vl_serve.demo.speak import learn_to_speak  # noqa: PLC0415
+    from qwen2vl_serve.demo.steps import Schedule  # noqa: PLC0415
 
     workers = os.cpu_count() or 1
     amounts = {"pictures": plan.pictures, "videos": plan.videos, "crowds": plan.crowds}
@@ -97,12 +99,18 @@ def train(plan: Plan, work: Path, out: Path, seed: int, say: Callable[[str], Non
     learn_to_see(network, heads, stores, CROWDED, work / "crowded.pt", crowded, seed + 1, say)
     encoder = Encoder(tokenizer)
     words = Schedule(2_600, plan.speak_batch, plan.speak_rate, until=plan.first_words)
-    learn_to_speak(network, heads, encoder, stores, work / "words.pt", words, seed, say)
+    learn_to_speak(network, heads, encoder, stores, work / "words.pt", words, seed, say, eyes=True)
     # With words learnt, eyes are what is missing, and they learn thrice as fast on their own.
     again = Schedule(plan.crowded_again, plan.crowded_batch, plan.see_rate)
     learn_to_see(network, heads, stores, CROWDED, work / "again.pt", again, seed + 2, say)
     speak = Schedule(plan.speak_steps, plan.speak_batch, plan.speak_rate)
-    learn_to_speak(network, heads, encoder, stores, work / "speak.pt", speak, seed + 3, say)
+    learn_to_speak(
+        network, heads, encoder, stores, work / "speak.pt", speak, seed + 3, say, eyes=False
+    )
+    both = Schedule(plan.together_steps, plan.speak_batch, plan.speak_rate * 0.6)
+    learn_to_speak(
+        network, heads, encoder, stores, work / "both.pt", both, seed + 4, say, eyes=True
+    )
     write_checkpoint(out, network.geometry, tokenizer, network.state_dict())
     say(f"checkpoint written to {out}")
 
@@ -120,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     begin = time.monotonic()
 
     def say(line: str) -> None:
-        print(f"{time.monotonic() - begin:6.0f} s  {line}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{time.monotonic() - begin:6.0f} s  {line}\n")
 
     keep_memory()
     train(REHEARSAL if options.rehearse else Plan(), options.work, options.out, options.seed, say)

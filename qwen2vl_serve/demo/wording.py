@@ -109,7 +109,7 @@ def as_typed(rng: np.random.Generator, question: str, language: Language) -> str
 
 
 def noun(thing: Thing, language: Language) -> str:
-    """"red circle", or 红色圆形."""
+    """ "red circle", or 红色圆形."""
     if thing.kind == "text":
         return f"{thing.colour} text" if language == "en" else COLOURS_ZH[thing.colour] + "文字"
     joint = " " if language == "en" else ""
@@ -143,19 +143,21 @@ def refer(
     if hide != "shape" and same_shape:
         ways.append(f"the {shape}" if english else shape)
     if hide != "colour" and same_colour:
-        word = pick(rng, ("shape", "object", "one", "figure") if english else ("图形", "物体", "东西"))
+        word = pick(
+            rng, ("shape", "object", "one", "figure") if english else ("图形", "物体", "东西")
+        )
         ways.append(f"the {colour} {word}" if english else f"{colour}{pick(rng, ('的', ''))}{word}")
     if not hide and both:
         exact = f"the {colour} {shape}" if english else f"{colour}{pick(rng, ('的', ''))}{shape}"
         ways += [exact, exact]
     if len(things) == 1:
         ways.append(pick(rng, ("the shape", "the object", "it", "this shape", "the figure"))
-                    if english else pick(rng, ("图形", "这个图形", "它", "物体", "图中的图形")))  # fmt: skip
+                    if english else pick(rng, ("图形", "这个图形", "它", "物体", "图中的图形")))  # fmt: skip  # noqa: E501
     return pick(rng, tuple(ways)) if ways else None
 
 
 def listing(phrases: list[str], language: Language) -> str:
-    """"a, b and c", or a、b和c."""
+    """ "a, b and c", or a、b和c."""
     if len(phrases) == 1:
         return phrases[0]
     if language == "en":
@@ -166,12 +168,12 @@ def listing(phrases: list[str], language: Language) -> str:
 SAID: dict[str, str] = {
     **{name: name for name in (*COLOURS, *SHAPES, *ORDINALS, "left", "right", "top", "bottom",
                                "middle", "above", "below", "yes", "no", "more", "same")},
-    **{f"moves {name}": f"moves {name}" for name in DIRECTIONS},
+    **{name: name for name in DIRECTIONS},
     "grey": "gray", "ellipse": "oval", "rhombus": "diamond", "center": "middle",
     "centre": "middle",
     **{word: name for name, word in COLOURS_ZH.items()},
     **{word: name for name, word in SHAPES_ZH.items()},
-    **{word: name for word, name in zip(ORDINALS_ZH, ORDINALS, strict=True)},
+    **dict(zip(ORDINALS_ZH, ORDINALS, strict=True)),
     "左": "left", "右": "right", "上": "top", "下": "bottom", "中间": "middle", "是的": "yes",
     "不是": "no", "没有": "no", "不一样": "no", "不同": "no", "一样": "same", "更多": "more",
 }  # fmt: skip
