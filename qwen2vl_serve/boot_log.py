@@ -107,7 +107,7 @@ class BootLog:
         with self._path.open(encoding="utf-8", errors="replace") as log:
             line = ""
             while True:
-                closing = self._closing.is_set()
+                closing = self._closing.is_set() or not (self._booting or self._verbose)
                 piece = log.readline()
                 line += piece
                 if line.endswith("\n"):

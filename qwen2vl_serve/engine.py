@@ -73,6 +73,10 @@ class Engine(Protocol):
         """
         ...
 
+    def count_tokens(self, request: ChatRequest) -> int:
+        """Return the prompt's tokens with each picture as one; the engine is not asked."""
+        ...
+
     async def check(self) -> None:
         """Return when the engine answers; raise ``EngineUnavailable`` when it does not."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -73,6 +74,9 @@ def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
             return 0
         finally:
             listener.close()
+            # vLLM's client complains when it is collected at the very end; now the log has it.
+            gc.unfreeze()
+            gc.collect()
 
 
 class _Stopped(BaseException):
@@ -354,6 +358,6 @@ def _log_requests_to(report: Report) -> None:
 
     handler = Handler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    ours = logging.getLogger("qwen2vl_serve.app")
+    ours = logging.getLogger("qwen2vl_serve.requests")
     ours.setLevel(logging.INFO)
     ours.addHandler(handler)

@@ -414,6 +414,11 @@ class LimitsSection(Section):
         description="Largest request body in bytes; pictures come as base64.",
     )
     max_messages: Positive = Field(default=1000, description="Most messages in one request.")
+    overflow: Literal["error", "shrink", "drop_oldest_images"] = Field(
+        default="error",
+        description="What to do with a request that does not fit into `max_model_len`, unless it "
+        "says so itself: refuse it, shrink its pictures, or drop pictures of earlier turns.",
+    )
     max_n: Positive = Field(default=8, description="Most answers (`n`) to one request.")
     max_tokens: Positive | None = Field(
         default=None, description="Most tokens of one answer. Unset: what `max_model_len` leaves."

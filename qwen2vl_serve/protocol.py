@@ -222,6 +222,9 @@ class MMProcessorKwargs(_Strict):
     max_pixels: Positive | None = None
 
 
+Overflow = Literal["error", "shrink", "drop_oldest_images"]
+"""What to do with a request that does not fit into the context window."""
+
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[str, Field(min_length=1)]
 StopSpec = Annotated[
@@ -266,6 +269,7 @@ class ChatRequest(BaseModel):
     mm_processor_kwargs: MMProcessorKwargs | None = None
     vl_high_resolution_images: bool | None = None
     include_media_info: bool | None = None
+    overflow: Overflow | None = None
     # Accepted for what they say when nothing else is asked for.
     tool_choice: Literal["none", "auto"] | None = None
     modalities: list[Literal["text"]] | None = None

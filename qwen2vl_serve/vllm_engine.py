@@ -37,6 +37,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.multimodal.media.base import MediaWithBytes
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from qwen2vl_serve import protocol
@@ -114,6 +115,18 @@ class VLLMEngine:
                 yield event[len("data: ") :].rstrip("\n")
         finally:
             await events.aclose()
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        """Return the prompt's tokens with each picture as one; the engine is not asked.
+
+        Template and tokenizer are those that vLLM renders the prompt with.
+        """
+        tokenizer = self._client.renderer.tokenizer
+        conversation = [_as_template_message(message) for message in request.messages]
+        text = tokenizer.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=True
+        )
+        return len(tokenizer.encode(text, add_special_tokens=False))
 
     async def check(self) -> None:
         """Return when the engine answers; raise ``EngineUnavailable`` when it does not."""
@@ -232,6 +245,8 @@ async def start_engine(profile: Profile, fetcher: Fetcher) -> AsyncIterator[VLLM
             chat_template=None,
             chat_template_content_format="auto",
         )
+        # As vLLM's own server does: what the boot left is not walked at each collection.
+        freeze_gc_heap()
         yield VLLMEngine(client, chat)
 
 
@@ -317,15 +332,37 @@ _TRANSLATED = {
     "mm_processor_kwargs",
     "vl_high_resolution_images",
     "include_media_info",
+    "overflow",
 }
 
 
 def _as_message(message: Message, pictures: Iterator[Picture]) -> dict[str, Any]:
-    # The family's template prints a role as it is given; it was trained on "system".
-    role = "system" if message.role == "developer" else message.role
+    role = _role(message)
     if isinstance(message.content, str):
         return {"role": role, "content": message.content}
     return {"role": role, "content": [_as_part(part, pictures) for part in message.content]}
+
+
+def _as_template_message(message: Message) -> dict[str, Any]:
+    role = _role(message)
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    return {"role": role, "content": [_as_template_part(part) for part in message.content]}
+
+
+def _as_template_part(part: TextPart | ImagePart | VideoPart) -> dict[str, str]:
+    match part:
+        case TextPart():
+            return {"type": "text", "text": part.text}
+        case ImagePart():
+            return {"type": "image"}
+        case VideoPart():
+            return {"type": "video"}
+
+
+def _role(message: Message) -> str:
+    # The family's template prints a role as it is given; it was trained on "system".
+    return "system" if message.role == "developer" else message.role
 
 
 def _as_part(part: TextPart | ImagePart | VideoPart, pictures: Iterator[Picture]) -> dict[str, Any]:

@@ -50,6 +50,16 @@ class FakeEngine:
             chunk = {"id": f"chatcmpl-{request_id}", "object": "chat.completion.chunk"}
             yield json.dumps(chunk | {"created": 1, "model": "demo", "choices": [choice]})
 
+    def count_tokens(self, request: ChatRequest) -> int:
+        """A token a word, a token a picture."""
+        parts = [
+            part
+            for message in request.messages
+            for part in ([message.content] if isinstance(message.content, str) else message.content)
+        ]
+        texts = [part if isinstance(part, str) else getattr(part, "text", "p") for part in parts]
+        return sum(len(text.split()) for text in texts)
+
     async def check(self) -> None:
         if self.dead:
             raise EngineUnavailable("The engine has stopped.")

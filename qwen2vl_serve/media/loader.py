@@ -22,7 +22,7 @@ from blake3 import blake3
 from qwen2vl_serve.errors import ImageDownloadTimeout, InvalidImage, InvalidImageURL
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
 from qwen2vl_serve.media.image import Header, decode, read_header
-from qwen2vl_serve.media.sizing import Bounds, Sizing, size_for
+from qwen2vl_serve.media.sizing import Bounds, Sizing, shrunk, size_for
 from qwen2vl_serve.protocol import ChatRequest, ImagePart
 
 logger = logging.getLogger(__name__)
@@ -35,15 +35,20 @@ DECODE_THREADS = 4
 
 @dataclass(slots=True)
 class Picture:
-    """One picture of a request. ``key`` stands for its content at its size."""
+    """One picture of a request; ``digest`` is the hash of its bytes."""
 
     data: bytes = field(repr=False)
     header: Header
     sizing: Sizing
-    key: str
+    digest: str
     param: str
     decoded: bool = False
     _pixels: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> str:
+        """Stands for its content at its size."""
+        return f"{self.digest}-{self.sizing.height}x{self.sizing.width}"
 
     def pixels(self) -> np.ndarray:
         """Return RGB at the model's size, uint8 [height, width, 3]; decodes once.
@@ -76,7 +81,7 @@ class MediaLoader:
 
     def __init__(self, fetcher: Fetcher, bounds: Bounds, max_image_pixels: int) -> None:
         self.fetcher = fetcher
-        self._bounds = bounds
+        self.bounds = bounds
         self._max_image_pixels = max_image_pixels
         self._known: OrderedDict[str, None] = OrderedDict()
         self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
@@ -97,6 +102,13 @@ class MediaLoader:
             for task in tasks:
                 task.cancel()
 
+    def resized(self, picture: Picture, max_pixels: int) -> Picture:
+        """Return ``picture`` at its own size or under ``max_pixels``, whichever is smaller."""
+        sizing = shrunk(picture.header, picture.sizing, max_pixels, self.bounds)
+        if sizing == picture.sizing:
+            return picture
+        return Picture(picture.data, picture.header, sizing, picture.digest, picture.param)
+
     async def close(self) -> None:
         """Close connections and threads."""
         await self.fetcher.close()
@@ -105,15 +117,14 @@ class MediaLoader:
     async def _picture(self, part: ImagePart, param: str, request: ChatRequest) -> Picture:
         data = await self._bytes(part.image_url.url, param)
         header = read_header(data, self._max_image_pixels, param)
-        sizing = size_for(header, part, request, self._bounds, param)
-        key = f"{blake3(data).hexdigest()}-{sizing.height}x{sizing.width}"
-        picture = Picture(data, header, sizing, key, param)
-        if key in self._known:
-            self._known.move_to_end(key)
+        sizing = size_for(header, part, request, self.bounds, param)
+        picture = Picture(data, header, sizing, blake3(data).hexdigest(), param)
+        if picture.key in self._known:
+            self._known.move_to_end(picture.key)
             return picture
         # New bytes are decoded here, where threads are many and errors still have a status.
         await asyncio.get_running_loop().run_in_executor(self._pool, picture.pixels)
-        self._known[key] = None
+        self._known[picture.key] = None
         if len(self._known) > KNOWN_KEYS:
             self._known.popitem(last=False)
         return picture

@@ -70,6 +70,15 @@ def size_for(
     return Sizing(height, width, clamped)
 
 
+def shrunk(header: Header, sizing: Sizing, max_pixels: int, bounds: Bounds) -> Sizing:
+    """Return ``sizing``, or where it exceeds ``max_pixels`` the picture's size under them."""
+    if sizing.height * sizing.width <= max_pixels:
+        return sizing
+    low = min(bounds.limits.min_pixels, max_pixels)
+    size = smart_resize(header.height, header.width, PixelBudget(low, max_pixels))
+    return Sizing(*smart_resize(*size, bounds.limits), clamped=True)
+
+
 _UNBOUNDED = PixelBudget(1, 2**62)
 
 

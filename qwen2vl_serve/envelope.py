@@ -1,0 +1,126 @@
+"""Around every request: id, error shape, counts and one log line."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from fastapi.responses import JSONResponse
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qwen2vl_serve.errors import APIError, InternalError
+
+logger = logging.getLogger("qwen2vl_serve.requests")
+
+OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+"""What needs no key: a probe holds none."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Metrics:
+    """Our own figures; vLLM's stand in prometheus_client's default registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "qwen2vl_requests",
+            "Requests answered, by route, HTTP status and error code",
+            ["route", "status", "code"],
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "qwen2vl_requests_in_flight",
+            "Requests under /v1 being answered",
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "qwen2vl_request_seconds",
+            "Time from the request's head to the end of its answer",
+            ["route"],
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+            registry=self.registry,
+        )
+
+    def text(self) -> bytes:
+        """Return vLLM's figures and ours in Prometheus's text format."""
+        return generate_latest(REGISTRY) + generate_latest(self.registry)
+
+
+class Envelope:
+    """ASGI middleware around everything: request id, error shape, counts and one log line.
+
+    An ``APIError`` raised further in becomes its own answer, any other exception a 500 that
+    tells nothing but the id under which the log holds the cause.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens further in."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        own_id = uuid.uuid4().hex
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else own_id
+        scope.setdefault("state", {})["id"] = own_id
+        started, status, code = time.perf_counter(), 0, ""
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        counted = scope["path"].startswith("/v1/")
+        self.metrics.in_flight.inc(counted)
+        try:
+            await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = 499
+        except Exception as error:
+            failure = (
+                error
+                if isinstance(error, APIError)
+                else InternalError(
+                    f"The server failed on this request; its log has the cause under {request_id}."
+                )
+            )
+            if failure is not error:
+                logger.exception("request %s failed", request_id)
+            code = failure.code or ""
+            if status == 0:
+                await error_response(failure)(scope, receive, send_with_id)
+        finally:
+            self.metrics.in_flight.dec(counted)
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(route, status, code).inc()
+            self.metrics.seconds.labels(route).observe(seconds)
+            if route not in OPEN_PATHS:
+                logger.info(
+                    "%s %s %s %s %.3f s%s",
+                    request_id, scope["method"], scope["path"], status, seconds,
+                    f" {code}" if code else "",
+                )  # fmt: skip
+
+
+def error_response(error: APIError) -> JSONResponse:
+    """Return an error in OpenAI's shape."""
+    return JSONResponse(error.body(), status_code=error.status, headers=dict(error.headers))
