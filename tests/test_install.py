@@ -194,7 +194,8 @@ def test_installed_wheel_serves_the_demo_from_another_folder(
     picture = min(pictures.glob("*.[pj][np]g"))
     asked = run(
         environment,
-        *("qwen2vl-serve", "ask", "--url", server.url, "--image", str(picture)),
+        *("qwen2vl-serve", "ask", "--url", server.url, "--max-tokens", "16"),
+        *("--image", str(picture)),
         "What is this?",
         cwd=elsewhere,
     )
