@@ -1,0 +1,131 @@
+"""Fitting requests into the window: what is counted, shrunk, dropped, refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen2vl_serve.context import REMOVED, Context, fit, largest_max_pixels, measure, refusal
+from qwen2vl_serve.errors import ContextLengthExceeded
+from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
+from qwen2vl_serve.media.image import Header
+from qwen2vl_serve.media.loader import MediaLoader, Picture
+from qwen2vl_serve.media.sizing import Bounds, Sizing
+from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.vision import PixelBudget, smart_resize
+from tests.fake_engine import FakeEngine
+
+LIMITS = RequestLimits(max_messages=99, max_n=1, max_tokens=None, images=99, videos=0)
+BUDGET = PixelBudget(4 * 784, 1280 * 784)
+LOADER = MediaLoader(Fetcher(FetchPolicy()), Bounds(BUDGET, BUDGET), 10**8)
+
+
+def pictures(*sizes: tuple[int, int]) -> list[Picture]:
+    made = []
+    for number, (width, height) in enumerate(sizes):
+        sizing = Sizing(*smart_resize(height, width, BUDGET), clamped=False)
+        header = Header("PNG", width, height)
+        made.append(Picture(b"", header, sizing, f"digest{number}", f"messages[{number}]"))
+    return made
+
+
+def chat(turns: int, last_pictures: int = 1, **fields: Any) -> ChatRequest:
+    """``turns`` user turns with a picture each, answers between them."""
+    image = {"type": "image_url", "image_url": {"url": "data:x"}}
+    messages: list[dict[str, Any]] = []
+    for turn in range(turns):
+        count = last_pictures if turn == turns - 1 else 1
+        content = [image] * count + [{"type": "text", "text": f"question {turn}"}]
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": "a"}]
+    body = {"messages": messages[:-1], **fields}
+    return parse_chat(json.dumps(body).encode(), LIMITS)
+
+
+def context(request: ChatRequest, shown: list[Picture], window: int) -> Context:
+    return measure(request, shown, FakeEngine().count_tokens, window)
+
+
+def test_a_prompt_is_its_text_and_its_visual_tokens() -> None:
+    """Each picture's one token in the text's count is replaced by its visual tokens."""
+    request = chat(2)
+    shown = pictures((280, 280), (560, 280))
+    seen = context(request, shown, 4096)
+    assert seen.visual == 100 + 200
+    assert seen.text == len(["question", "0", "a", "question", "1"])
+    assert seen.prompt == seen.text + 300
+    assert seen.fits
+
+
+def test_the_answer_must_fit_as_well() -> None:
+    """``max_tokens`` is part of the sum; without it one token must be left."""
+    shown = pictures((280, 280))
+    assert context(chat(1), shown, 103).fits
+    assert not context(chat(1), shown, 102).fits
+    assert not context(chat(1, max_tokens=100), shown, 201).fits
+    assert context(chat(1, max_tokens=100), shown, 202).fits
+
+
+sizes = st.lists(st.tuples(st.integers(20, 4000), st.integers(20, 4000)), min_size=1, max_size=6)
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(10, 9000))
+def test_the_largest_budget_fits_and_a_larger_one_does_not(
+    shapes: list[tuple[int, int]], window: int
+) -> None:
+    """What the error advises, and shrink applies, is the best that there is."""
+    request, shown = chat(1, len(shapes)), pictures(*shapes)
+    seen = context(request, shown, window)
+    if seen.fits:
+        assert fit(seen, request, "shrink", LOADER).pictures == shown
+        return
+    budget = largest_max_pixels(seen, LOADER)
+    if budget is None:
+        with pytest.raises(ContextLengthExceeded):
+            fit(seen, request, "shrink", LOADER)
+        return
+    fitted = fit(seen, request, "shrink", LOADER)
+    assert context(request, list(fitted.pictures), window).fits
+    assert fitted.report == {"policy": "shrink", "max_pixels": budget}
+    larger = [LOADER.resized(picture, budget + 784) for picture in shown]
+    assert budget == BUDGET.max_pixels or not context(request, larger, window).fits
+
+
+def test_oldest_pictures_are_dropped_first_and_the_last_turns_never() -> None:
+    """Three turns; room for two pictures: the first one's place is told in words."""
+    request, shown = chat(3), pictures((560, 560), (560, 560), (560, 560))
+    fitted = fit(context(request, shown, 900), request, "drop_oldest_images", LOADER)
+    assert [picture.digest for picture in fitted.pictures] == ["digest1", "digest2"]
+    assert fitted.report == {"policy": "drop_oldest_images", "dropped_images": 1}
+    first = fitted.request.messages[0].content[0]
+    assert getattr(first, "text", None) == REMOVED
+    assert request.messages[0].content[0] != first, "the request itself is unchanged"
+    alone = fit(context(request, shown, 500), request, "drop_oldest_images", LOADER)
+    assert [picture.digest for picture in alone.pictures] == ["digest2"]
+    with pytest.raises(ContextLengthExceeded):
+        fit(context(request, shown, 350), request, "drop_oldest_images", LOADER)
+
+
+def test_a_refusal_names_each_pictures_cost_and_what_would_fit() -> None:
+    """The operator's and the user's question, answered in the message."""
+    request, shown = chat(1, 2), pictures((560, 560), (280, 280))
+    message = refusal(context(request, shown, 300), LOADER).message
+    assert "messages[0] 400 tokens" in message
+    assert "messages[1] 100 tokens" in message
+    assert "max_model_len is 300" in message
+    assert f"max_pixels {largest_max_pixels(context(request, shown, 300), LOADER)}" in message
+    hopeless = refusal(context(request, shown, 5), LOADER).message
+    assert "not even the smallest pictures fit" in hopeless
+
+
+def test_what_fits_is_left_alone() -> None:
+    """No policy touches a request that fits."""
+    request, shown = chat(1), pictures((280, 280))
+    for policy in ("error", "shrink", "drop_oldest_images"):
+        fitted = fit(context(request, shown, 4096), request, policy, LOADER)
+        assert (fitted.request, fitted.report) == (request, None)
