@@ -186,7 +186,7 @@ def main(arguments: List[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         install(Path.cwd(), options)
-    except InstallError as error:
+    except (InstallError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

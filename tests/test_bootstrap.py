@@ -449,6 +449,15 @@ def test_full_disk_is_told_before_anything_is_made(clone: Clone) -> None:
     assert not (clone.root / ".venv").exists()
 
 
+def test_wrong_folder_is_said_in_one_line(clone: Clone) -> None:
+    """What the system refuses is told as it is, without a traceback."""
+    (clone.root / "pyproject.toml").unlink()
+    status, output, errors = clone.install()
+    assert (status, output) == (2, "")
+    (line,) = errors.splitlines()
+    assert "pyproject.toml" in line
+
+
 def test_enough_disk_passes(tmp_path: Path) -> None:
     check_disk(tmp_path, 1e-6, 1e-6)
     with pytest.raises(InstallError, match="GiB free"):
