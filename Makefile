@@ -7,9 +7,9 @@ EXTRA ?= auto
 PROFILE ?= demo
 VENV_PYTHON := .venv/bin/python
 
-# A Python that was named on the command line is the one to use; else the first that fits.
+# A Python that was named is the one to use; else the first that fits.
 BOOTSTRAP = $(or $(PYTHON),$(error no python3 found: install Python 3.11 or newer)) -m bootstrap \
-	--extra '$(EXTRA)' $(if $(filter command line,$(origin PYTHON)),--python '$(PYTHON)')
+	--extra '$(EXTRA)' $(if $(filter command environment,$(origin PYTHON)),--python '$(PYTHON)')
 
 LINT = $(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m mypy
 
