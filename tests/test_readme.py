@@ -57,7 +57,7 @@ def run(block: Block, server: ServerProcess) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
