@@ -14,8 +14,9 @@ import pytest
 from pydantic import BaseModel
 
 from qwen2vl_serve import cli, protocol
-from qwen2vl_serve.app import Metrics, build_app
+from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.envelope import Metrics
 from qwen2vl_serve.errors import APIError, RequestError, ReservedToken
 from qwen2vl_serve.launch import media_loader
 from qwen2vl_serve.media.image import Header

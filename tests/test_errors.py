@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qwen2vl_serve import errors
-from qwen2vl_serve.app import error_response
+from qwen2vl_serve.envelope import error_response
 from qwen2vl_serve.errors import APIError, EngineUnavailable, RequestError, ServeError
 
 PACKAGE = Path(errors.__file__).parent
