@@ -83,6 +83,8 @@ def test_a_block_answers(block: Block, server: ServerProcess) -> None:
         events = [line.removeprefix("data: ") for line in printed.splitlines() if line]
         assert events[-1] == "[DONE]"
         assert all("choices" in json.loads(event) for event in events[:-1])
+    elif "/explain" in block.text:
+        assert json.loads(printed)["fits"] is True
     elif "curl" in block.text:
         assert json.loads(printed)["choices"][0]["message"]["content"]
     elif "ask" in block.text:
