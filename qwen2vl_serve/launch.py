@@ -62,6 +62,8 @@ def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
     keys = Keys(profile.api_keys())
     os.environ.update(_environment(profile))
     listener = _listen(profile)
+    # Port 0 has become a real one, which address and log file are named after.
+    profile = profile.at_port(listener.getsockname()[1])
     path = _fresh_log(profile.log_path.absolute())
     signals = _Signals()
     with _output_to(path), BootLog(path, report, verbose=verbose) as boot:
@@ -183,7 +185,7 @@ class _Server:
 
     def _report_ready(self, engine: Engine, seconds: float) -> None:
         self.boot.ready()
-        url = server_url(self.profile, self.listener.getsockname()[1])
+        url = server_url(self.profile)
         names = ", ".join(model.id for model in engine.models)
         self.report(f"ready   {url}/v1 serves {names}, {seconds:.1f} s after the start")
         self.report(f"try     {curl(url, with_key=bool(self.keys))}")
@@ -250,10 +252,10 @@ def media_loader(profile: Profile) -> MediaLoader:
     return MediaLoader(Fetcher(policy), bounds, media.max_image_pixels)
 
 
-def server_url(profile: Profile, port: int) -> str:
+def server_url(profile: Profile) -> str:
     """Return the address that a client on this machine uses, without ``/v1``."""
     scheme = "https" if profile.server.ssl_certfile else "http"
-    host = profile.server.host
+    host, port = profile.server.host, profile.server.port
     if host in ("0.0.0.0", "::"):  # noqa: S104  # compared with, not bound to
         host = "127.0.0.1"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -226,6 +226,11 @@ class Profile(Section):
         )
         return Profile.model_validate(rehearsed.model_dump()).named(self.name)
 
+    def at_port(self, port: int) -> Profile:
+        """The same profile at another port."""
+        server = self.server.model_copy(update={"port": port})
+        return self.model_copy(update={"server": server}).named(self.name)
+
     def named(self, name: str) -> Profile:
         """The same profile under another name."""
         copy = self.model_copy()

@@ -53,6 +53,7 @@ def test_a_boot_is_told_in_one_line_a_phase(launch: Launch, tmp_path: Path) -> N
     assert words[:4] == ["log", "import", "engine", "ready"]
     log = Path(server.lines[0].split(maxsplit=1)[1])
     assert log.is_relative_to(tmp_path)
+    assert log.stem == f"serve-{server.url.rpartition(':')[2].removesuffix('/v1')}", "its own file"
     assert "words of the engine" in log.read_text()
     assert not any("words of the engine" in line for line in server.lines)
 
@@ -143,8 +144,9 @@ def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
 
 def test_the_address_is_one_that_a_client_can_use() -> None:
     """Listening everywhere is told as this machine's own address; IPv6 stands in brackets."""
-    assert server_url(load_profile("demo", ["host=0.0.0.0"]), 80) == "http://127.0.0.1:80"
-    assert server_url(load_profile("demo", ["host=::1"]), 80) == "http://[::1]:80"
+    everywhere, six = ["host=0.0.0.0", "port=80"], ["host=::1", "port=80"]
+    assert server_url(load_profile("demo", everywhere)) == "http://127.0.0.1:80"
+    assert server_url(load_profile("demo", six)) == "http://[::1]:80"
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:

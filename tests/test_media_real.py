@@ -1,0 +1,206 @@
+"""Pictures on the real engine: every field heard, every count right, nobody's answer mixed up."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import ServerProcess
+from tests.test_vllm_engine import asked, data_url, drawing
+
+
+def part(image: Image.Image, beside: Any = None, inside: Any = None) -> dict[str, Any]:
+    return {
+        "type": "image_url",
+        "image_url": {"url": data_url(image), **(inside or {})},
+        **(beside or {}),
+    }
+
+
+def post(server: ServerProcess, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    answer = requests.post(f"{server.url}/{path}", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def chat(server: ServerProcess, messages: list[Any], **fields: Any) -> dict[str, Any]:
+    fields = {"max_tokens": 1, "temperature": 0, **fields}
+    return post(server, "chat/completions", {"messages": messages, **fields})
+
+
+def explain(server: ServerProcess, messages: list[Any], **fields: Any) -> dict[str, Any]:
+    return post(server, "chat/completions/explain", {"messages": messages, **fields})
+
+
+PHOTO = drawing("red", size=(900, 700))
+
+
+@pytest.mark.parametrize(
+    ("beside", "inside", "whole"),
+    [
+        ({"max_pixels": 20 * 784}, {}, {}),
+        ({}, {"max_pixels": 20 * 784}, {}),
+        ({}, {}, {"mm_processor_kwargs": {"max_pixels": 20 * 784}}),
+        ({"resized_height": 112, "resized_width": 140}, {}, {}),
+    ],
+    ids=["Model Studio", "LMDeploy", "vLLM", "qwen_vl_utils"],
+)
+def test_a_smaller_budget_costs_fewer_tokens(
+    server: ServerProcess, beside: Any, inside: Any, whole: Any
+) -> None:
+    """The engine's own count follows the field, in each dialect's place."""
+    messages = asked("x", part(PHOTO, beside, inside))
+    cost = chat(server, messages, **whole)["usage"]["prompt_tokens"]
+    plain = chat(server, asked("x", part(PHOTO)))["usage"]["prompt_tokens"]
+    assert plain - cost == 63 - 20
+
+
+def test_pictures_of_one_request_have_budgets_of_their_own(server: ServerProcess) -> None:
+    """Three budgets in one request, reported one by one, the engine's count their sum."""
+    shown = [
+        part(PHOTO),
+        part(PHOTO, {"max_pixels": 12 * 784}),
+        part(PHOTO, {"min_pixels": 200 * 784, "max_pixels": 10**9}),
+    ]
+    answer = chat(server, asked("x", *shown), include_media_info=True)
+    media = answer["media"]
+    assert [one["clamped"] for one in media] == [False, False, True]
+    assert media[0]["visual_tokens"] == 63
+    assert media[1]["visual_tokens"] <= 12
+    assert media[2]["visual_tokens"] > 200
+    text = chat(server, asked("x"))["usage"]["prompt_tokens"]
+    visual = sum(one["visual_tokens"] for one in media)
+    assert answer["usage"]["prompt_tokens"] == text + visual + 2 * 3
+
+
+def test_a_stream_reports_as_well(server: ServerProcess) -> None:
+    """The first chunk carries ``media``; the others are as they always were."""
+    body = {"messages": asked("x", part(PHOTO)), "stream": True, "include_media_info": True}
+    text = requests.post(f"{server.url}/chat/completions", json=body, timeout=60).text
+    chunks = [json.loads(line[6:]) for line in text.split("\n\n") if line.startswith("data: {")]
+    assert chunks[0]["media"][0]["width"] == 900
+    assert all("media" not in chunk for chunk in chunks[1:])
+
+
+def test_a_picture_of_an_earlier_turn_is_not_decoded_again(server: ServerProcess) -> None:
+    """Re-sent bytes are known by their hash; the answer says so and is the same."""
+    image = drawing("green", size=(641, 333))
+    first, second = (
+        chat(server, asked("What colour is the circle?", part(image)), max_tokens=12,
+             include_media_info=True)
+        for _ in range(2)
+    )  # fmt: skip
+    assert [one["media"][0]["cached"] for one in (first, second)] == [False, True]
+    assert first["choices"][0]["message"] == second["choices"][0]["message"]
+
+
+words = st.text(
+    st.characters(codec="utf-8", exclude_characters="<|>", exclude_categories=("Cs",)), max_size=60
+)
+shapes = st.tuples(st.integers(28, 500), st.integers(28, 500))
+budgets = st.fixed_dictionaries({}, optional={"max_pixels": st.integers(3136, 150_000)})
+turns = st.lists(
+    st.tuples(words, st.lists(st.tuples(shapes, budgets), max_size=2)), min_size=1, max_size=2
+)
+CANVAS = Image.fromarray(
+    np.random.default_rng(0).integers(0, 255, (500, 500, 3), dtype=np.uint8), "RGB"
+)
+
+
+@settings(
+    max_examples=500,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(turns, st.sampled_from([None, "", "You are a helpful assistant.", "简短回答"]))
+def test_what_is_explained_is_what_the_engine_counts(
+    server: ServerProcess, said: list[Any], system: str | None
+) -> None:
+    """500 random requests: turns, pictures of any size and budget, texts of any script."""
+    messages: list[Any] = [] if system is None else [{"role": "system", "content": system}]
+    for text, shown in said:
+        parts = [part(CANVAS.crop((0, 0, *shape)), budget) for shape, budget in shown]
+        messages += [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+        messages += [{"role": "assistant", "content": "ok"}]
+    told = explain(server, messages[:-1])
+    assert told["prompt_tokens"] == chat(server, messages[:-1])["usage"]["prompt_tokens"]
+    assert told["prompt_tokens"] == told["text_tokens"] + told["visual_tokens"]
+
+
+def test_explain_and_the_error_agree_on_what_would_fit(server: ServerProcess) -> None:
+    """The budget that both name fits; a token more does not."""
+    big = [part(drawing(colour, size=(800, 800)), {"max_pixels": 401_408}) for colour in
+           ("red", "green", "blue", "black")]  # fmt: skip
+    messages = asked("word " * 600, *big)
+    told = explain(server, messages, max_tokens=1500)
+    assert not told["fits"]
+    budget = told["largest_max_pixels"]
+    body = {"messages": messages, "max_tokens": 1500}
+    refused = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert f"max_pixels {budget}" in error["message"]
+    for one in big:
+        one["max_pixels"] = budget
+    assert explain(server, messages, max_tokens=1500)["fits"]
+    assert chat(server, messages, max_tokens=1500, stop=["a", "e", "。"])["usage"]
+
+
+def test_overflow_policies_make_it_fit_and_say_how(server: ServerProcess) -> None:
+    """Shrinking and dropping are applied on the server and reported in the answer."""
+    big = {"max_pixels": 401_408}
+    turns: list[Any] = []
+    for colour in ("red", "green", "blue"):
+        turns += asked("word " * 250, part(drawing(colour, size=(800, 800)), big))
+        turns += [{"role": "assistant", "content": "ok"}]
+    fields = {"max_tokens": 1800, "stop": ["a", "e", "。", " "]}
+    shrunk = chat(server, turns[:-1], overflow="shrink", include_media_info=True, **fields)
+    assert shrunk["overflow"]["policy"] == "shrink"
+    most = shrunk["overflow"]["max_pixels"]
+    assert all(one["resized_width"] * one["resized_height"] <= most for one in shrunk["media"])
+    dropped = chat(server, turns[:-1], overflow="drop_oldest_images", **fields)
+    assert dropped["overflow"]["dropped_images"] in (1, 2)
+
+
+def test_two_clients_with_different_pictures_get_their_own_answers(server: ServerProcess) -> None:
+    """Same size, same length of bytes, concurrent, many at once: each colour its own name."""
+    colours = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
+
+    def ask(number: int) -> bool:
+        name = list(colours)[number % 3]
+        image = drawing("#{:02x}{:02x}{:02x}".format(*colours[name]), size=(280, 280))
+        image.putpixel((number % 7, 3), (254, 254, 254 - number % 2))
+        answer = chat(server, asked("What colour is the circle?", part(image)), max_tokens=12)
+        return name in answer["choices"][0]["message"]["content"].lower()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(60)))
+
+
+def test_this_machine_cannot_be_reached_by_url(server: ServerProcess) -> None:
+    """A listener on loopback sees nothing of a URL that names it."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as inner:
+        threading.Thread(target=inner.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{inner.server_address[1]}/picture.png"
+        body = {"messages": asked("x", {"type": "image_url", "image_url": {"url": url}})}
+        answer = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
+        inner.shutdown()
+    assert answer.json()["error"]["code"] == "invalid_image_url"
+    assert seen == []
