@@ -33,6 +33,11 @@ class Picture(Protocol):
         """Stands for the pixels: equal keys have equal pixels."""
         ...
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of ``pixels``, known without decoding."""
+        ...
+
     def pixels(self) -> NDArray[np.uint8]:
         """Return RGB at the model's size, uint8 [height, width, 3]."""
         ...

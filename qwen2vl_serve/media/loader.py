@@ -50,6 +50,11 @@ class Picture:
         """Stands for its content at its size."""
         return f"{self.digest}-{self.sizing.height}x{self.sizing.width}"
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of ``pixels``."""
+        return self.sizing.width, self.sizing.height
+
     def pixels(self) -> np.ndarray:
         """Return RGB at the model's size, uint8 [height, width, 3]; decodes once.
 

@@ -1,28 +1,17 @@
-"""The seam: the one module that knows vLLM (0.32).
-
-``start_engine`` boots the engine of a profile and yields a ``VLLMEngine``, which lets vLLM's
-own serving classes do the work and translates at the border: our request to vLLM's, vLLM's
-errors to ours.
-"""
+"""vLLM's serving classes behind our ``Engine``; vLLM's errors become ours here."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, ClassVar, NoReturn
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, NoReturn
 
 from pydantic_core import from_json
 from vllm import __version__ as vllm_version
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
-from vllm.entrypoints.generate.base.protocol import (
-    JsonSchemaResponseFormat,
-    ResponseFormat,
-    StreamOptions,
-)
 from vllm.entrypoints.launchers.api_server.entry import (
     build_async_engine_client_from_engine_args,
 )
@@ -34,13 +23,10 @@ from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
-from vllm.multimodal.media.base import MediaWithBytes
-from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from qwen2vl_serve import protocol
 from qwen2vl_serve.engine import Picture, ServedModel
 from qwen2vl_serve.errors import (
     APIError,
@@ -48,18 +34,16 @@ from qwen2vl_serve.errors import (
     EngineUnavailable,
     InternalError,
     InvalidValue,
-    InvalidVideo,
     ModelNotFound,
     Overloaded,
 )
 from qwen2vl_serve.media.fetch import Fetcher
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart, VideoPart
+from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.vllm_engine import connector
+from qwen2vl_serve.vllm_engine.request import as_template_message, as_vllm
 
 logger = logging.getLogger(__name__)
-
-MEDIA_CONNECTOR = "qwen2vl_serve"
-"""Name under which vLLM finds our connector (environment ``VLLM_MEDIA_CONNECTOR``)."""
 
 _DONE = "data: [DONE]"
 _ERROR = 'data: {"error"'
@@ -93,7 +77,12 @@ class VLLMEngine:
         self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
     ) -> bytes:
         """Answer at once: a ``chat.completion`` object as JSON."""
-        answer = await self._start(request, pictures, request_id)
+        try:
+            answer = await self._start(request, pictures, request_id)
+        except InternalError:
+            if not pictures:
+                raise
+            answer = await self._start(request, pictures, request_id)  # see ``stream``
         body: str = answer.model_dump_json()
         return body.encode()
 
@@ -102,19 +91,40 @@ class VLLMEngine:
     ) -> AsyncGenerator[str, None]:
         """Answer token by token, one ``chat.completion.chunk`` a value.
 
+        A request that fails between its rendering and the engine leaves vLLM's front end
+        believing that the engine holds its pictures. vLLM fails the next request with one of
+        them and mends the error by that, so a request with pictures is tried twice.
+        """
+        begun = not pictures
+        try:
+            async with aclosing(self._chunks(request, pictures, request_id)) as chunks:
+                async for chunk in _held_back(chunks, request.n or 1):
+                    begun = True
+                    yield chunk
+                return
+        except InternalError:
+            if begun:
+                raise
+        async with aclosing(self._chunks(request, pictures, request_id)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _chunks(
+        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+    ) -> AsyncGenerator[str, None]:
+        """Yield the JSON of vLLM's events.
+
         vLLM reports a failure in mid-stream as one more event and closes with ``[DONE]``,
         which clients read as a whole answer; here it is raised.
         """
         events = await self._start(request, pictures, request_id)
-        try:
+        async with aclosing(events):
             async for event in events:
                 if event.startswith(_DONE):
                     return
                 if event.startswith(_ERROR):
                     self._raise_error(ErrorResponse(**from_json(event[len("data: ") :])))
                 yield event[len("data: ") :].rstrip("\n")
-        finally:
-            await events.aclose()
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Return the prompt's tokens with each picture as one; the engine is not asked.
@@ -122,7 +132,7 @@ class VLLMEngine:
         Template and tokenizer are those that vLLM renders the prompt with.
         """
         tokenizer = self._client.renderer.tokenizer
-        conversation = [_as_template_message(message) for message in request.messages]
+        conversation = [as_template_message(message) for message in request.messages]
         text = tokenizer.apply_chat_template(
             conversation, tokenize=False, add_generation_prompt=True
         )
@@ -140,9 +150,7 @@ class VLLMEngine:
     ) -> Any:
         """Return vLLM's response object, or its event generator for ``stream: true``."""
         try:
-            answer = await self._chat.create_chat_completion(
-                _as_vllm(request, pictures, request_id)
-            )
+            answer = await self._chat.create_chat_completion(as_vllm(request, pictures, request_id))
         except APIError:
             raise
         except Exception as error:
@@ -184,6 +192,23 @@ class VLLMEngine:
         raise InternalError("The engine failed on this request; the log has the cause.")
 
 
+async def _held_back(chunks: AsyncGenerator[str, None], count: int) -> AsyncGenerator[str, None]:
+    """Yield the first ``count`` chunks only together with the next.
+
+    They name the role of each answer, and vLLM sends them even where generation fails at once.
+    """
+    held: list[str] = []
+    async for chunk in chunks:
+        held.append(chunk)
+        if len(held) > count:
+            for one in held:
+                yield one
+            held.clear()
+            count = 0
+    for one in held:
+        yield one
+
+
 class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type information
     """vLLM's chat serving, which holds ``max_tokens`` to its word.
 
@@ -222,8 +247,7 @@ async def start_engine(profile: Profile, fetcher: Fetcher) -> AsyncIterator[VLLM
 
     Whatever vLLM raises at start passes unchanged: the launcher explains it.
     """
-    bound = type("BoundConnector", (Connector,), {"fetcher": fetcher})
-    MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)(bound)
+    connector.register(fetcher)
     args = AsyncEngineArgs(**profile.engine_args())
     async with build_async_engine_client_from_engine_args(args) as client:
         names = profile.model.served_names
@@ -248,141 +272,3 @@ async def start_engine(profile: Profile, fetcher: Fetcher) -> AsyncIterator[VLLM
         # As vLLM's own server does: what the boot left is not walked at each collection.
         freeze_gc_heap()
         yield VLLMEngine(client, chat)
-
-
-class Connector(MediaConnector):  # type: ignore[misc]  # vLLM ships no type information
-    """Where vLLM asks for the videos that a request names; pictures it is given.
-
-    Addresses go through our ``Fetcher``, and none of vLLM's or a library's words to a client.
-    """
-
-    fetcher: ClassVar[Fetcher]
-
-    async def load_from_url_async(
-        self, url: str, media_io: Any, *, fetch_timeout: int | None = None
-    ) -> Any:
-        """Return the media of a ``data:`` or ``http(s)`` address."""
-        if url[:5].lower() == "data:":
-            return await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
-        data = await self.fetcher.fetch(url)
-        return await asyncio.get_running_loop().run_in_executor(None, media_io.load_bytes, data)
-
-    async def fetch_video_async(self, video_url: str, **options: Any) -> Any:
-        """Return the frames of a video.
-
-        Raises:
-            InvalidVideo: the address cannot be fetched, or its bytes not be decoded.
-        """
-        try:
-            return await super().fetch_video_async(video_url, **options)
-        except Exception as error:
-            logger.info("video refused: %s", type(error).__name__)
-            raise InvalidVideo(
-                "video_url could not be fetched or decoded; send an mp4 or webm file, or frames "
-                "as data:video/jpeg;base64,<frame>,<frame>….",
-                param="messages",
-            ) from None
-
-
-class _Lazy(MediaWithBytes):  # type: ignore[misc]  # vLLM ships no type information
-    """A picture whose pixels vLLM asks for only where its processor's cache has not its key.
-
-    vLLM takes it for its own pair of media and bytes; the bytes it would hash are not needed,
-    since the key (``uuid``) comes with it.
-    """
-
-    def __init__(self, picture: Picture) -> None:
-        self._picture = picture
-
-    @property
-    def media(self) -> Any:
-        """The pixels, decoded now."""
-        return self._picture.pixels()
-
-
-def _as_vllm(
-    request: ChatRequest, pictures: Sequence[Picture], request_id: str
-) -> ChatCompletionRequest:
-    """Return vLLM's request object.
-
-    Built without its validators: ``parse_chat`` has checked every field, and vLLM's own pass
-    over the messages costs more than ours.
-    """
-    given = request.model_dump(exclude_none=True, exclude=_TRANSLATED)
-    if request.stream_options is not None:
-        given["stream_options"] = StreamOptions(**request.stream_options.model_dump())
-    if request.response_format is not None:
-        given["response_format"] = _as_response_format(request.response_format)
-    rest = iter(pictures)
-    return ChatCompletionRequest.model_construct(
-        messages=[_as_message(message, rest) for message in request.messages],
-        request_id=request_id,
-        **given,
-    )
-
-
-# Fields that vLLM spells differently, or that ask for nothing.
-_TRANSLATED = {
-    "messages",
-    "stream_options",
-    "response_format",
-    "tool_choice",
-    "modalities",
-    "add_generation_prompt",
-    "mm_processor_kwargs",
-    "vl_high_resolution_images",
-    "include_media_info",
-    "overflow",
-}
-
-
-def _as_message(message: Message, pictures: Iterator[Picture]) -> dict[str, Any]:
-    role = _role(message)
-    if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
-    return {"role": role, "content": [_as_part(part, pictures) for part in message.content]}
-
-
-def _as_template_message(message: Message) -> dict[str, Any]:
-    role = _role(message)
-    if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
-    return {"role": role, "content": [_as_template_part(part) for part in message.content]}
-
-
-def _as_template_part(part: TextPart | ImagePart | VideoPart) -> dict[str, str]:
-    match part:
-        case TextPart():
-            return {"type": "text", "text": part.text}
-        case ImagePart():
-            return {"type": "image"}
-        case VideoPart():
-            return {"type": "video"}
-
-
-def _role(message: Message) -> str:
-    # The family's template prints a role as it is given; it was trained on "system".
-    return "system" if message.role == "developer" else message.role
-
-
-def _as_part(part: TextPart | ImagePart | VideoPart, pictures: Iterator[Picture]) -> dict[str, Any]:
-    match part:
-        case TextPart():
-            return {"type": "text", "text": part.text}
-        case ImagePart():
-            picture = next(pictures)
-            return {"type": "image_pil", "image_pil": _Lazy(picture), "uuid": picture.key}
-        case VideoPart():
-            return {"type": "video_url", "video_url": {"url": part.video_url.url}}
-
-
-def _as_response_format(wanted: protocol.ResponseFormat) -> ResponseFormat:
-    schema = wanted.json_schema
-    if schema is None:
-        return ResponseFormat(type=wanted.type)
-    return ResponseFormat(
-        type=wanted.type,
-        json_schema=JsonSchemaResponseFormat(
-            name=schema.name, schema=schema.schema_ or {}, strict=schema.strict
-        ),
-    )

@@ -1,0 +1,134 @@
+"""Our request in vLLM's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from PIL import Image
+from vllm.entrypoints.generate.base.protocol import (
+    JsonSchemaResponseFormat,
+    ResponseFormat,
+    StreamOptions,
+)
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.multimodal.media.base import MediaWithBytes
+
+from qwen2vl_serve import protocol
+from qwen2vl_serve.engine import Picture
+from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart, VideoPart
+
+
+class _Pixels(Image.Image):
+    """A Pillow image that decodes when its pixels are first asked for, and knows its size before.
+
+    vLLM looks at every picture of a request to see that it is there, also at those whose
+    processed form it has cached under their key; Pillow's own ``load`` is the hook for that.
+    """
+
+    def __init__(self, picture: Picture) -> None:
+        super().__init__()
+        self._mode = "RGB"
+        self._size = picture.size
+        self._picture = picture
+
+    def load(self) -> Any:
+        """Decode, once, and return Pillow's access to the pixels."""
+        if self._im is None:
+            self._im = Image.fromarray(self._picture.pixels()).im
+        return super().load()
+
+
+def _media(picture: Picture) -> Any:
+    # In vLLM's wrapper the image is not touched while its parts are parsed. The bytes it would
+    # hash are not needed: the key (``uuid``) comes with it.
+    return MediaWithBytes(_Pixels(picture), b"")
+
+
+def as_vllm(
+    request: ChatRequest, pictures: Sequence[Picture], request_id: str
+) -> ChatCompletionRequest:
+    """Return vLLM's request object.
+
+    Built without its validators: ``parse_chat`` has checked every field, and vLLM's own pass
+    over the messages costs more than ours.
+    """
+    given = request.model_dump(exclude_none=True, exclude=_TRANSLATED)
+    if request.stream_options is not None:
+        given["stream_options"] = StreamOptions(**request.stream_options.model_dump())
+    if request.response_format is not None:
+        given["response_format"] = _as_response_format(request.response_format)
+    rest = iter(pictures)
+    return ChatCompletionRequest.model_construct(
+        messages=[_as_message(message, rest) for message in request.messages],
+        request_id=request_id,
+        **given,
+    )
+
+
+# Fields that vLLM spells differently, or that ask for nothing.
+_TRANSLATED = {
+    "messages",
+    "stream_options",
+    "response_format",
+    "tool_choice",
+    "modalities",
+    "add_generation_prompt",
+    "mm_processor_kwargs",
+    "vl_high_resolution_images",
+    "include_media_info",
+    "overflow",
+}
+
+
+def _as_message(message: Message, pictures: Iterator[Picture]) -> dict[str, Any]:
+    role = _role(message)
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    return {"role": role, "content": [_as_part(part, pictures) for part in message.content]}
+
+
+def as_template_message(message: Message) -> dict[str, Any]:
+    """Return a message as the chat template reads it: media as bare placeholders."""
+    role = _role(message)
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    return {"role": role, "content": [_as_template_part(part) for part in message.content]}
+
+
+def _as_template_part(part: TextPart | ImagePart | VideoPart) -> dict[str, str]:
+    match part:
+        case TextPart():
+            return {"type": "text", "text": part.text}
+        case ImagePart():
+            return {"type": "image"}
+        case VideoPart():
+            return {"type": "video"}
+
+
+def _role(message: Message) -> str:
+    # The family's template prints a role as it is given; it was trained on "system".
+    return "system" if message.role == "developer" else message.role
+
+
+def _as_part(part: TextPart | ImagePart | VideoPart, pictures: Iterator[Picture]) -> dict[str, Any]:
+    match part:
+        case TextPart():
+            return {"type": "text", "text": part.text}
+        case ImagePart():
+            picture = next(pictures)
+            return {"type": "image_pil", "image_pil": _media(picture), "uuid": picture.key}
+        case VideoPart():
+            return {"type": "video_url", "video_url": {"url": part.video_url.url}}
+
+
+def _as_response_format(wanted: protocol.ResponseFormat) -> ResponseFormat:
+    schema = wanted.json_schema
+    if schema is None:
+        return ResponseFormat(type=wanted.type)
+    return ResponseFormat(
+        type=wanted.type,
+        json_schema=JsonSchemaResponseFormat(
+            name=schema.name, schema=schema.schema_ or {}, strict=schema.strict
+        ),
+    )
