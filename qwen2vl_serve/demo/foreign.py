@@ -130,7 +130,7 @@ def with_matplotlib(seed: int, count: int, text: bool = False) -> tuple[Pixels, 
 
 def with_cairo(seed: int, count: int, text: bool = False) -> tuple[Pixels, Scene]:
     """A cairo surface with filled paths, or one text in the toy font "sans"."""
-    import cairocffi as cairo  # type: ignore[import-untyped]  # noqa: PLC0415
+    import cairocffi as cairo  # noqa: PLC0415
     from matplotlib.colors import to_rgb  # noqa: PLC0415
 
     rng = np.random.default_rng((seed, 22))
