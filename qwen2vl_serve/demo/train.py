@@ -38,8 +38,8 @@ class Plan:
     see_rate: float = 1.5e-3
     first_words: int = 400
     crowded_again: int = 2_000
-    speak_steps: int = 1_300
-    together_steps: int = 650
+    speak_steps: int = 600  # of a course laid out for 1300
+    more_steps: int = 1_350
     speak_batch: int = 16
     speak_rate: float = 1.2e-3
     corpus: int = 40_000
@@ -49,7 +49,7 @@ REHEARSAL = Plan(
     pictures=192, videos=48, crowds=48, simple_steps=4, simple_batch=4,
     crowded_steps=10, crowded_batch=4, first_words=2, crowded_again=4,
     speak_steps=3,
-    together_steps=2, speak_batch=2, corpus=600,
+    more_steps=2, speak_batch=2, corpus=600,
 )  # fmt: skip
 
 
@@ -103,13 +103,13 @@ def train(plan: Plan, work: Path, out: Path, seed: int, say: Callable[[str], Non
     # With words learnt, eyes are what is missing, and they learn thrice as fast on their own.
     again = Schedule(plan.crowded_again, plan.crowded_batch, plan.see_rate)
     learn_to_see(network, heads, stores, CROWDED, work / "again.pt", again, seed + 2, say)
-    speak = Schedule(plan.speak_steps, plan.speak_batch, plan.speak_rate)
+    speak = Schedule(1_300, plan.speak_batch, plan.speak_rate, until=plan.speak_steps)
     learn_to_speak(
         network, heads, encoder, stores, work / "speak.pt", speak, seed + 3, say, eyes=False
     )
-    both = Schedule(plan.together_steps, plan.speak_batch, plan.speak_rate * 0.6)
+    more = Schedule(plan.more_steps, plan.speak_batch, plan.speak_rate * 0.65, warm=20)
     learn_to_speak(
-        network, heads, encoder, stores, work / "both.pt", both, seed + 4, say, eyes=True
+        network, heads, encoder, stores, work / "more.pt", more, seed + 5, say, eyes=False
     )
     write_checkpoint(out, network.geometry, tokenizer, network.state_dict())
     say(f"checkpoint written to {out}")
