@@ -71,6 +71,8 @@ class Steps:
                 child.terminate()
             status = child.wait()
             output = "".join(lines)
+            if status < 0:  # killed, so it could not say why itself
+                output += f"\nERROR: ended from outside by signal {-status}\n"
             if status == 0 or changes_after not in output:
                 self._lock.mark(changing=False)
             if self.log.parent.exists():

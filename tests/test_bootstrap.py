@@ -325,6 +325,15 @@ def test_unreachable_index_is_not_taken_for_an_empty_one(begun: Clone) -> None:
     assert "uv" not in output
 
 
+def test_killed_command_is_named_as_killed(begun: Clone) -> None:
+    """A memory limit kills without a word: the line says that it was a signal."""
+    begun.offer_uv("kill -9 $$")
+    status, _, errors = begun.install()
+    assert status == 2
+    (line,) = errors.splitlines()
+    assert "ended from outside by signal 9" in line
+
+
 def test_missing_package_names_package_and_python(begun: Clone) -> None:
     """An index without vLLM: the line names what is missing, for which Python."""
     begun.offer_torch()
