@@ -99,12 +99,12 @@ def test_of_a_key_given_twice_the_last_holds() -> None:
         ),
         (user([{**IMAGE, "uuid": "a"}]), UnsupportedParameter, "messages[0].content[0].uuid"),
         (
-            user([{**IMAGE, "min_pixels": 1}]),
+            user([{**IMAGE, "fps": 2}]),
             UnsupportedParameter,
-            "messages[0].content[0].min_pixels",
+            "messages[0].content[0].fps",
         ),
         (
-            user([{"type": "image_url", "image_url": {"url": "x", "detail": "low"}}]),
+            user([{"type": "image_url", "image_url": {"url": "x", "detail": "medium"}}]),
             InvalidValue,
             "messages[0].content[0].image_url.detail",
         ),

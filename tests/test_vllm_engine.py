@@ -50,8 +50,8 @@ def client(server: ServerProcess) -> openai.OpenAI:
 
 
 def say(client: openai.OpenAI, messages: list[Any], **fields: Any) -> Any:
-    fields = {"max_tokens": 24, "temperature": 0, **fields}
-    return client.chat.completions.create(model="demo", messages=messages, **fields)
+    fields = {"model": "demo", "max_tokens": 24, "temperature": 0, **fields}
+    return client.chat.completions.create(messages=messages, **fields)
 
 
 def colour_of(client: openai.OpenAI, colour: str) -> str:
