@@ -1,7 +1,7 @@
 """The HTTP application: middleware, error shape, routes.
 
 A request goes down this page: ``Envelope`` (id, errors, counts) → ``RequireKey`` → a route of
-``API``: read → parse → engine → response.
+``API``: read → parse → media → engine → response.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-)
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
@@ -343,11 +341,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             [(ChatRequest, "validation")], ref_template="#/components/schemas/{model}"
         )
         schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-        schema["paths"]["/v1/chat/completions"]["post"]["requestBody"] = {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}
-            },
-        }
+        body = {"schema": {"$ref": "#/components/schemas/ChatRequest"}}
+        for path in ("/v1/chat/completions", "/v1/chat/completions/explain"):
+            schema["paths"][path]["post"]["requestBody"] = {
+                "required": True,
+                "content": {"application/json": body},
+            }
         app.openapi_schema = schema
     return app.openapi_schema

@@ -306,6 +306,8 @@ def test_the_openapi_document_describes_the_chat_body(api: Running) -> None:
     assert {"messages", "model", "stream", "response_format"} <= set(
         schemas["ChatRequest"]["properties"]
     )
+    for path in ("/v1/chat/completions", "/v1/chat/completions/explain"):
+        assert "ChatRequest" in json.dumps(document["paths"][path]["post"]["requestBody"])
     for reference in json.dumps(document).split('"$ref": "')[1:]:
         name = reference.partition('"')[0].rpartition("/")[2]
         assert name in schemas

@@ -24,7 +24,7 @@ from arguments import PICTURES, RED_CIRCLE
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     """Serves files without a line on the terminal for each."""
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (http.server's name)
         """Say nothing."""
 
 

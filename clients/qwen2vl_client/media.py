@@ -171,7 +171,7 @@ def _file_bytes(source: object, what: str) -> tuple[bytes, str]:
     name = _short(str(path))
     try:
         # pathlib's own raises where it does not know the user, and "~x" may be a file.
-        path = Path(os.path.expanduser(path))  # noqa: PTH111
+        path = Path(os.path.expanduser(path))  # noqa: PTH111  (see above)
         if path.exists() and not path.is_file():
             raise MediaError(f"{name} is a folder or a device, not a {what} file")
         return path.read_bytes(), name

@@ -59,7 +59,7 @@ class RetryPolicy:
                 return None
             return asked + random.uniform(0, 0.1 * asked)  # noqa: S311  (not for secrets)
         longest = min(self.first_wait * 2**retries, self.longest_wait)
-        return random.uniform(longest / 2, longest)  # noqa: S311
+        return random.uniform(longest / 2, longest)  # noqa: S311  (not for secrets)
 
 
 def is_retryable(error: APIConnectionError | APIStatusError) -> bool:
