@@ -338,16 +338,21 @@ def _output_to(path: Path) -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
     log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
     try:
-        os.dup2(log, 1)
-        os.dup2(log, 2)
         yield
-    finally:
+    except BaseException:
+        # What went wrong is told to the operator; after a good end nothing more is, and what
+        # vLLM still says while the interpreter ends belongs into the log.
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(kept[0], 1)
         os.dup2(kept[1], 2)
-        for descriptor in (*kept, log):
+        raise
+    finally:
+        for descriptor in kept:
             os.close(descriptor)
 
 
