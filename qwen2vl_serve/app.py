@@ -7,28 +7,25 @@ A request goes down this page: ``Envelope`` (id, errors, counts) → ``RequireKe
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
 from qwen2vl_serve import __version__
 from qwen2vl_serve.auth import Keys, RequireKey
+from qwen2vl_serve.connection import EventStream, WhileConnected
 from qwen2vl_serve.context import Context, Fitted, fit, largest_max_pixels, measure, refusal
 from qwen2vl_serve.engine import Engine, ServedModel
 from qwen2vl_serve.envelope import OPEN_PATHS, Envelope, Metrics
 from qwen2vl_serve.errors import (
-    APIError,
     ContextLengthExceeded,
     MethodNotAllowed,
     ModelNotFound,
@@ -44,43 +41,7 @@ from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest, VideoPart
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 
-logger = logging.getLogger(__name__)
-
 _T = TypeVar("_T")
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events ending in ``[DONE]``; an error ends them without it.
-
-    A client that leaves closes ``chunks``, and with it the generation.
-    """
-
-    def __init__(self, first: str, chunks: AsyncGenerator[str, None]) -> None:
-        super().__init__(self._events(first, chunks), media_type="text/event-stream")
-        self._chunks = chunks
-        # Proxies buffer event streams unless told; browsers must not keep them.
-        self.headers["x-accel-buffering"] = "no"
-        self.headers["cache-control"] = "no-store"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; however that ends, the generation ends with it."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._chunks.aclose()
-
-    async def _events(
-        self, first: str, chunks: AsyncGenerator[str, None]
-    ) -> AsyncGenerator[str, None]:
-        yield f"data: {first}\n\n"
-        try:
-            async for chunk in chunks:
-                yield f"data: {chunk}\n\n"
-        except APIError as error:
-            logger.warning("stream cut short: %s", error)
-            yield f"data: {to_json(error.body()).decode()}\n\n"
-            return
-        yield "data: [DONE]\n\n"
 
 
 class API:
@@ -108,14 +69,19 @@ class API:
         self._refuse_while_draining()
         chat = parse_chat(await self._read(request), self.limits)
         self._find(chat.model)
-        fitted = await _unless_gone(request, self._load(chat))
-        if not chat.stream:
-            answer = self.engine.complete(fitted.request, fitted.pictures, request.state.id)
-            body = await _unless_gone(request, self._explained(answer, fitted))
-            return Response(_with_reports(body, fitted), media_type="application/json")
-        chunks = self.engine.stream(fitted.request, fitted.pictures, request.state.id)
-        # The first chunk before the status line: until then an error has its own status.
-        first = await _unless_gone(request, self._explained(anext(chunks), fitted))
+        async with WhileConnected(request.receive):
+            fitted = await self._load(chat)
+            if not chat.stream:
+                answer = self.engine.complete(fitted.request, fitted.pictures, request.state.id)
+                body = await self._explained(answer, fitted)
+                return Response(_with_reports(body, fitted), media_type="application/json")
+            chunks = self.engine.stream(fitted.request, fitted.pictures, request.state.id)
+            try:
+                # The first chunk before the status line: until then an error has its own status.
+                first = await self._explained(anext(chunks), fitted)
+            except BaseException:
+                await chunks.aclose()
+                raise
         return EventStream(_with_reports(first.encode(), fitted).decode(), chunks)
 
     async def explain(self, request: Request) -> JSONResponse:
@@ -123,8 +89,9 @@ class API:
         chat = parse_chat(await self._read(request), self.limits)
         model = self._find(chat.model)
         _refuse_videos(chat)
-        pictures = await _unless_gone(request, self.loader.load(chat))
-        context = await self._measure(chat, pictures)
+        async with WhileConnected(request.receive):
+            pictures = await self.loader.load(chat)
+            context = await self._measure(chat, pictures)
         budget = None if context.fits else largest_max_pixels(context, self.loader)
         return JSONResponse(
             {
@@ -295,32 +262,6 @@ def _raise_ours(request: Request, error: Exception) -> NoReturn:
             raise MethodNotAllowed(f"{path!r} does not take {method}.")
         case _:
             raise RequestError("The request could not be read.")
-
-
-async def _unless_gone(request: Request, answer: Awaitable[_T]) -> _T:
-    """Await ``answer``; cancel it as soon as the client closes the connection.
-
-    Raises:
-        ClientDisconnect: the client left first.
-    """
-    work = asyncio.ensure_future(answer)
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect
-        return await work
-    finally:
-        gone.cancel()
-        if not work.done():
-            work.cancel()
-            # Its clean-up (the abort in the engine) ends before ours does.
-            await asyncio.gather(work, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _model(model: ServedModel) -> dict[str, Any]:

@@ -32,6 +32,7 @@ LAYERS: dict[str, int] = {
     "media": 2,
     "admission": 2,
     "auth": 2,
+    "connection": 2,
     "context": 2,
     "envelope": 2,
     "boot_log": 2,

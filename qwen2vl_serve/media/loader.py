@@ -100,6 +100,8 @@ class MediaLoader:
         parts = list(_images(request))
         if not parts:
             return ()
+        if len(parts) == 1:
+            return (await self._picture(*parts[0], request),)
         tasks = [asyncio.ensure_future(self._picture(*one, request)) for one in parts]
         try:
             return await asyncio.gather(*tasks)
