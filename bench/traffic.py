@@ -37,11 +37,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of request; ``body(model, number)`` is its body and never twice the same."""
+    """A kind of request; ``body(model, number)`` is its body and never twice the same.
+
+    ``before(model, number)`` gives a body that is sent first and not measured, or None.
+    """
 
     name: str
     body: Callable[[str, int], dict[str, Any]]
     streams: int = 1
+    before: Callable[[str, int], dict[str, Any] | None] | None = None
+    warm_up: int = 20
 
     def measure(self, server: Server, client: Client, number: int) -> tuple[Sample, list[str]]:
         """Send what ``number`` stands for; return the cost of a request and the answers."""
@@ -49,6 +54,9 @@ class Case:
             json.dumps(self.body(server.model, number * self.streams + stream)).encode()
             for stream in range(self.streams)
         ]
+        opening = self.before and self.before(server.model, number)
+        if opening:
+            client.ask([json.dumps(opening).encode()])
         time.sleep(SETTLE_SECONDS)
         cpu, begun = server.cpu_seconds(), time.perf_counter()
         answers = client.ask(bodies)
@@ -127,7 +135,8 @@ def streamed_text(data: bytes) -> str:
     return "".join(text)
 
 
-def _text(model: str, number: int) -> dict[str, Any]:
+def text(model: str, number: int) -> dict[str, Any]:
+    """Return the body of a short question that asks for one token."""
     return {
         "model": model,
         "messages": [{"role": "user", "content": f"What is {number} in words?"}],
@@ -142,11 +151,11 @@ def _picture(model: str, number: int) -> dict[str, Any]:
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": "What is in the picture?"},
     ]
-    return _text(model, number) | {"messages": [{"role": "user", "content": content}]}
+    return text(model, number) | {"messages": [{"role": "user", "content": content}]}
 
 
 def _stream(model: str, number: int) -> dict[str, Any]:
-    return _text(model, number) | {
+    return text(model, number) | {
         "max_tokens": STREAM_TOKENS,
         "ignore_eos": True,
         "stream": True,
@@ -169,8 +178,6 @@ def drawn_jpeg(number: int) -> bytes:
     return data.getvalue()
 
 
-CASES = (
-    Case("text, 1 token", _text),
-    Case(f"{SIDE}×{SIDE} picture, 1 token", _picture),
-    Case(f"{STREAMS} streams × {STREAM_TOKENS} tokens", _stream, streams=STREAMS),
-)
+TEXT = Case("text, 1 token", text)
+PICTURE = Case(f"{SIDE}×{SIDE} picture, 1 token", _picture)
+STREAMED = Case(f"{STREAMS} streams × {STREAM_TOKENS} tokens", _stream, streams=STREAMS, warm_up=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -18,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench import servers, traffic
+from bench import first_light, media, servers, traffic
 from bench.figures import Comparison, Spread, table
-from bench.first_light import compare, main, parser
+from bench.first_light import main
+from bench.rounds import compare, parser
 from bench.servers import BenchError, Server, our_command, stock_command
 from qwen2vl_serve.profile import load_profile
 
@@ -29,7 +31,7 @@ SECONDS = st.floats(min_value=1e-6, max_value=1e3)
 
 def test_defaults_measure_the_demo_profile() -> None:
     """Without arguments the demo profile is measured for 30 rounds, to the terminal only."""
-    arguments = parser().parse_args([])
+    arguments = parser("first_light", "", first_light.ROUNDS).parse_args([])
     assert (arguments.profile, arguments.rounds, arguments.requests) == ("demo", 30, 10)
     assert arguments.json is None
 
@@ -122,6 +124,28 @@ def test_no_two_pictures_are_alike() -> None:
         assert (picture.format, picture.size) == ("JPEG", (280, 280))
 
 
+def test_a_photo_is_sent_again_in_every_turn() -> None:
+    """The conversation's picture stays, its questions grow; the first turn is not measured."""
+    again, fresh = media.CASES
+    assert again.before is not None
+    opening = again.before("m", 4)
+    assert opening is not None
+    assert again.before("m", 5) is None
+    turns = [again.body("m", number) for number in range(4, 8)]
+    pictures = {body["messages"][0]["content"][0]["image_url"]["url"] for body in turns}
+    assert pictures == {opening["messages"][0]["content"][0]["image_url"]["url"]}
+    assert [len(body["messages"]) for body in turns] == [3, 5, 7, 9]
+    assert fresh.body("m", 1)["messages"] != fresh.body("m", 2)["messages"]
+
+
+def test_a_photo_is_a_phones_photo() -> None:
+    """12 megapixels in 2 to 3.5 MB."""
+    data = base64.b64decode(media.photo(3).partition(",")[2])
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.size == (4000, 3000)
+    assert 2_000_000 < len(data) < 3_500_000
+
+
 def _event(content: str | None, usage: int | None = None) -> bytes:
     choices = [] if content is None else [{"delta": {"content": content}}]
     chunk = {"choices": choices, "usage": usage and {"completion_tokens": usage}}
@@ -203,8 +227,8 @@ def _pair(two: list[_Stub]) -> tuple[Server, Server]:
 
 def test_every_case_is_compared_on_both_sides(two: list[_Stub]) -> None:
     """Each case gives its CPU line, the sequential ones a wall line as well."""
-    lines = compare(_pair(two), rounds=2, requests=1)
-    text, picture, streams = (case.name for case in traffic.CASES)
+    lines = compare(_pair(two), first_light.CASES, rounds=2, requests=1)
+    text, picture, streams = (case.name for case in first_light.CASES)
     assert [(line.case, line.quantity) for line in lines] == [
         (text, "API CPU"),
         (text, "wall"),
@@ -219,14 +243,14 @@ def test_servers_that_answer_differently_are_not_compared(two: list[_Stub]) -> N
     """Another answer means other work: the benchmark stops and shows both."""
     two[1].text = "blue"
     with pytest.raises(BenchError, match=r"stock answered .*red.*, ours .*blue"):
-        compare(_pair(two), rounds=1, requests=1)
+        compare(_pair(two), first_light.CASES, rounds=1, requests=1)
 
 
 def test_an_error_answer_ends_the_benchmark(two: list[_Stub]) -> None:
     """A server that refuses is not timed."""
     two[0].status = 503
     with pytest.raises(BenchError, match="HTTP 503"):
-        compare(_pair(two), rounds=1, requests=1)
+        compare(_pair(two), first_light.CASES, rounds=1, requests=1)
 
 
 def test_a_server_that_fails_to_start_takes_the_other_with_it(

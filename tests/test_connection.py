@@ -46,12 +46,16 @@ def test_a_client_that_leaves_ends_the_block():
     async def run():
         line, cleaned = Line(), []
         asyncio.get_running_loop().call_later(0.01, line.gone.set)
-        with pytest.raises(ClientDisconnect):
+
+        async def block():
             async with WhileConnected(line.receive):
                 try:
                     await asyncio.sleep(60)
                 finally:
                     cleaned.append(True)
+
+        with pytest.raises(ClientDisconnect):
+            await block()
         assert cleaned == [True]
         # Nothing of the cancellation is left over for what comes next.
         await asyncio.sleep(0)

