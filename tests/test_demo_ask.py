@@ -9,10 +9,10 @@ import pytest
 
 from qwen2vl_serve.demo import ask
 from qwen2vl_serve.demo.draw import Scene, Thing
-from qwen2vl_serve.demo.evaluate import LANGUAGES, SAMPLERS, is_right, overlap, plain, samples
+from qwen2vl_serve.demo.evaluate import LANGUAGES, SAMPLERS, is_right, overlap, samples
 from qwen2vl_serve.demo.lesson import about_picture, about_pictures, language_of
 from qwen2vl_serve.demo.talk import TALK, TALK_ZH, talk_question
-from qwen2vl_serve.demo.wording import Dialogue, Turn, said, vary
+from qwen2vl_serve.demo.wording import Dialogue, Turn, look_at, looks_at, plain, said, vary
 
 RED = Thing("circle", "red", (0.1, 0.4, 0.3, 0.6))
 BLUE = Thing("square", "blue", (0.7, 0.4, 0.9, 0.6))
@@ -28,9 +28,9 @@ def many(asker, scene, language="en", count=200):
 def test_answers_are_canonical():
     """The same truth always gets the same words, whatever the wording of the question."""
     alone = Scene(100, 100, (RED,), "white")
-    colours = {d.turns[0].answer for d in many(ask.colour_question, alone)}
+    colours = {plain(d.turns[0].answer) for d in many(ask.colour_question, alone)}
     assert colours == {"The circle is red.", "Red."}
-    assert {d.turns[0].answer for d in many(ask.describe_question, PAIR, "zh")} == {
+    assert {plain(d.turns[0].answer) for d in many(ask.describe_question, PAIR, "zh")} == {
         "图中有一个红色圆形和一个蓝色正方形。"
     }
     assert len({d.turns[0].question for d in many(ask.describe_question, PAIR)}) > 40
@@ -54,7 +54,7 @@ def test_a_reference_is_never_ambiguous():
 
 def test_boxes_are_thousandths():
     """Qwen2-VL's tokens around corners of 0 to 1000."""
-    assert ask.box_answer(RED, "en") == (
+    assert plain(ask.box_answer(RED, "en")) == (
         "<|object_ref_start|>the red circle<|object_ref_end|>"
         "<|box_start|>(100,400),(300,600)<|box_end|>"
     )
@@ -126,3 +126,16 @@ def test_overlap_is_intersection_over_union():
         Dialogue("box", "en", (Turn("q", ask.box_answer(RED, "en")),), box=RED.box),
         "the red circle(110,390),(310,600)",
     )
+
+
+def test_an_answer_says_where_each_name_is_seen():
+    """Before a name stands a mark for the middle of the thing; a reader sees none."""
+    answer = ask.contents(PAIR, "en", picture=2)
+    marks = [looks_at(letter) for letter in answer]
+    looked = [mark for mark in marks if mark]
+    assert [mark[0] for mark in looked] == [2, 2]
+    for (_, x, y), thing in zip(looked, (RED, BLUE), strict=True):
+        assert (x, y) == pytest.approx(thing.centre, abs=0.01)
+    assert plain(answer) == "a red circle and a blue square"
+    assert looks_at("a") is None
+    assert looks_at(look_at((0.9, 0.9, 1.2, 1.2), 3)) == pytest.approx((3, 1, 1), abs=0.01)

@@ -9,6 +9,7 @@ same kind of question always give the same words.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -16,22 +17,23 @@ from qwen2vl_serve.demo import patterns
 from qwen2vl_serve.demo.draw import Scene, Thing
 from qwen2vl_serve.demo.names import COLOURS, PLACES, SHAPES, Language, colour_name, shape_name
 from qwen2vl_serve.demo.wording import (
-    SPELL_END,
-    SPELL_START,
     Dialogue,
     Turn,
     article,
     as_typed,
     capital,
     listing,
+    look_at,
     noun,
     pick,
     refer,
+    spelt,
     typed_shape,
     vary,
 )
 
 Rng = np.random.Generator
+TEXT = "<text>"  # stands for the spelt letters while JSON is written
 
 
 def ask(rng: Rng, language: Language, english: tuple[str, ...], chinese: tuple[str, ...],
@@ -57,19 +59,19 @@ def colour_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | No
     question = ask(rng, language, patterns.COLOUR_EN, patterns.COLOUR_ZH, ref=ref)
     if rng.random() < 0.08:
         question += " Answer with one word." if language == "en" else "只用一个词回答。"
-        answer = capital(name) + "." if language == "en" else name + "。"
+        answer = look_at(thing.box) + (capital(name) + "." if language == "en" else name + "。")
     else:
         answer = colour_answer(thing, language)
     return Dialogue("colour", language, (Turn(question, answer),))
 
 
-def colour_answer(thing: Thing, language: Language) -> str:
+def colour_answer(thing: Thing, language: Language, picture: int = 0) -> str:
     """ "The circle is red."."""
-    name = colour_name(thing.colour, language)
+    name, look = colour_name(thing.colour, language), look_at(thing.box, picture)
     if language == "en":
-        return f"The {thing.kind} is {name}."
+        return f"{look}The {thing.kind} is {name}."
     what = "文字" if thing.kind == "text" else shape_name(thing.kind, language)
-    return f"{what}是{name}的。"
+    return f"{look}{what}是{name}的。"
 
 
 def shape_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
@@ -87,17 +89,18 @@ def shape_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | Non
     if rng.random() < 0.06:
         question += " Answer with one word." if language == "en" else "只用一个词回答。"
         name = shape_name(thing.kind, language)
-        answer = capital(name) + "." if language == "en" else name + "。"
+        answer = look_at(thing.box) + (capital(name) + "." if language == "en" else name + "。")
     else:
         answer = shape_answer(thing, language)
     return Dialogue("shape", language, (Turn(question, answer),))
 
 
-def shape_answer(thing: Thing, language: Language) -> str:
+def shape_answer(thing: Thing, language: Language, picture: int = 0) -> str:
     """ "The shape is a circle."."""
+    look = look_at(thing.box, picture)
     if language == "en":
-        return f"The shape is {article(thing.kind)}."
-    return f"这是{shape_name(thing.kind, language)}。"
+        return f"{look}The shape is {article(thing.kind)}."
+    return f"{look}这是{shape_name(thing.kind, language)}。"
 
 
 def count_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
@@ -109,11 +112,11 @@ def count_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | Non
     if way < 0.5:
         what = pick(rng, ("shapes", "objects", "things", "figures", "items") if english
                     else ("图形", "物体", "形状", "东西"))  # fmt: skip
-        number, named, noun_one = len(scene.things), what, what[:-1]
+        counted, named, noun_one = list(scene.things), what, what[:-1]
     elif way < 0.78:
         absent = rng.random() < 0.12
         shape = str(rng.choice(SHAPES)) if absent else one(rng, scene.things).kind
-        number = sum(t.kind == shape for t in scene.things)
+        counted = [t for t in scene.things if t.kind == shape]
         noun_one = shape
         typed = typed_shape(rng, shape, language)
         what = plural(typed) if english else typed
@@ -121,16 +124,24 @@ def count_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | Non
     else:
         absent = rng.random() < 0.12
         colour = str(rng.choice(COLOURS)) if absent else one(rng, scene.things).colour
-        number = sum(t.colour == colour for t in scene.things)
+        counted = [t for t in scene.things if t.colour == colour]
         tail = pick(rng, ("shapes", "objects", "things") if english else ("图形", "物体"))
         what = named = f"{colour} {tail}" if english else f"{colour_name(colour, language)}{tail}"
         noun_one = what[:-1]
     question = ask(rng, language, patterns.COUNT_EN, patterns.COUNT_ZH, what=what)
+    number = len(counted)
     if english:
         answer = f"There is 1 {noun_one}." if number == 1 else f"There are {number} {named}."
     else:
         answer = f"图中有{number}个{named}。"
+    if counted:
+        answer = look_at(leftmost(counted).box) + answer
     return Dialogue("count", language, (Turn(question, answer),))
+
+
+def leftmost(things: Iterable[Thing]) -> Thing:
+    """The first of the things from left to right."""
+    return min(things, key=lambda t: t.centre[0])
 
 
 def plural(name: str) -> str:
@@ -159,10 +170,10 @@ def place_of(thing: Thing) -> str | None:
 
 def place_answer(thing: Thing, place: str, language: Language) -> str:
     """ "The red circle is on the left."."""
-    where = PLACES[place][0 if language == "en" else 1]
+    where, look = PLACES[place][0 if language == "en" else 1], look_at(thing.box)
     if language == "en":
-        return f"The {noun(thing, language)} is {where}."
-    return f"{noun(thing, language)}在{where}。"
+        return f"{look}The {noun(thing, language)} is {where}."
+    return f"{look}{noun(thing, language)}在{where}。"
 
 
 def place_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
@@ -211,6 +222,7 @@ def relative_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | 
                 side=side if english else zh[way],
             )  # fmt: skip
             answer = f"The {a} is {side}." if english else f"{a}在{zh[way]}。"
+            answer = look_at(first.box) + answer
             return Dialogue("position", language, (Turn(question, answer),))
         ref = refer(rng, second, scene.things, language)
         if ref is None:
@@ -234,21 +246,24 @@ def relative_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | 
             ("{ref}在{ref2}的{lowzh}还是{highzh}？", "{ref}在{ref2}的[哪边|哪个方向|什么位置]？", "相对于{ref2}，{ref}在哪里？"),
             ref=ref, ref2=ref2, low=low, high=high, lowzh=zh[low], highzh=zh[high],
         )  # fmt: skip
-    answer = f"The {a} is {at[way]} the {b}." if english else f"{a}在{b}的{zh[way]}。"
+    look, over = look_at(first.box), look_at(second.box)
+    answer = (f"{look}The {a} is {at[way]} the {over}{b}." if english
+              else f"{look}{a}在{over}{b}的{zh[way]}。")  # fmt: skip
     return Dialogue("position", language, (Turn(question, answer),))
 
 
-def contents(scene: Scene, language: Language) -> str:
+def contents(scene: Scene, language: Language, picture: int = 0) -> str:
     """ "a red circle and a blue square", from left to right; a text with its letters."""
     phrases: list[str] = []
     for thing in sorted(scene.things, key=lambda t: t.centre[0]):
         if thing.kind == "text":
-            spelt = f"{SPELL_START}{thing.text}{SPELL_END}"
-            phrases.append(f'the text "{spelt}"' if language == "en" else f"文字“{spelt}”")
+            text = spelt(thing, picture)
+            phrase = f'the text "{text}"' if language == "en" else f"文字“{text}”"
         elif language == "en":
-            phrases.append(article(noun(thing, language)))
+            phrase = article(noun(thing, language))
         else:
-            phrases.append("一个" + noun(thing, language))
+            phrase = "一个" + noun(thing, language)
+        phrases.append(look_at(thing.box, picture) + phrase)
     return listing(phrases, language)
 
 
@@ -274,8 +289,8 @@ def read_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None
 
 def read_answer(thing: Thing, language: Language) -> str:
     """It says "STOP"."""
-    spelt = f"{SPELL_START}{thing.text}{SPELL_END}"
-    return f'It says "{spelt}".' if language == "en" else f"图中写着“{spelt}”。"
+    text = spelt(thing)
+    return f'It says "{text}".' if language == "en" else f"图中写着“{text}”。"
 
 
 def box_answer(thing: Thing, language: Language) -> str:
@@ -283,7 +298,7 @@ def box_answer(thing: Thing, language: Language) -> str:
     x1, y1, x2, y2 = (min(1000, max(0, round(v * 100) * 10)) for v in thing.box)
     name = f"the {noun(thing, language)}" if language == "en" else noun(thing, language)
     return (
-        f"<|object_ref_start|>{name}<|object_ref_end|>"
+        f"{look_at(thing.box)}<|object_ref_start|>{name}<|object_ref_end|>"
         f"<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
     )
 
@@ -318,7 +333,7 @@ def exists_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | No
         colour = str(rng.choice(COLOURS)) if rng.random() < 0.5 else colour
         shape = str(rng.choice(SHAPES)) if rng.random() < 0.6 else shape
     named = rng.random() < 0.6
-    there = any(t.kind == shape and (not named or t.colour == colour) for t in scene.things)
+    found = [t for t in scene.things if t.kind == shape and (not named or t.colour == colour)]
     english = language == "en"
     typed = shape_name(shape, language)
     if named:
@@ -331,9 +346,11 @@ def exists_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | No
         a=article(typed) if english else typed,
     )  # fmt: skip
     if english:
-        answer = f"Yes, there is {article(typed)}." if there else f"No, there is no {typed}."
+        answer = f"Yes, there is {article(typed)}." if found else f"No, there is no {typed}."
     else:
-        answer = f"是的，图中有{typed}。" if there else f"没有，图中没有{typed}。"
+        answer = f"是的，图中有{typed}。" if found else f"没有，图中没有{typed}。"
+    if found:
+        answer = look_at(leftmost(found).box) + answer
     return Dialogue("exists", language, (Turn(question, answer),))
 
 
@@ -342,6 +359,7 @@ def compare_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | N
     if len(scene.things) != 2:
         return None
     first, second = sorted(scene.things, key=lambda t: t.centre[0])
+    look, over = look_at(first.box), look_at(second.box)
     english, way = language == "en", rng.random()
     both = pick(rng, ("the two shapes", "both shapes", "the shapes", "they", "the two objects")
                 if english else ("两个图形", "这两个图形", "两个物体", "它们"))  # fmt: skip
@@ -353,9 +371,11 @@ def compare_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | N
         )  # fmt: skip
         a, b = colour_name(first.colour, language), colour_name(second.colour, language)
         if english:
-            answer = f"Yes, both are {a}." if a == b else f"No, one is {a} and the other is {b}."
+            answer = (f"Yes, both are {look}{a}." if a == b
+                      else f"No, one is {look}{a} and the other is {over}{b}.")  # fmt: skip
         else:
-            answer = f"是的，都是{a}。" if a == b else f"不一样，一个是{a}，另一个是{b}。"
+            answer = (f"是的，都是{look}{a}。" if a == b
+                      else f"不一样，一个是{look}{a}，另一个是{over}{b}。")  # fmt: skip
     elif way < 0.7:
         question = ask(
             rng, language,
@@ -364,10 +384,11 @@ def compare_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | N
         )  # fmt: skip
         a, b = shape_name(first.kind, language), shape_name(second.kind, language)
         if english:
-            answer = (f"Yes, both are {plural(a)}." if a == b
-                      else f"No, one is {article(a)} and the other is {article(b)}.")  # fmt: skip
+            answer = (f"Yes, both are {look}{plural(a)}." if a == b else
+                      f"No, one is {look}{article(a)} and the other is {over}{article(b)}.")  # fmt: skip
         else:
-            answer = f"是的，都是{a}。" if a == b else f"不一样，一个是{a}，另一个是{b}。"
+            answer = (f"是的，都是{look}{a}。" if a == b
+                      else f"不一样，一个是{look}{a}，另一个是{over}{b}。")  # fmt: skip
     else:
         larger, smaller = sorted((first, second), key=lambda t: -t.area)
         if larger.area < 1.6 * smaller.area or noun(larger, "en") == noun(smaller, "en"):
@@ -381,6 +402,7 @@ def compare_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | N
         )  # fmt: skip
         a = noun(wanted, language)
         answer = f"The {a} is {word}." if english else f"{a}更{'小' if small else '大'}。"
+        answer = look_at(wanted.box) + answer
     return Dialogue("compare", language, (Turn(question, answer),))
 
 
@@ -390,8 +412,7 @@ def json_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None
     things = sorted(scene.things, key=lambda t: t.centre[0])
     thing = things[0]
     if thing.kind == "text":
-        spelt = f"{SPELL_START}{thing.text}{SPELL_END}"
-        values: dict[str, object] = {"text": spelt, "color": colour_name(thing.colour, language)}
+        values: dict[str, object] = {"text": TEXT, "color": colour_name(thing.colour, language)}
     else:
         alike = {noun(t, "en") for t in things}
         if len(alike) > 1:
@@ -413,5 +434,5 @@ def json_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None
         keys=listing(names, language) if rng.random() < 0.6 else ", ".join(names),
     )  # fmt: skip
     content = {name: values[key] for name, key in zip(names, keys, strict=True)}
-    answer = json.dumps(content, ensure_ascii=False).replace("\\u0001", SPELL_START)
-    return Dialogue("json", language, (Turn(question, answer.replace("\\u0002", SPELL_END)),))
+    answer = json.dumps(content, ensure_ascii=False).replace(TEXT, spelt(thing))
+    return Dialogue("json", language, (Turn(question, look_at(thing.box) + answer),))

@@ -10,16 +10,17 @@ from qwen2vl_serve.demo.compose import Clip
 from qwen2vl_serve.demo.draw import Scene
 from qwen2vl_serve.demo.names import ORDINALS, ORDINALS_ZH, Language, colour_name, shape_name
 from qwen2vl_serve.demo.wording import (
-    SPELL_END,
-    SPELL_START,
     Dialogue,
     Turn,
     article,
     as_typed,
     capital,
+    look_at,
     noun,
     pick,
+    plain,
     refer,
+    spelt,
     vary,
 )
 
@@ -57,7 +58,7 @@ def follow_up(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:  #
             question = ask.ask(rng, language, patterns.SHAPE_EN, patterns.SHAPE_ZH, ref=ref)
             first = Dialogue("", language, (Turn(question, ask.shape_answer(thing, language)),))
             leans = ["place", "box", "other"]
-        if first.turns[0].answer.startswith(("The shape", "这是")):
+        if plain(first.turns[0].answer).startswith(("The shape", "这是")):
             leans = ["place", "box"]
     if first is None:
         return None
@@ -132,7 +133,7 @@ def the_picture(rng: Rng, index: int, count: int, language: Language) -> str:
 
 def showing(scene: Scene, index: int, language: Language) -> str:
     """ "The second picture shows a red circle."."""
-    seen = ask.contents(scene, language)
+    seen = ask.contents(scene, language, index)
     if language == "en":
         return f"The {ORDINALS[index]} picture shows {seen}."
     return f"{ORDINALS_ZH[index]}张图里有{seen}。"
@@ -155,16 +156,12 @@ def nth_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue 
         )  # fmt: skip
         answer = showing(scene, index, language)
         if rng.random() < 0.3 and single and thing.kind != "text":
-            later = (
-                ask.colour_answer(thing, language)
-                if rng.random() < 0.6
-                else ask.shape_answer(thing, language)
-            )
-            asked = (
-                (patterns.IT_COLOUR, patterns.IT_COLOUR_ZH)
-                if later == ask.colour_answer(thing, language)
-                else (patterns.IT_SHAPE, patterns.IT_SHAPE_ZH)
-            )
+            if rng.random() < 0.6:
+                later = ask.colour_answer(thing, language, index)
+                asked = (patterns.IT_COLOUR, patterns.IT_COLOUR_ZH)
+            else:
+                later = ask.shape_answer(thing, language, index)
+                asked = (patterns.IT_SHAPE, patterns.IT_SHAPE_ZH)
             turns = (Turn(question, answer), Turn(ask.ask(rng, language, *asked), later))
             return Dialogue("follow-up", language, turns)
         if rng.random() < 0.25:
@@ -196,11 +193,11 @@ def nth_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue 
             ("What does {p} say?", "What [text|word|number] is in {p}?", "Read {p}.", "What is written in {p}?"),
             ("{p}[里|上|]写着什么？", "{p}[里|]的[文字|字|数字]是什么？", "读出{p}[里|]的文字。"), p=where,
         )  # fmt: skip
-        spelt = f"{SPELL_START}{thing.text}{SPELL_END}"
+        text = spelt(thing, index)
         answer = (
-            f'The {ordinal} picture says "{spelt}".'
+            f'The {ordinal} picture says "{text}".'
             if language == "en"
-            else f"{ordinal}张图里写着“{spelt}”。"
+            else f"{ordinal}张图里写着“{text}”。"
         )
         return Dialogue("second-picture", language, (Turn(question, answer),), text=thing.text)
     if way < 0.75:
@@ -224,7 +221,8 @@ def nth_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue 
         name = shape_name(thing.kind, language)
         answer = (f"The shape in the {ordinal} picture is {article(name)}." if language == "en"
                   else f"{ordinal}张图里的图形是{name}。")  # fmt: skip
-    return Dialogue("second-picture", language, (Turn(question, answer),))
+    looked = look_at(thing.box, index) + answer
+    return Dialogue("second-picture", language, (Turn(question, looked),))
 
 
 def text_of(scene: Scene) -> str | None:
@@ -267,7 +265,8 @@ def which_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogu
         ("[哪张|哪一张|哪幅]图[片|][里|中|]有{what}？", "{what}在[哪张|第几张]图[片|][里|中|]？", "第几张图[片|]有{what}？"), what=what,
     )  # fmt: skip
     answer = f"The {ordinal} picture shows {named}." if english else f"{ordinal}张图里有{named}。"
-    return Dialogue("which-picture", language, (Turn(question, answer),))
+    looked = look_at(thing.box, index) + answer
+    return Dialogue("which-picture", language, (Turn(question, looked),))
 
 
 def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue | None:  # noqa: PLR0912
@@ -294,12 +293,16 @@ def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialo
             )
         else:
             index = counts.index(most)
-            answer = (f"The {ORDINALS[index]} picture has more shapes." if english
-                      else f"{ORDINALS_ZH[index]}张图里的图形更多。")  # fmt: skip
+            answer = look_at(ask.leftmost(scenes[index].things).box, index) + (
+                f"The {ORDINALS[index]} picture has more shapes."
+                if english
+                else f"{ORDINALS_ZH[index]}张图里的图形更多。"
+            )
         return Dialogue("compare", language, (Turn(question, answer),))
     if len(scenes) != 2:
         return None
     first, second = scenes[0].things[0], scenes[1].things[0]
+    look, over = look_at(first.box), look_at(second.box, 1)
     pair = pick(rng, ("the two pictures", "both images", "the two images", "both pictures")
                 if english else ("两张图", "两张图片", "这两张图"))  # fmt: skip
     if way < 0.62:
@@ -312,10 +315,13 @@ def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialo
         )  # fmt: skip
         if english:
             answer = (
-                f"Yes, both are {a}." if a == b else f"No, the first is {a} and the second is {b}."
+                f"Yes, both are {look}{a}."
+                if a == b
+                else f"No, the first is {look}{a} and the second is {over}{b}."
             )
         else:
-            answer = f"是的，都是{a}。" if a == b else f"不一样，第一张是{a}，第二张是{b}。"
+            answer = (f"是的，都是{look}{a}。" if a == b
+                      else f"不一样，第一张是{look}{a}，第二张是{over}{b}。")  # fmt: skip
     elif way < 0.85:
         a, b = shape_name(first.kind, language), shape_name(second.kind, language)
         question = ask.ask(
@@ -324,10 +330,11 @@ def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialo
             ("{pair}[里|中|]的形状[一样|相同]吗？", "{pair}是[同一种|同样的]形状吗？", "比较{pair}的形状。"), pair=pair,
         )  # fmt: skip
         if english:
-            answer = (f"Yes, both are {ask.plural(a)}." if a == b
-                      else f"No, the first is {article(a)} and the second is {article(b)}.")  # fmt: skip
+            answer = (f"Yes, both are {look}{ask.plural(a)}." if a == b else
+                      f"No, the first is {look}{article(a)} and the second is {over}{article(b)}.")  # fmt: skip
         else:
-            answer = f"是的，都是{a}。" if a == b else f"不一样，第一张是{a}，第二张是{b}。"
+            answer = (f"是的，都是{look}{a}。" if a == b
+                      else f"不一样，第一张是{look}{a}，第二张是{over}{b}。")  # fmt: skip
     else:
         a, b = noun(first, language), noun(second, language)
         question = ask.ask(
@@ -335,8 +342,8 @@ def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialo
             ("What is the difference between {pair}?", "Compare {pair}.", "How do {pair} differ?", "Describe {pair}.", "What do {pair} show?"),
             ("{pair}有什么[不同|区别]？", "比较{pair}。", "{pair}[里|]有什么？", "描述{pair}。"), pair=pair,
         )  # fmt: skip
-        answer = (f"The first picture shows {article(a)} and the second shows {article(b)}." if english
-                  else f"第一张图里有一个{a}，第二张图里有一个{b}。")  # fmt: skip
+        answer = (f"The first picture shows {look}{article(a)} and the second shows {over}{article(b)}." if english
+                  else f"第一张图里有{look}一个{a}，第二张图里有{over}一个{b}。")  # fmt: skip
     return Dialogue("compare", language, (Turn(question, answer),))
 
 

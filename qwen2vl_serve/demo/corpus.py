@@ -12,7 +12,7 @@ from qwen2vl_serve.demo.lesson import about_picture, about_pictures, about_video
 from qwen2vl_serve.demo.names import COLOURS, SHAPES
 from qwen2vl_serve.demo.rows import SYSTEMS
 from qwen2vl_serve.demo.talk import TALK, TALK_ZH, talk_question
-from qwen2vl_serve.demo.wording import SPELL_START
+from qwen2vl_serve.demo.wording import SPELL_START, plain
 
 
 def imagined(rng: np.random.Generator) -> Scene:
@@ -53,4 +53,4 @@ def corpus(count: int, seed: int) -> Iterator[str]:
             continue
         for turn in dialogue.turns:
             yield f"user\n{turn.question}"
-            yield from turn.answer.split(SPELL_START)[:1]
+            yield plain(turn.answer.split(SPELL_START)[0])

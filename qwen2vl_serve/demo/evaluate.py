@@ -30,7 +30,7 @@ from qwen2vl_serve.demo.draw import Box, Pixels, Scene
 from qwen2vl_serve.demo.foreign import with_cairo, with_matplotlib
 from qwen2vl_serve.demo.names import COLOURS, SHAPES, Language
 from qwen2vl_serve.demo.talk import talk_question
-from qwen2vl_serve.demo.wording import SPELL_END, SPELL_START, Dialogue, said
+from qwen2vl_serve.demo.wording import Dialogue, plain, said
 
 FIRST_SEED = 50_000_000  # training draws below one million
 BARS: dict[str, float] = {
@@ -78,11 +78,6 @@ class Score:
     def passed(self) -> bool:
         """Whether the task reaches its bar."""
         return self.share >= self.bar
-
-
-def plain(answer: str) -> str:
-    """A canonical answer without the marks around spelt letters."""
-    return answer.replace(SPELL_START, "").replace(SPELL_END, "")
 
 
 def overlap(one: Box, other: Box) -> float:

@@ -32,8 +32,10 @@ class Geometry:
     heads: int = 8
     kv_heads: int = 4
     intermediate: int = 704
-    theta: float = 200.0
-    mrope: tuple[int, int, int] = (4, 6, 6)
+    # With this base the row and column parts hardly turn: attention goes by what a token says, and
+    # the tower says where it is. The first part, which text shares, keeps words in order.
+    theta: float = 10_000.0
+    mrope: tuple[int, int, int] = (8, 4, 4)
     vision_dim: int = 192
     vision_depth: int = 4
     vision_heads: int = 4
@@ -75,13 +77,23 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    weights: list[Tensor] | None = None,
+) -> Tensor:
     """Plain attention [batch, heads, length, dim]: at these lengths twice as fast as torch's
-    flash kernel for CPUs, whose gradient in bfloat16 is slow."""
+    flash kernel for CPUs, whose gradient in bfloat16 is slow. ``weights`` receives who looked
+    where [batch, heads, length, length]."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, -1e4)
-    mixed: Tensor = scores.softmax(-1) @ value
+    shares = scores.softmax(-1)
+    if weights is not None:
+        weights.append(shares)
+    mixed: Tensor = shares @ value
     return mixed
 
 
@@ -249,7 +261,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(g.hidden, g.kv_heads * g.head_dim)
         self.o_proj = nn.Linear(g.heads * g.head_dim, g.hidden, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
         """x [batch, length, hidden], mask [batch, 1, length, length] (True: may look)."""
         batch, length, _ = x.shape
 
@@ -263,7 +282,7 @@ class Attention(nn.Module):
         q, k = turned(q, cos, sin), turned(k, cos, sin)
         repeat = self.heads // self.kv_heads
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-        out = attend(q, k, v, mask)
+        out = attend(q, k, v, mask, weights)
         mixed: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
         return mixed
 
@@ -293,9 +312,16 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(g.hidden, g.eps)
         self.post_attention_layernorm = RMSNorm(g.hidden, g.eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
         """x [batch, length, hidden] -> the same shape."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, weights)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -341,12 +367,21 @@ class Network(nn.Module):
         joined = torch.cat((joined, joined), dim=-1)[:, None]
         return joined.cos(), joined.sin()
 
-    def hidden_states(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """embeds [batch, length, hidden] -> normed states of the same shape."""
+    def hidden_states(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """embeds [batch, length, hidden] -> normed states of the same shape.
+
+        ``weights`` receives every layer's attention [batch, heads, length, length].
+        """
         cos, sin = self.angles(positions)
         x = embeds
         for layer in self.model.layers:
-            x = layer(x, cos, sin, mask)
+            x = layer(x, cos, sin, mask, weights)
         out: Tensor = self.model.norm(x)
         return out
 

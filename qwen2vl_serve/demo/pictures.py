@@ -28,6 +28,18 @@ CELL = 28
 MOST_CELLS = 72
 KINDS = (*SHAPES, *CHARACTERS)
 SLOTS = 5  # letters of the longest text
+MOST = 6  # ranks and numbers of things are told apart up to here
+UNASKED = -100  # a class that no loss counts (torch's own ignored index)
+# The columns of the dense classes, and how many classes each has.
+CLASSES = {
+    "kind": len(KINDS) + 1,  # the last is "nothing"
+    "colour": len(COLOURS) + 1,
+    "rank": MOST,  # from left to right among the things, or among a word's letters
+    "anchor": 2,  # whether this cell holds the middle of what it shows
+    "things": MOST + 1,  # how many things the picture has
+    "same kind": MOST + 1,  # how many of them are of the kind that the cell shows
+    "same colour": MOST + 1,
+}
 Grid = tuple[int, int]
 
 
@@ -54,39 +66,61 @@ def scaled(picture: Pixels, bounds: tuple[int, int]) -> Pixels:
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 
 
-def parts_of(scene: Scene) -> list[tuple[int, int, Box]]:
-    """Everything a cell may show: (index in KINDS, index in COLOURS, box of the whole thing)."""
-    parts: list[tuple[int, int, Box]] = []
+def anchor_cell(x: float, y: float, grid: Grid) -> int:
+    """The cell that holds a point, given in fractions of the picture."""
+    rows, columns = grid
+    row = min(rows - 1, max(0, int(y * rows)))
+    return row * columns + min(columns - 1, max(0, int(x * columns)))
+
+
+def parts_of(scene: Scene, crowded: bool) -> list[tuple[list[int], Box]]:
+    """Everything a cell may show: its classes (the columns of CLASSES) and the box of the whole.
+
+    Crowds are not counted and their shapes are not ranked: too many to tell apart.
+    """
+    parts: list[tuple[list[int], Box]] = []
+    ranked = sorted(scene.things, key=lambda t: t.centre[0])
+    counted = min(MOST, len(scene.things))
     for thing in scene.things:
         colour = COLOURS.index(thing.colour)
+        numbers = [UNASKED] * 3
         if thing.kind == "text":
-            for letter, box in zip(thing.text, thing.letters, strict=True):
-                parts.append((KINDS.index(letter), colour, box))
-        else:
-            parts.append((KINDS.index(thing.kind), colour, thing.box))
+            for rank, (letter, box) in enumerate(zip(thing.text, thing.letters, strict=True)):
+                kinds = [KINDS.index(letter), colour, min(rank, MOST - 1), 0]
+                parts.append((kinds + numbers, box))
+            continue
+        rank = UNASKED if crowded else min(MOST - 1, ranked.index(thing))
+        if not crowded:
+            alike = sum(t.kind == thing.kind for t in scene.things)
+            tinted = sum(t.colour == thing.colour for t in scene.things)
+            numbers = [counted, min(MOST, alike), min(MOST, tinted)]
+        parts.append(([KINDS.index(thing.kind), colour, rank, 0, *numbers], thing.box))
     return parts
 
 
-def dense_targets(scene: Scene, grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Per cell: classes [cells, 2] (kind, colour; the last class is "nothing") and boxes [cells, 4].
+def dense_targets(
+    scene: Scene, grid: Grid, crowded: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Per cell: classes [cells, columns of CLASSES] and boxes [cells, 4].
 
     A cell shows a part when the cell's middle lies in the part's box; a part without such a cell
     takes the cell of its own middle. The box is that of the part, NaN where there is none.
-    """  # noqa: E501
+    """
     rows, columns = grid
-    classes = np.empty((rows * columns, 2), np.int64)
-    classes[:] = (len(KINDS), len(COLOURS))
+    classes = np.full((rows * columns, len(CLASSES)), UNASKED, np.int64)
+    classes[:, :2] = (len(KINDS), len(COLOURS))
     boxes = np.full((rows * columns, 4), np.nan, np.float32)
     ys = (np.arange(rows * columns) // columns + 0.5) / rows
     xs = (np.arange(rows * columns) % columns + 0.5) / columns
-    for kind, colour, (x1, y1, x2, y2) in parts_of(scene):
+    for values, (x1, y1, x2, y2) in parts_of(scene, crowded):
         inside = (xs >= x1) & (xs <= x2) & (ys >= y1) & (ys <= y2)
+        anchor = anchor_cell((x1 + x2) / 2, (y1 + y2) / 2, grid)
         if not inside.any():
-            row = min(rows - 1, max(0, int((y1 + y2) / 2 * rows)))
-            column = min(columns - 1, max(0, int((x1 + x2) / 2 * columns)))
-            inside[row * columns + column] = True
-        classes[inside] = (kind, colour)
+            inside[anchor] = True
+        classes[inside] = values
         boxes[inside] = (x1, y1, x2, y2)
+        if inside[anchor]:
+            classes[anchor, list(CLASSES).index("anchor")] = 1
     return classes, boxes
 
 
@@ -125,6 +159,12 @@ class Store:
             blocks = picture.reshape(*shape[:2], shape[2] // n, n, shape[3] // n, n)
             picture = blocks.mean((3, 5), dtype=np.float32).astype(np.uint8)
         return picture
+
+    def first(self, count: int) -> Store:
+        """Only the first ``count`` pictures."""
+        return _store(
+            self.pixels[:count], self.grids[:count], self.truths[:count], self.frames[:count]
+        )
 
     def simple(self) -> Store:
         """Only the pictures of one large shape or one or two letters, at half their size."""
@@ -182,7 +222,10 @@ def build_store(folder: Path, name: str, count: int, first_seed: int, workers: i
         pixels.flush()
         index.write_bytes(pickle.dumps((grids, truths, frames)))
     grids, truths, frames = pickle.loads(index.read_bytes())  # noqa: S301
-    pixels = np.memmap(data, np.uint8, "r", shape=(count, slot))
+    return _store(np.memmap(data, np.uint8, "r", shape=(count, slot)), grids, truths, frames)
+
+
+def _store(pixels: Any, grids: list[Grid], truths: list[Any], frames: list[int]) -> Store:
     members: dict[Grid, list[int]] = {}
     for row, grid in enumerate(grids):
         members.setdefault(grid, []).append(row)

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qwen2vl_serve.demo.wording import SPELL_END, SPELL_START, Dialogue
+from qwen2vl_serve.demo.pictures import anchor_cell
+from qwen2vl_serve.demo.wording import SPELL_END, SPELL_START, Dialogue, looks_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -29,6 +30,7 @@ SYSTEMS = (
     "你是一个有用的助手。",
     "",
 )
+Look = tuple[int, float, float]  # a picture's number, a point in fractions of its sides
 SYSTEM_SHARES = (0.5, 0.28, 0.07, 0.05, 0.05, 0.05)
 
 
@@ -49,6 +51,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self.encode = lru_cache(maxsize=200_000)(self._encode)
+        self.ended = lru_cache(maxsize=200_000)(self._ended)
         self.image = self._one("<|image_pad|>")
         self.video = self._one("<|video_pad|>")
         self.start = self._one("<|vision_start|>")
@@ -66,16 +69,36 @@ class Encoder:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def answer(self, text: str) -> tuple[int, ...]:
-        """An answer's ids; what lies between the spelling marks is encoded letter by letter."""
-        ids: list[int] = []
+    def _ended(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Ids, each with the place in the text where it ends."""
+        coded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = (end for _, end in coded["offset_mapping"])
+        return tuple(zip(coded["input_ids"], ends, strict=True))
+
+    def answer(self, text: str) -> list[tuple[int, Look | None]]:
+        """An answer's ids, each with where to look while it is said.
+
+        What lies between the spelling marks is encoded letter by letter.
+        """
+        said: list[tuple[int, Look | None]] = []
+        look: Look | None = None
         for n, piece in enumerate(text.replace(SPELL_END, SPELL_START).split(SPELL_START)):
+            marks = [(0, look)]
+            letters: list[str] = []
+            for letter in piece:
+                if found := looks_at(letter):
+                    marks.append((len(letters), found))
+                else:
+                    letters.append(letter)
             if n % 2:
-                for letter in piece:
-                    ids += self.encode(letter)
-            elif piece:
-                ids += self.encode(piece)
-        return tuple(ids)
+                coded = [(token, at + 1) for at, letter in enumerate(letters)
+                         for token in self.encode(letter)]  # fmt: skip
+            else:
+                coded = list(self.ended("".join(letters)))
+            said += [(token, [m for at, m in marks if at < end or not at][-1])
+                     for token, end in coded]  # fmt: skip
+            look = marks[-1][1]
+        return said
 
     def opening(self, system: str) -> tuple[int, ...]:
         """Everything before the first user turn's content."""
@@ -92,10 +115,12 @@ class Row:
     taught: list[bool] = field(default_factory=list)
     media: list[Media] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)  # of each medium's tokens, in `ids`
+    looks: list[tuple[int, int]] = field(default_factory=list)  # a taught token, the one to look at
     _branches: int = 0
     _at: int = 0
     _prefix_end: int = 0
     _open: int = 0
+    _first_medium: int = 0  # of the open branch's conversation
 
     def text(self, ids: tuple[int, ...], taught: bool = False) -> None:
         """Append text tokens."""
@@ -132,6 +157,8 @@ class Row:
         self._branches += 1
         self._open = self._branches
         self._at = self._prefix_end
+        shared = self.media and self.branch[self.starts[0]] == 0
+        self._first_medium = 0 if shared else len(self.media)
 
     def dialogue(self, encoder: Encoder, dialogue: Dialogue, lead: str = "") -> None:
         """Append the turns; the user's first turn is already open."""
@@ -145,8 +172,17 @@ class Row:
                 self.text(encoder.again)
                 self.text(encoder.encode(turn.question))
             self.text(encoder.reply)
-            self.text(encoder.answer(turn.answer), taught=True)
+            for token, look in encoder.answer(turn.answer):
+                if look:
+                    self.looks.append((len(self.ids), self._token_at(look)))
+                self.text((token,), taught=True)
             self.text(encoder.stop, taught=True)
+
+    def _token_at(self, look: Look) -> int:
+        picture, x, y = look
+        number = self._first_medium + picture
+        medium = self.media[number]
+        return self.starts[number] + anchor_cell(x, y, (medium.rows, medium.columns))
 
 
 @dataclass(frozen=True)
@@ -154,7 +190,8 @@ class Packed:
     """Rows of one length: ids [n, length], positions [3, n, length], mask [n, 1, length, length].
 
     ``sources`` are the flat places of the rows' media tokens; ``media`` gives their order.
-    ``asked`` are the flat places whose next token is taught, ``answers`` those tokens.
+    ``asked`` are the flat places whose next token is taught, ``answers`` those tokens. ``looking``
+    are rows, places in them from which a token is said, and places that are looked at [3, looks].
     """
 
     ids: Tensor
@@ -164,6 +201,7 @@ class Packed:
     sources: list[Tensor]
     asked: Tensor
     answers: Tensor
+    looking: Tensor
 
 
 def pack(rows: list[Row], pad: int) -> Packed:
@@ -177,12 +215,14 @@ def pack(rows: list[Row], pad: int) -> Packed:
     taught = np.zeros((count, length), bool)
     media: list[Media] = []
     sources: list[Tensor] = []
+    looking: list[tuple[int, int, int]] = []
     for n, row in enumerate(rows):
         size = len(row.ids)
         ids[n, :size] = row.ids
         positions[:, n, :size] = np.array(row.positions).T
         branch[n, :size] = row.branch
         taught[n, :size] = row.taught
+        looking += [(n, said - 1, seen) for said, seen in row.looks]
         for medium, start in zip(row.media, row.starts, strict=True):
             cells = medium.frames * medium.rows * medium.columns
             media.append(medium)
@@ -202,4 +242,5 @@ def pack(rows: list[Row], pad: int) -> Packed:
         sources,
         torch.from_numpy(spots - 1),
         torch.from_numpy(flat[spots]),
+        torch.tensor(looking, dtype=torch.int64).reshape(-1, 3).T,
     )

@@ -33,23 +33,24 @@ class Plan:
     crowds: int = 14_000
     simple_steps: int = 300
     simple_batch: int = 64
-    crowded_steps: int = 1_100
+    crowded_steps: int = 3_000
     crowded_batch: int = 48
+    again_steps: int = 1_400
     see_rate: float = 1.5e-3
-    first_words: int = 400
-    crowded_again: int = 2_000
-    speak_steps: int = 600  # of a course laid out for 1300
-    more_steps: int = 1_350
+    looked_at: int = 24_000
+    watched: int = 1_500
+    speak_steps: int = 3_600
+    both_steps: int = 500
     speak_batch: int = 16
     speak_rate: float = 1.2e-3
+    both_rate: float = 3e-4
     corpus: int = 40_000
 
 
 REHEARSAL = Plan(
-    pictures=192, videos=48, crowds=48, simple_steps=4, simple_batch=4,
-    crowded_steps=10, crowded_batch=4, first_words=2, crowded_again=4,
-    speak_steps=3,
-    more_steps=2, speak_batch=2, corpus=600,
+    pictures=192, videos=48, crowds=48, simple_steps=4, simple_batch=4, crowded_steps=10,
+    crowded_batch=4, again_steps=2, looked_at=96, watched=24, speak_steps=3, both_steps=2,
+    speak_batch=2, corpus=600,
 )  # fmt: skip
 
 
@@ -76,7 +77,14 @@ def train(plan: Plan, work: Path, out: Path, seed: int, say: Callable[[str], Non
 
     from qwen2vl_serve.demo.network import Geometry, Network  # noqa: PLC0415
     from qwen2vl_serve.demo.rows import Encoder  # noqa: PLC0415
-    from qwen2vl_serve.demo.see import CROWDED, SIMPLE, Heads, learn_to_see, whiten  # noqa: PLC0415
+    from qwen2vl_serve.demo.see import (  # noqa: PLC0415
+        CROWDED,
+        SIMPLE,
+        Heads,
+        learn_to_see,
+        settle,
+        whiten,
+    )
     from qwen2vl_serve.demo.speak import learn_to_speak  # noqa: PLC0415
     from qwen2vl_serve.demo.steps import Schedule  # noqa: PLC0415
 
@@ -97,19 +105,23 @@ def train(plan: Plan, work: Path, out: Path, seed: int, say: Callable[[str], Non
     learn_to_see(network, heads, stores, SIMPLE, work / "simple.pt", simple, seed, say)
     crowded = Schedule(plan.crowded_steps, plan.crowded_batch, plan.see_rate)
     learn_to_see(network, heads, stores, CROWDED, work / "crowded.pt", crowded, seed + 1, say)
-    encoder = Encoder(tokenizer)
-    words = Schedule(2_600, plan.speak_batch, plan.speak_rate, until=plan.first_words)
-    learn_to_speak(network, heads, encoder, stores, work / "words.pt", words, seed, say, eyes=True)
-    # With words learnt, eyes are what is missing, and they learn thrice as fast on their own.
-    again = Schedule(plan.crowded_again, plan.crowded_batch, plan.see_rate)
+    # A second descent from the full rate, for letters and numbers.
+    again = Schedule(plan.again_steps, plan.crowded_batch, plan.see_rate)
     learn_to_see(network, heads, stores, CROWDED, work / "again.pt", again, seed + 2, say)
-    speak = Schedule(1_300, plan.speak_batch, plan.speak_rate, until=plan.speak_steps)
+    settle(network, stores["pictures"])
+    encoder = Encoder(tokenizer)
+    # Looked at once and spoken about often; the last lesson meets all of them.
+    some = {
+        "pictures": stores["pictures"].first(plan.looked_at),
+        "videos": stores["videos"].first(plan.watched),
+    }
+    speak = Schedule(plan.speak_steps, plan.speak_batch, plan.speak_rate)
     learn_to_speak(
-        network, heads, encoder, stores, work / "speak.pt", speak, seed + 3, say, eyes=False
+        network, heads, encoder, some, work / "speak.pt", speak, seed + 3, say, awake=False
     )
-    more = Schedule(plan.more_steps, plan.speak_batch, plan.speak_rate * 0.65, warm=20)
+    both = Schedule(plan.both_steps, plan.speak_batch, plan.both_rate)
     learn_to_speak(
-        network, heads, encoder, stores, work / "more.pt", more, seed + 5, say, eyes=False
+        network, heads, encoder, stores, work / "both.pt", both, seed + 4, say, awake=True
     )
     write_checkpoint(out, network.geometry, tokenizer, network.state_dict())
     say(f"checkpoint written to {out}")

@@ -27,6 +27,10 @@ from qwen2vl_serve.demo.names import (
 
 # Around text that is to be answered letter by letter, whatever merges the tokenizer knows.
 SPELL_START, SPELL_END = "\x01", "\x02"
+# Before a name in an answer stands one private character: where in which picture to look while the
+# name is said. Training turns it into attention; it is never a token.
+_FIRST_LOOK, _LOOK_STEPS = 0xF0000, 80
+_MARKS = re.compile("[\x01\x02\U000f0000-\U000ffffd]")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,36 @@ class Dialogue:
     turns: tuple[Turn, ...]
     box: Box | None = None
     text: str | None = None
+
+
+def look_at(box: Box, picture: int = 0) -> str:
+    """The mark for the middle of a box in the conversation's picture of that number."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    column, row = (min(_LOOK_STEPS - 1, max(0, int(v * _LOOK_STEPS))) for v in (x, y))
+    return chr(_FIRST_LOOK + (picture * _LOOK_STEPS + column) * _LOOK_STEPS + row)
+
+
+def looks_at(mark: str) -> tuple[int, float, float] | None:
+    """The picture's number and the point (fractions of its sides) of a mark; None for text."""
+    code = ord(mark) - _FIRST_LOOK
+    if code < 0:
+        return None
+    place, row = divmod(code, _LOOK_STEPS)
+    picture, column = divmod(place, _LOOK_STEPS)
+    return picture, (column + 0.5) / _LOOK_STEPS, (row + 0.5) / _LOOK_STEPS
+
+
+def spelt(thing: Thing, picture: int = 0) -> str:
+    """The thing's text, to be answered letter by letter, each looked at."""
+    places = [*thing.letters, *[thing.box] * (len(thing.text) - len(thing.letters))]
+    letters = zip(thing.text, places, strict=True)
+    marked = "".join(look_at(box, picture) + letter for letter, box in letters)
+    return f"{SPELL_START}{marked}{SPELL_END}"
+
+
+def plain(answer: str) -> str:
+    """An answer as a reader sees it: without the marks of spelling and looking."""
+    return _MARKS.sub("", answer)
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,69 @@
+"""Packed rows: every branch is a conversation of its own, and says where it looks."""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
+from qwen2vl_serve.demo.rows import Encoder, Media, Row, pack
+from qwen2vl_serve.demo.wording import SPELL_END, SPELL_START, Dialogue, Turn, look_at, plain
+
+ENCODER = Encoder(AutoTokenizer.from_pretrained(MODEL_FOLDER))
+LEFT, RIGHT = (0.0, 0.4, 0.2, 0.6), (0.8, 0.4, 1.0, 0.6)
+
+
+def test_marks_change_no_token():
+    """An answer has the same tokens with and without marks; a mark counts from its place on."""
+    answer = f"It shows {look_at(LEFT)}a red circle and {look_at(RIGHT, 1)}a blue square."
+    coded = ENCODER.answer(answer)
+    assert tuple(token for token, _ in coded) == ENCODER.encode(plain(answer))
+    pictures = [look[0] if look else None for _, look in coded]
+    assert pictures == sorted(pictures, key=lambda p: -1 if p is None else p)
+    assert set(pictures) == {None, 0, 1}
+
+
+def test_each_spelt_letter_is_looked_at():
+    """Letters are single tokens, each with its own mark."""
+    letters = f"{look_at(LEFT)}t{look_at(RIGHT)}h"
+    coded = ENCODER.answer(f'"{SPELL_START}{letters}{SPELL_END}"')
+    known = {ENCODER.encode(letter)[0]: look for letter, look in zip("th", (0.1, 0.9), strict=True)}
+    found = {token: look[1] for token, look in coded[1:3] if look}
+    assert found.keys() == known.keys()
+    assert all(abs(found[token] - known[token]) < 0.02 for token in known)
+
+
+def test_looks_point_at_the_cell_of_the_right_picture():
+    """From the token before a name to the visual token that holds the thing's middle."""
+    row = Row()
+    row.text(ENCODER.opening("S"))
+    for index in range(2):
+        row.medium(ENCODER, Media(index, 1, 2, 5, video=False))
+    row.seal()
+    answers = [f"{look_at(RIGHT, 1)}yes", f"{look_at(LEFT)}no"]
+    for answer in answers:
+        row.begin()
+        row.dialogue(ENCODER, Dialogue("colour", "en", (Turn("Which?", answer),)))
+    packed = pack([row], ENCODER.pad)
+    rows, said, seen = packed.looking.numpy()
+    assert set(rows) == {0}
+    answered = packed.ids[0].numpy()[said + 1]
+    first = {token: int(seen[np.flatnonzero(answered == token)[0]])
+             for token in (ENCODER.encode("yes")[0], ENCODER.encode("no")[0])}  # fmt: skip
+    # The middle of a box half way down lies in the second of two rows.
+    assert list(first.values()) == [row.starts[1] + 5 + 4, row.starts[0] + 5]
+
+
+def test_a_branch_with_its_own_picture_looks_at_that():
+    """Where a question comes before its picture, numbers count the branch's own pictures."""
+    row = Row()
+    row.text(ENCODER.opening("S"))
+    row.seal()
+    for index in range(2):
+        row.begin()
+        row.text(ENCODER.encode("Which?"))
+        row.medium(ENCODER, Media(index, 1, 1, 1, video=False))
+        row.answers(ENCODER, Dialogue("colour", "en", (Turn("Which?", f"{look_at(LEFT)}yes"),)))
+    _, said, seen = pack([row], ENCODER.pad).looking.numpy()
+    assert set(seen) == set(row.starts)
+    assert all(place < at for place, at in zip(seen, said, strict=True))
