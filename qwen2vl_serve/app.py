@@ -39,6 +39,7 @@ from qwen2vl_serve.errors import (
 from qwen2vl_serve.media.loader import MediaLoader, Picture
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest, VideoPart
+from qwen2vl_serve.uploads import UPLOAD_BODY, FilesAPI
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 
 _T = TypeVar("_T")
@@ -211,6 +212,11 @@ def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys)
     app.state.api = api
     app.add_api_route("/v1/chat/completions", api.chat_completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions/explain", api.explain, methods=["POST"])
+    files = FilesAPI(loader, profile.files.max_file_bytes)
+    app.add_api_route("/v1/files", files.create, methods=["POST"], openapi_extra=UPLOAD_BODY)
+    app.add_api_route("/v1/files", files.list)
+    app.add_api_route("/v1/files/{file_id}", files.retrieve)
+    app.add_api_route("/v1/files/{file_id}", files.delete, methods=["DELETE"])
     app.add_api_route("/v1/models", api.models)
     app.add_api_route("/v1/models/{name:path}", api.model)
     app.add_api_route("/health/live", api.live)

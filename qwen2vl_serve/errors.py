@@ -23,8 +23,10 @@
         │   ├── InvalidVideo       400  invalid_video
         │   ├── ContextLengthExceeded 400 context_length_exceeded
         │   ├── ModelNotFound      404  model_not_found
+        │   ├── UnknownFile        404  file_not_found
         │   ├── RouteNotFound      404  not_found
         │   ├── MethodNotAllowed   405  method_not_allowed
+        │   ├── RequestTimeout     408  request_timeout
         │   ├── RequestTooLarge    413  request_too_large
         │   └── UnsupportedContentType 415 unsupported_content_type
         ├── InvalidAPIKey          401  invalid_api_key
@@ -179,6 +181,13 @@ class ModelNotFound(RequestError):
     code = "model_not_found"
 
 
+class UnknownFile(RequestError):
+    """No uploaded file has this id: it never was, was deleted, expired or made room."""
+
+    status = 404
+    code = "file_not_found"
+
+
 class RouteNotFound(RequestError):
     """No such path."""
 
@@ -193,15 +202,22 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
+class RequestTimeout(RequestError):
+    """The body came too slowly."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class RequestTooLarge(RequestError):
-    """The body is larger than ``limits.max_body_bytes``."""
+    """The body is larger than ``limits.max_body_bytes``, a file than ``files.max_file_bytes``."""
 
     status = 413
     code = "request_too_large"
 
 
 class UnsupportedContentType(RequestError):
-    """The body is not declared as ``application/json``, or is compressed."""
+    """The body is not of the content type that its route reads, or is compressed."""
 
     status = 415
     code = "unsupported_content_type"

@@ -21,6 +21,7 @@ from qwen2vl_serve.api_keys import keys_of_environment, keys_of_file
 from qwen2vl_serve.errors import ProfileError
 from qwen2vl_serve.profile_sections import (
     EngineSection,
+    FilesSection,
     HardwareSection,
     LimitsSection,
     MediaSection,
@@ -44,6 +45,8 @@ MEDIA_SAFETY = (
     "allowed_domains",
     "denied_domains",
     "allowed_networks",
+    "allowed_local_paths",
+    "formats",
 )
 # Options of ``--set``'s kin on the command line: plain text, not YAML.
 BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server.port"}
@@ -62,6 +65,7 @@ class Profile(Section):
     engine: EngineSection = Field(default=EngineSection(), description="vLLM's engine arguments.")
     server: ServerSection = Field(default=ServerSection(), description="The HTTP server.")
     media: MediaSection = Field(default=MediaSection(), description="Pictures and videos.")
+    files: FilesSection = Field(default=FilesSection(), description="Uploads.")
     limits: LimitsSection = Field(
         default=LimitsSection(), description="What one request may ask for."
     )
@@ -222,6 +226,8 @@ class Profile(Section):
                 "hardware": HardwareSection(device="cpu", cpu_threads_bind=bind),
                 "engine": engine,
                 "media": media,
+                # A folder belongs to one server, and this is another.
+                "files": self.files.model_copy(update={"folder": None}),
             }
         )
         return Profile.model_validate(rehearsed.model_dump()).named(self.name)

@@ -39,6 +39,9 @@ LoadFormat = Literal[
 KVCacheDType = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 
 
+ImageFormat = Literal["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"]
+
+
 def _as_list(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -368,6 +371,15 @@ class MediaSection(Section):
         description="Networks in CIDR notation that may be fetched from though they are not "
         "public, as `10.0.0.0/8`; without it no URL reaches this machine or its network.",
     )
+    allowed_local_paths: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Folders on the server whose files `file:///…` addresses may name. Empty: none.",
+    )
+    formats: Annotated[tuple[ImageFormat, ...], Field(strict=False, min_length=1)] = Field(
+        default=("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"),
+        description="Formats of pictures that are taken, as far as the installed Pillow decodes "
+        "them; HEIC needs the extra `heif`.",
+    )
     videos_kwargs: VideoPixels = Field(
         default=VideoPixels(), description="Bounds of a video's frames, where videos are allowed."
     )
@@ -390,6 +402,16 @@ class MediaSection(Section):
             ip_network(network)  # a ValueError here is pydantic's
         return networks
 
+    @field_validator("allowed_local_paths")
+    @classmethod
+    def _absolute(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if not Path(path).expanduser().is_absolute():
+                raise PydanticCustomError(
+                    "not_absolute", "must name folders from the root, as /srv/pictures"
+                )
+        return paths
+
     @model_validator(mode="after")
     def _bounds(self) -> Self:
         _refuse_disorder(self.min_pixels, self.max_pixels, "media")
@@ -402,6 +424,39 @@ class MediaSection(Section):
             raise contradiction(
                 f"is {self.most_pixels}, below max_pixels {self.max_pixels}; raise it",
                 "media.client_max_pixels",
+            )
+        return self
+
+
+class FilesSection(Section):
+    """Uploads: `POST /v1/files`."""
+
+    max_files: Annotated[int, Field(ge=0)] = Field(
+        default=1000,
+        description="Most files that are kept; what was unused the longest makes room for new "
+        "ones. 0 turns uploads off.",
+    )
+    max_bytes: Positive = Field(
+        default=1024**3, description="Most bytes that all files take together."
+    )
+    max_file_bytes: Positive = Field(
+        default=32 * 1024 * 1024, description="Largest file that is taken, in bytes."
+    )
+    ttl_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=86400.0, description="How long a file is kept, from its last upload."
+    )
+    folder: Text | None = Field(
+        default=None,
+        description="Folder that keeps the files from one run of the server to the next; no two "
+        "servers may share it. Unset: a temporary folder, removed when the server stops.",
+    )
+
+    @model_validator(mode="after")
+    def _quota(self) -> Self:
+        if self.max_file_bytes > self.max_bytes:
+            raise contradiction(
+                f"is {self.max_file_bytes}, above max_bytes {self.max_bytes}; lower it",
+                "files.max_file_bytes",
             )
         return self
 

@@ -8,9 +8,19 @@ refused, never ignored. ``validation.parse_chat`` reads a body into these models
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 # Fields of OpenAI's and vLLM's request that would change the answer, the schedule or the
 # memory of the server, and that it does not serve. With each: what to do instead.
@@ -89,14 +99,32 @@ class PixelFields(_Strict):
     resized_width: Positive | None = None
 
 
+UPLOAD = "upload:"
+"""Scheme under which an uploaded file's id is an address like any other."""
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+Detail = Literal["auto", "low", "high"]
+
+
 class ImageURL(PixelFields):
-    """Address of a picture: ``http(s)`` or a base64 ``data:`` URL.
+    """A picture: by ``url`` (``http(s)``, base64 ``data:``, ``file:``) or by ``file_id``.
 
     ``detail`` ``auto`` and ``high`` both mean the profile's default, ``low`` 448 × 448 pixels.
     """
 
-    url: Annotated[str, Field(min_length=1)]
-    detail: Literal["auto", "low", "high"] = "auto"
+    url: NonEmpty | None = None
+    file_id: NonEmpty | None = None
+    detail: Detail = "auto"
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        _refuse_all_but_one(self.url, self.file_id, "url", "file_id")
+        return self
+
+    @property
+    def address(self) -> str:
+        """Where the bytes are: ``url``, or ``upload:`` and the file's id."""
+        return self.url or f"{UPLOAD}{self.file_id}"
 
 
 class ImagePart(PixelFields):
@@ -104,6 +132,69 @@ class ImagePart(PixelFields):
 
     type: Literal["image_url"]
     image_url: ImageURL
+
+    _key: str = PrivateAttr("image_url")
+
+    @property
+    def key(self) -> str:
+        """Under which key of the part the client put the picture."""
+        return self._key
+
+
+class FileReference(_Strict):
+    """OpenAI's object of an uploaded file."""
+
+    file_id: NonEmpty
+
+
+class FilePart(PixelFields):
+    """OpenAI's ``{"type": "file", "file": {"file_id": …}}``; it becomes an ``ImagePart``."""
+
+    type: Literal["file"]
+    file: FileReference
+
+
+class InputImagePart(PixelFields):
+    """``input_image`` of OpenAI's Responses; it becomes an ``ImagePart``."""
+
+    type: Literal["input_image"]
+    image_url: NonEmpty | None = None
+    file_id: NonEmpty | None = None
+    detail: Detail = "auto"
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        _refuse_all_but_one(self.image_url, self.file_id, "image_url", "file_id")
+        return self
+
+
+def _refuse_all_but_one(first: object, second: object, name: str, other: str) -> None:
+    if first is None and second is None:
+        raise PydanticCustomError("absent", "is required", {"field": name})
+    if first is not None and second is not None:
+        raise PydanticCustomError(
+            "given_twice", "{field} and {other} name one picture twice", {"field": name, "other": other}
+        )
+
+
+def _from_file(value: object) -> ImagePart:
+    part = FilePart.model_validate(value)
+    return _image_part(part, "file", file_id=part.file.file_id)
+
+
+def _from_input_image(value: object) -> ImagePart:
+    part = InputImagePart.model_validate(value)
+    key = "file_id" if part.image_url is None else "image_url"
+    return _image_part(
+        part, key, url=part.image_url, file_id=part.file_id, detail=part.detail
+    )
+
+
+def _image_part(given: PixelFields, key: str, **inside: Any) -> ImagePart:
+    sizes = given.model_dump(include=set(PixelFields.model_fields))
+    part = ImagePart(type="image_url", image_url=ImageURL(**inside), **sizes)
+    part._key = key
+    return part
 
 
 class VideoURL(_Strict):
@@ -137,6 +228,14 @@ def _role(value: object) -> str | None:
 UserPart = Annotated[
     Annotated[TextPart, Tag("@text")]
     | Annotated[ImagePart, Tag("@image_url")]
+    | Annotated[
+        ImagePart, BeforeValidator(_from_file, json_schema_input_type=FilePart), Tag("@file")
+    ]
+    | Annotated[
+        ImagePart,
+        BeforeValidator(_from_input_image, json_schema_input_type=InputImagePart),
+        Tag("@input_image"),
+    ]
     | Annotated[VideoPart, Tag("@video_url")],
     Discriminator(_part_kind),
 ]

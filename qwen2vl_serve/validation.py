@@ -31,7 +31,7 @@ _RESERVED = re.compile(
 )
 
 _ROLES = "system, developer, user, assistant"
-_PARTS = "text everywhere, image_url and video_url in user messages"
+_PARTS = "text everywhere; image_url, input_image, file and video_url in user messages"
 
 
 class RequestLimits(BaseModel):
@@ -183,6 +183,13 @@ def _as_request_error(error: ErrorDetails) -> RequestError:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "missing":
         return MissingParameter(f"{param} is required.", param=param)
+    if kind in ("absent", "given_twice"):
+        param = f"{param}.{context['field']}"
+        if kind == "absent":
+            return MissingParameter(f"{param} is required.", param=param)
+        return InvalidValue(
+            f"{param} stands beside {context['other']}; give one of the two.", param=param
+        )
     if kind == "extra_forbidden":
         return UnsupportedParameter(f"{param} is not served here: leave it out.", param=param)
     if kind in _TYPE_NAMES:

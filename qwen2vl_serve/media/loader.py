@@ -8,21 +8,26 @@ decoded before, the engine's own cache usually needs no pixels at all.
 from __future__ import annotations
 
 import asyncio
-import binascii
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import pybase64
 from blake3 import blake3
 
-from qwen2vl_serve.errors import ImageDownloadTimeout, InvalidImage, InvalidImageURL
+from qwen2vl_serve.errors import (
+    ImageDownloadTimeout,
+    InvalidImage,
+    InvalidImageURL,
+    UnknownFile,
+)
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
-from qwen2vl_serve.media.image import Header, decode, read_header
+from qwen2vl_serve.media.files import FileStore
+from qwen2vl_serve.media.image import FORMATS, Header, decode, read_header
 from qwen2vl_serve.media.sizing import Bounds, Sizing, shrunk, size_for
+from qwen2vl_serve.media.sources import DataURLError, Sources, UnknownFileID
 from qwen2vl_serve.protocol import ChatRequest, ImagePart
 
 logger = logging.getLogger(__name__)
@@ -82,10 +87,26 @@ class Picture:
 
 
 class MediaLoader:
-    """Loads what requests show; one for a server."""
+    """Loads what requests show; one for a server.
 
-    def __init__(self, fetcher: Fetcher, bounds: Bounds, max_image_pixels: int) -> None:
+    ``folders`` are those that ``file:`` addresses may lead into, ``files`` what clients uploaded,
+    ``formats`` the kinds of pictures that are taken, by Pillow's names.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        bounds: Bounds,
+        max_image_pixels: int,
+        *,
+        folders: Sequence[str] = (),
+        files: FileStore | None = None,
+        formats: Collection[str] = FORMATS.keys(),
+    ) -> None:
         self.fetcher = fetcher
+        self.sources = Sources(fetcher, folders, files)
+        self.files = files
+        self.formats = formats
         self.bounds = bounds
         self._max_image_pixels = max_image_pixels
         self._known: OrderedDict[str, None] = OrderedDict()
@@ -118,12 +139,12 @@ class MediaLoader:
 
     async def close(self) -> None:
         """Close connections and threads."""
-        await self.fetcher.close()
+        await self.sources.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _picture(self, part: ImagePart, param: str, request: ChatRequest) -> Picture:
-        data = await self._bytes(part.image_url.url, param)
-        header = read_header(data, self._max_image_pixels, param)
+        data = await self._bytes(part.image_url.address, param)
+        header = self.inspect(data, param)
         sizing = size_for(header, part, request, self.bounds, param)
         picture = Picture(data, header, sizing, blake3(data).hexdigest(), param)
         if picture.key in self._known:
@@ -136,11 +157,26 @@ class MediaLoader:
             self._known.popitem(last=False)
         return picture
 
-    async def _bytes(self, url: str, param: str) -> bytes:
-        if url[:5].lower() == "data:":
-            return _data_url(url, param)
+    def inspect(self, data: bytes, param: str) -> Header:
+        """Return the header of a picture that this server takes.
+
+        Raises:
+            InvalidImage: no picture of a format that is taken.
+            ImageTooLarge: more pixels than the profile lets be decoded.
+        """
+        return read_header(data, self._max_image_pixels, param, self.formats)
+
+    async def _bytes(self, address: str, param: str) -> bytes:
         try:
-            return await self.fetcher.fetch(url)
+            return await self.sources.read(address)
+        except DataURLError as error:
+            raise InvalidImage(f"{param} {error}", param=param) from None
+        except UnknownFileID:
+            raise UnknownFile(
+                f"{param} names a file that is not here: it was never uploaded, was deleted, has "
+                "expired or made room for others; upload it again.",
+                param=param,
+            ) from None
         except FetchTimeout:
             raise ImageDownloadTimeout(
                 f"{param} names a host that was too slow; try again or send the picture as "
@@ -161,20 +197,4 @@ def _images(request: ChatRequest) -> Iterator[tuple[ImagePart, str]]:
         if message.role == "user" and not isinstance(message.content, str):
             for p, part in enumerate(message.content):
                 if isinstance(part, ImagePart):
-                    yield part, f"messages[{m}].content[{p}].image_url"
-
-
-def _data_url(url: str, param: str) -> bytes:
-    head, comma, text = url.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise InvalidImage(
-            f"{param} is a data URL without base64; send data:image/jpeg;base64,….", param=param
-        )
-    try:
-        return pybase64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidImage(
-            f"{param} is not valid base64; encode the file with the standard alphabet (+ and /), "
-            "padded, without line breaks.",
-            param=param,
-        ) from None
+                    yield part, f"messages[{m}].content[{p}].{part.key}"
