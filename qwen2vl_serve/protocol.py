@@ -173,7 +173,9 @@ def _refuse_all_but_one(first: object, second: object, name: str, other: str) ->
         raise PydanticCustomError("absent", "is required", {"field": name})
     if first is not None and second is not None:
         raise PydanticCustomError(
-            "given_twice", "{field} and {other} name one picture twice", {"field": name, "other": other}
+            "given_twice",
+            "{field} and {other} name one picture twice",
+            {"field": name, "other": other},
         )
 
 
@@ -185,9 +187,7 @@ def _from_file(value: object) -> ImagePart:
 def _from_input_image(value: object) -> ImagePart:
     part = InputImagePart.model_validate(value)
     key = "file_id" if part.image_url is None else "image_url"
-    return _image_part(
-        part, key, url=part.image_url, file_id=part.file_id, detail=part.detail
-    )
+    return _image_part(part, key, url=part.image_url, file_id=part.file_id, detail=part.detail)
 
 
 def _image_part(given: PixelFields, key: str, **inside: Any) -> ImagePart:

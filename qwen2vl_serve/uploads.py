@@ -101,9 +101,7 @@ class FilesAPI:
         limit = _limit(query.get("limit"))
         order = _one_of(query.get("order", "desc"), ("asc", "desc"), "order")
         files = [
-            file
-            for file in self._store().listing()
-            if query.get("purpose") in (None, file.purpose)
+            file for file in self._store().listing() if query.get("purpose") in (None, file.purpose)
         ]
         if order == "asc":
             files.reverse()

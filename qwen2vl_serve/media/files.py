@@ -92,10 +92,10 @@ class FileStore:
         unfinished = self._write_aside(file, data)
         with self._lock:
             self._forget(file.id)
-            self._expire()
-            self._make_room(file.bytes)
             unfinished.replace(self._path(file.id))
             self._remember(file)
+            self._expire()
+            self._make_room()
         return file
 
     def read(self, file_id: str) -> bytes:
@@ -173,9 +173,9 @@ class FileStore:
             path.unlink(missing_ok=True)
         found = [file for path in folder.glob("file-*") if (file := _head(path)) is not None]
         for file in sorted(found, key=lambda file: file.created_at):
-            self._make_room(file.bytes)
             self._remember(file)
         self._expire()
+        self._make_room()
 
     def _remember(self, file: StoredFile) -> None:
         self._files[file.id] = file
@@ -192,10 +192,8 @@ class FileStore:
         self._forget(file.id)
         self._path(file.id).unlink(missing_ok=True)
 
-    def _make_room(self, size: int) -> None:
-        while self._files and (
-            len(self._files) >= self.max_files or self._total + size > self.max_bytes
-        ):
+    def _make_room(self) -> None:
+        while len(self._files) > self.max_files or self._total > self.max_bytes:
             self._remove(next(iter(self._files.values())))
 
     def _expire(self) -> None:
