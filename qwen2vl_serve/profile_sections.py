@@ -373,7 +373,7 @@ class MediaSection(Section):
     )
     allowed_local_paths: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
         default=(),
-        description="Folders on the server whose files `file:///…` addresses may name. Empty: none.",
+        description="Folders on the server that `file:///…` addresses may lead into. Empty: none.",
     )
     formats: Annotated[tuple[ImageFormat, ...], Field(strict=False, min_length=1)] = Field(
         default=("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"),

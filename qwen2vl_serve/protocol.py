@@ -118,7 +118,7 @@ class ImageURL(PixelFields):
 
     @model_validator(mode="after")
     def _one_address(self) -> Self:
-        _refuse_all_but_one(self.url, self.file_id, "url", "file_id")
+        _need_one_of(self, "url", "file_id")
         return self
 
     @property
@@ -164,19 +164,13 @@ class InputImagePart(PixelFields):
 
     @model_validator(mode="after")
     def _one_address(self) -> Self:
-        _refuse_all_but_one(self.image_url, self.file_id, "image_url", "file_id")
+        _need_one_of(self, "image_url", "file_id")
         return self
 
 
-def _refuse_all_but_one(first: object, second: object, name: str, other: str) -> None:
-    if first is None and second is None:
-        raise PydanticCustomError("absent", "is required", {"field": name})
-    if first is not None and second is not None:
-        raise PydanticCustomError(
-            "given_twice",
-            "{field} and {other} name one picture twice",
-            {"field": name, "other": other},
-        )
+def _need_one_of(model: BaseModel, first: str, second: str) -> None:
+    if (getattr(model, first) is None) == (getattr(model, second) is None):
+        raise PydanticCustomError("one_of", "give one", {"names": (first, second)})
 
 
 def _from_file(value: object) -> ImagePart:

@@ -183,13 +183,8 @@ def _as_request_error(error: ErrorDetails) -> RequestError:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "missing":
         return MissingParameter(f"{param} is required.", param=param)
-    if kind in ("absent", "given_twice"):
-        param = f"{param}.{context['field']}"
-        if kind == "absent":
-            return MissingParameter(f"{param} is required.", param=param)
-        return InvalidValue(
-            f"{param} stands beside {context['other']}; give one of the two.", param=param
-        )
+    if kind == "one_of":
+        return _as_one_of_error(param, given, context["names"])
     if kind == "extra_forbidden":
         return UnsupportedParameter(f"{param} is not served here: leave it out.", param=param)
     if kind in _TYPE_NAMES:
@@ -202,6 +197,15 @@ def _as_request_error(error: ErrorDetails) -> RequestError:
         )
     message = error["msg"][:1].lower() + error["msg"][1:]
     return InvalidValue(f"{param}: {message}; {_shown(given)} was given.", param=param)
+
+
+def _as_one_of_error(param: str, given: object, names: tuple[str, str]) -> RequestError:
+    """Return the error for none or both of two fields of which one is to be given."""
+    first, second = names
+    path = f"{param}.{first}"
+    if isinstance(given, dict) and given.get(first) is not None:
+        return InvalidValue(f"{path} stands beside {second}; give one of the two.", param=path)
+    return MissingParameter(f"{path} is required.", param=path)
 
 
 def _as_tag_error(param: str, given: object, field: str) -> RequestError:
