@@ -23,7 +23,12 @@ from qwen2vl_serve.media.image import Header
 from qwen2vl_serve.media.loader import Picture
 from qwen2vl_serve.media.sizing import Sizing
 from qwen2vl_serve.profile import load_profile, profile_names
-from qwen2vl_serve.profile_sections import EngineSection, LimitsSection, MediaSection
+from qwen2vl_serve.profile_sections import (
+    EngineSection,
+    FilesSection,
+    LimitsSection,
+    MediaSection,
+)
 from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.fake_engine import FakeEngine
@@ -152,7 +157,13 @@ def test_roles_and_the_keys_of_their_messages(document: Document) -> None:
 @api
 def test_content_parts(document: Document) -> None:
     """The kinds of parts and their keys, inside and beside, are those that the parser takes."""
-    models = (protocol.TextPart, protocol.ImagePart, protocol.VideoPart)
+    models = (
+        protocol.TextPart,
+        protocol.ImagePart,
+        protocol.FilePart,
+        protocol.InputImagePart,
+        protocol.VideoPart,
+    )
     served = set()
     for model in models:
         (kind,) = model.model_fields["type"].annotation.__args__
@@ -239,8 +250,12 @@ def test_every_header_is_listed(document: Document) -> None:
     """Headers that errors carry, and those that the application sets, are all told of."""
     carried = {name.lower() for kind in errors_with_codes() for name in kind.headers}
     package = ROOT / "qwen2vl_serve"
-    source = "".join((package / name).read_text("utf-8") for name in ("app.py", "envelope.py"))
-    set_by_app = set(re.findall(r'(?:self\.headers|MutableHeaders\([^)]*\))\["([^"]+)"\]', source))
+    source = "".join(
+        (package / name).read_text("utf-8") for name in ("app.py", "connection.py", "envelope.py")
+    )
+    set_by_app = set(
+        re.findall(r'(?:self\.headers|MutableHeaders\([^)]*\))\["([^"]+)"\] =', source)
+    )
     assert len(set_by_app) == 3, "the pattern above no longer finds where headers are set"
     assert document.table_of(carried).keys() == carried | set_by_app
 
@@ -272,6 +287,7 @@ def test_the_defaults_of_the_limits(document: Document) -> None:
     known["engine.max_model_len"] = EngineSection().max_model_len
     for name in ("max_image_pixels", "max_download_bytes", "download_seconds"):
         known[f"media.{name}"] = getattr(MediaSection(), name)
+    known["files.max_file_bytes"] = FilesSection().max_file_bytes
     table = document.table_of(known)
     assert table.keys() == known.keys()
     for name, value in known.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import requests
 from hypothesis import HealthCheck, given, settings
@@ -206,6 +208,31 @@ def test_two_clients_with_different_pictures_get_their_own_answers(server: Serve
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(60)))
+
+
+def test_an_upload_is_the_picture_that_was_sent(server: ServerProcess) -> None:
+    """By id and inline: the same answer at the same cost, explained alike, and one cache entry."""
+    image = drawing("green", size=(410, 390))
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0)
+    file = client.files.create(file=("a.png", data.getvalue()), purpose="vision")
+    inline, by_id = part(image), {"type": "file", "file": {"file_id": file.id}}
+    answers = [
+        chat(server, asked("What colour is the circle?", one), max_tokens=12, seed=1)
+        for one in (inline, by_id)
+    ]
+    texts = [one["choices"][0]["message"]["content"] for one in answers]
+    assert "green" in texts[0].lower()
+    assert texts[0] == texts[1]
+    assert answers[0]["usage"]["prompt_tokens"] == answers[1]["usage"]["prompt_tokens"]
+    told = explain(server, asked("What colour is the circle?", by_id))
+    assert told["prompt_tokens"] == answers[1]["usage"]["prompt_tokens"]
+    assert told["media"][0]["cached"] is True
+    client.files.delete(file.id)
+    body = {"messages": asked("x", by_id), "max_tokens": 1}
+    gone = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "file_not_found")
 
 
 def test_this_machine_cannot_be_reached_by_url(server: ServerProcess) -> None:
