@@ -91,6 +91,7 @@ class API:
         model = self._find(chat.model)
         _refuse_videos(chat)
         async with WhileConnected(request.receive):
+            chat = await self.loader.with_pages(chat, self.limits.images)
             pictures = await self.loader.load(chat)
             context = await self._measure(chat, pictures)
         budget = None if context.fits else largest_max_pixels(context, self.loader)
@@ -139,6 +140,7 @@ class API:
 
     async def _load(self, chat: ChatRequest) -> Fitted:
         """Load the pictures and, under an overflow policy, make the request fit."""
+        chat = await self.loader.with_pages(chat, self.limits.images)
         pictures = await self.loader.load(chat)
         policy = chat.overflow or self.overflow
         if policy == "error":
@@ -213,6 +215,9 @@ def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys)
     app.add_api_route("/v1/chat/completions", api.chat_completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions/explain", api.explain, methods=["POST"])
     files = FilesAPI(loader, profile.files.max_file_bytes)
+    if loader.files is not None:
+        metrics.files.set_function(loader.files.count)
+        metrics.files_bytes.set_function(loader.files.size)
     app.add_api_route("/v1/files", files.create, methods=["POST"], openapi_extra=UPLOAD_BODY)
     app.add_api_route("/v1/files", files.list)
     app.add_api_route("/v1/files/{file_id}", files.retrieve)

@@ -47,6 +47,7 @@ MEDIA_SAFETY = (
     "allowed_networks",
     "allowed_local_paths",
     "formats",
+    "max_pdf_pages",
 )
 # Options of ``--set``'s kin on the command line: plain text, not YAML.
 BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server.port"}

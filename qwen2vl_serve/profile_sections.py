@@ -380,6 +380,11 @@ class MediaSection(Section):
         description="Formats of pictures that are taken, as far as the installed Pillow decodes "
         "them; HEIC needs the extra `heif`.",
     )
+    max_pdf_pages: Annotated[int, Field(ge=0, le=512)] = Field(
+        default=16,
+        description="Most pages that one PDF may be shown by, each of them a picture; needs the "
+        "extra `pdf`. 0 refuses PDFs.",
+    )
     videos_kwargs: VideoPixels = Field(
         default=VideoPixels(), description="Bounds of a video's frames, where videos are allowed."
     )

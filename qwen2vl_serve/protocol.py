@@ -7,7 +7,7 @@ refused, never ignored. ``validation.parse_chat`` reads a body into these models
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -127,34 +127,68 @@ class ImageURL(PixelFields):
         return self.url or f"{UPLOAD}{self.file_id}"
 
 
-class ImagePart(PixelFields):
+class PictureFields(PixelFields):
+    """What stands beside a picture; of a PDF, ``pages`` are shown: ``2``, ``1-3`` or ``4-``."""
+
+    pages: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}(-([1-9][0-9]{0,4})?)?$")] | None = None
+
+
+class ImagePart(PictureFields):
     """``{"type": "image_url", "image_url": {"url": …}}``, pixel fields beside it or inside."""
 
     type: Literal["image_url"]
     image_url: ImageURL
 
     _key: str = PrivateAttr("image_url")
+    _page: bytes | None = PrivateAttr(None)
+    _further: bool = PrivateAttr(False)
 
     @property
     def key(self) -> str:
         """Under which key of the part the client put the picture."""
         return self._key
 
+    @property
+    def page(self) -> bytes | None:
+        """The picture itself, where it was drawn from a PDF."""
+        return self._page
+
+    @property
+    def further(self) -> bool:
+        """Whether it stands for one more page of the part before it, in the client's request."""
+        return self._further
+
+    def showing(self, pages: Sequence[bytes]) -> list[ImagePart]:
+        """Return parts like this one, one for each drawn page."""
+        parts: list[ImagePart] = []
+        for page in pages:
+            part = self.model_copy(update={"pages": None})
+            part._page, part._further = page, bool(parts)
+            parts.append(part)
+        return parts
+
 
 class FileReference(_Strict):
-    """OpenAI's object of an uploaded file."""
+    """OpenAI's object of an uploaded file, or of one that is sent along as a ``data:`` URL."""
 
-    file_id: NonEmpty
+    file_id: NonEmpty | None = None
+    file_data: NonEmpty | None = None
+    filename: str | None = None
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        _need_one_of(self, "file_id", "file_data")
+        return self
 
 
-class FilePart(PixelFields):
+class FilePart(PictureFields):
     """OpenAI's ``{"type": "file", "file": {"file_id": …}}``; it becomes an ``ImagePart``."""
 
     type: Literal["file"]
     file: FileReference
 
 
-class InputImagePart(PixelFields):
+class InputImagePart(PictureFields):
     """``input_image`` of OpenAI's Responses; it becomes an ``ImagePart``."""
 
     type: Literal["input_image"]
@@ -175,7 +209,7 @@ def _need_one_of(model: BaseModel, first: str, second: str) -> None:
 
 def _from_file(value: object) -> ImagePart:
     part = FilePart.model_validate(value)
-    return _image_part(part, "file", file_id=part.file.file_id)
+    return _image_part(part, "file", file_id=part.file.file_id, url=part.file.file_data)
 
 
 def _from_input_image(value: object) -> ImagePart:
@@ -184,9 +218,9 @@ def _from_input_image(value: object) -> ImagePart:
     return _image_part(part, key, url=part.image_url, file_id=part.file_id, detail=part.detail)
 
 
-def _image_part(given: PixelFields, key: str, **inside: Any) -> ImagePart:
-    sizes = given.model_dump(include=set(PixelFields.model_fields))
-    part = ImagePart(type="image_url", image_url=ImageURL(**inside), **sizes)
+def _image_part(given: PictureFields, key: str, **inside: Any) -> ImagePart:
+    beside = given.model_dump(include=set(PictureFields.model_fields))
+    part = ImagePart(type="image_url", image_url=ImageURL(**inside), **beside)
     part._key = key
     return part
 

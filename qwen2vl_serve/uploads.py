@@ -179,7 +179,7 @@ class FilesAPI:
         data = upload.file.read()
         if len(data) > self.max_file_bytes:
             raise self._too_large(len(data))
-        self.loader.inspect(data, "file")
+        self.loader.inspect_upload(data, "file")
         return store.add(data, _plain_name(upload.filename or ""), purpose, seconds)
 
     def _too_large(self, size: int) -> RequestTooLarge:

@@ -181,6 +181,9 @@ def test_the_longest_unused_makes_room_for_new_files() -> None:
         ids.append(upload(api, png("blue")).json()["id"])
         listed = requests.get(f"{api.root}/v1/files", timeout=10).json()
         assert {file["id"] for file in listed["data"]} == {ids[0], ids[2]}
+        size = sum(file["bytes"] for file in listed["data"])
+        assert "qwen2vl_files 2.0\n" in api.metrics()
+        assert f"qwen2vl_files_bytes {size:.1f}\n" in api.metrics()
         assert show(api, {"type": "file", "file": {"file_id": ids[1]}}).status_code == 404
 
 
@@ -328,6 +331,27 @@ def test_a_name_is_only_a_name(api: Running) -> None:
         head = f'--x\r\nContent-Disposition: form-data; name="file"; filename="{given}"\r\n\r\n'
         body = head.encode() + png("plum") + b"\r\n" + PURPOSE + END
         assert raw_upload(api, body).json()["filename"].strip("\\") == kept
+
+
+def test_a_pdf_is_uploaded_and_its_pages_shown(api: Running) -> None:
+    """OpenAI's own way with documents; the pages stand in the report, and too many are refused."""
+    pytest.importorskip("pypdfium2")
+    data = io.BytesIO()
+    pages = [Image.new("RGB", (300, 200), colour) for colour in ("red", "lime", "blue", "black")]
+    pages[0].save(data, "PDF", save_all=True, append_images=[*pages[1:], pages[0]])
+    document = {"type": "file", "file": {"file_id": upload(api, data.getvalue()).json()["id"]}}
+    answer = show(api, {**document, "pages": "2-3"}, {**document, "pages": "1"})
+    assert answer.status_code == 200, answer.text
+    assert [one["type"] for one in answer.json()["media"]] == ["image"] * 3
+    shown = api.engine.requests[-1].messages[0].content
+    assert [one.type for one in shown] == ["text", *["image_url"] * 3]
+    body = {"messages": [{"role": "user", "content": [{**document, "pages": "1-3"}]}]}
+    told = requests.post(f"{api.root}/v1/chat/completions/explain", json=body, timeout=20).json()
+    assert len(told["media"]) == 3
+    refused = show(api, document)
+    assert (refused.status_code, error_of(refused)["code"]) == (400, "too_many_items")
+    wrong = show(api, {**document, "pages": "one"})
+    assert error_of(wrong)["param"] == "messages[0].content[1].pages"
 
 
 def test_uploads_can_be_off() -> None:

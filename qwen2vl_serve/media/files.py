@@ -124,6 +124,14 @@ class FileStore:
             self._expire()
             return sorted(self._files.values(), key=lambda file: (-file.created_at, file.id))
 
+    def count(self) -> int:
+        """Return how many files are kept."""
+        return len(self._files)
+
+    def size(self) -> int:
+        """Return how many bytes they hold together."""
+        return self._total
+
     def delete(self, file_id: str) -> None:
         """Remove a file; raises ``NoSuchFile``."""
         with self._lock:
