@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from qwen2vl_serve.errors import (
@@ -78,7 +78,7 @@ class FilesAPI:
     async def create(self, request: Request) -> JSONResponse:
         """Take a picture and keep it for a while; the same bytes have the same id."""
         store = self._store()
-        _check_kind(request.headers.get("content-type", ""))
+        _check_kind(request.headers)
         if self._receiving >= AT_ONCE:
             raise Overloaded(f"{AT_ONCE} uploads are under way already; try again shortly.")
         self._receiving += 1
@@ -190,7 +190,13 @@ class FilesAPI:
         )
 
 
-def _check_kind(kind: str) -> None:
+def _check_kind(headers: Headers) -> None:
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise UnsupportedContentType(
+            f"The body is encoded as {encoding[:60]!r}; send it uncompressed."
+        )
+    kind = headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         raise UnsupportedContentType(
             f"The content type is {kind[:60]!r}; send multipart/form-data with file and purpose."

@@ -16,6 +16,8 @@ from typing import Any
 import openai
 import pytest
 import requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from qwen2vl_serve import uploads
@@ -298,6 +300,31 @@ def test_only_forms_are_read(api: Running, kind: str) -> None:
     """Anything else is 415."""
     answer = raw_upload(api, b"{}", kind)
     assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_content_type")
+
+
+def test_a_compressed_form_is_refused(api: Running) -> None:
+    """It could unpack to anything."""
+    headers = {"content-type": "multipart/form-data; boundary=x", "content-encoding": "gzip"}
+    answer = requests.post(f"{api.root}/v1/files", data=b"x", headers=headers, timeout=10)
+    assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_content_type")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 30))
+def test_a_mutated_form_is_kept_or_refused(api: Running, seed: int, count: int) -> None:
+    """Bytes changed, cut or doubled: a file or a 4xx in the error shape, never a 5xx."""
+    dice = random.Random(seed)
+    body = bytearray(PURPOSE + FILE + part("expires_after[seconds]", b"60") + END)
+    for _ in range(count):
+        body[dice.randrange(len(body))] = dice.randrange(256)
+    if seed % 3 == 0:
+        del body[dice.randrange(len(body)) :]
+    if seed % 5 == 0:
+        body += body[dice.randrange(len(body)) :]
+    answer = raw_upload(api, bytes(body))
+    if answer.status_code != 200:
+        assert 400 <= answer.status_code < 500
+        error_of(answer)
 
 
 @pytest.mark.parametrize("boundary", ["", "; boundary=", "; boundary=" + "x" * 999])

@@ -7,6 +7,7 @@ A file's id is the hash of its bytes. In the folder each is one file of that nam
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shutil
 import tempfile
@@ -87,7 +88,7 @@ class FileStore:
             purpose=purpose,
             bytes=len(data),
             created_at=now,
-            expires_at=int(now + kept),
+            expires_at=now + math.ceil(kept),
         )
         unfinished = self._write_aside(file, data)
         with self._lock:

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -21,6 +22,8 @@ SECONDS = 20
 """Most time for one document, start of the process included."""
 
 MEMORY_BYTES = 2 * 1024**3
+
+_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 def draw_pages(
@@ -45,7 +48,13 @@ def draw_pages(
     command = [sys.executable, "-m", "qwen2vl_serve.media.pdf", json.dumps(wish)]
     try:
         done = subprocess.run(  # noqa: S603  (our own module; the wish was validated)
-            command, input=data, capture_output=True, timeout=SECONDS, check=False
+            command,
+            input=data,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+            # Keys and tokens of the server are none of a document's business.
+            env={name: os.environ[name] for name in _VARIABLES if name in os.environ},
         )
         head, _, body = done.stdout.partition(b"\n")
         report = json.loads(head)
