@@ -36,6 +36,7 @@ from qwen2vl_serve.errors import (
     UnsupportedContentType,
     UnsupportedParameter,
 )
+from qwen2vl_serve.media.documents import Documents
 from qwen2vl_serve.media.loader import MediaLoader, Picture
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest, VideoPart
@@ -62,6 +63,7 @@ class API:
             images=profile.media.limit_mm_per_prompt.image,
             videos=profile.media.limit_mm_per_prompt.video,
         )
+        self.documents = Documents(loader, profile.media.max_pdf_pages, self.limits.images)
         self.overflow = profile.limits.overflow
         self.draining = False
 
@@ -91,7 +93,7 @@ class API:
         model = self._find(chat.model)
         _refuse_videos(chat)
         async with WhileConnected(request.receive):
-            chat = await self.loader.with_pages(chat, self.limits.images)
+            chat = await self.documents.with_pages(chat)
             pictures = await self.loader.load(chat)
             context = await self._measure(chat, pictures)
         budget = None if context.fits else largest_max_pixels(context, self.loader)
@@ -140,7 +142,7 @@ class API:
 
     async def _load(self, chat: ChatRequest) -> Fitted:
         """Load the pictures and, under an overflow policy, make the request fit."""
-        chat = await self.loader.with_pages(chat, self.limits.images)
+        chat = await self.documents.with_pages(chat)
         pictures = await self.loader.load(chat)
         policy = chat.overflow or self.overflow
         if policy == "error":
@@ -214,7 +216,7 @@ def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys)
     app.state.api = api
     app.add_api_route("/v1/chat/completions", api.chat_completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions/explain", api.explain, methods=["POST"])
-    files = FilesAPI(loader, profile.files.max_file_bytes)
+    files = FilesAPI(loader.files, api.documents.inspect, profile.files.max_file_bytes)
     if loader.files is not None:
         metrics.files.set_function(loader.files.count)
         metrics.files_bytes.set_function(loader.files.size)

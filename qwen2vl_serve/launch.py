@@ -263,7 +263,6 @@ def media_loader(profile: Profile) -> MediaLoader:
         folders=media.allowed_local_paths,
         files=_file_store(profile.files),
         formats=frozenset(name for name, ours in FORMATS.items() if ours in media.formats),
-        max_pdf_pages=media.max_pdf_pages,
     )
 
 

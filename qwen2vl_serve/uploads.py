@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,7 +28,6 @@ from qwen2vl_serve.errors import (
     UnsupportedContentType,
 )
 from qwen2vl_serve.media.files import FileStore, NoSuchFile, StoredFile
-from qwen2vl_serve.media.loader import MediaLoader
 
 PURPOSES = ("vision", "user_data")
 """What OpenAI's clients say of files that are shown to a model."""
@@ -66,10 +65,19 @@ UPLOAD_BODY = {
 
 
 class FilesAPI:
-    """The routes under ``/v1/files``, over the loader's store."""
+    """The routes under ``/v1/files``, over a store; without one they say that uploads are off.
 
-    def __init__(self, loader: MediaLoader, max_file_bytes: int) -> None:
-        self.loader = loader
+    ``inspect`` raises an ``APIError`` for bytes that are not to be kept.
+    """
+
+    def __init__(
+        self,
+        store: FileStore | None,
+        inspect: Callable[[bytes, str], object],
+        max_file_bytes: int,
+    ) -> None:
+        self.store = store
+        self.inspect = inspect
         self.max_file_bytes = max_file_bytes
         self._receiving = 0
         # Few threads: each holds a whole file while it is looked at and written.
@@ -135,9 +143,9 @@ class FilesAPI:
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
     def _store(self) -> FileStore:
-        if self.loader.files is None:
+        if self.store is None:
             raise RouteNotFound("Uploads are off: files.max_files is 0 in the server's profile.")
-        return self.loader.files
+        return self.store
 
     async def _receive(self, request: Request) -> FormData:
         """Read the form; what exceeds a small part of it waits on disk, not in memory."""
@@ -179,7 +187,7 @@ class FilesAPI:
         data = upload.file.read()
         if len(data) > self.max_file_bytes:
             raise self._too_large(len(data))
-        self.loader.inspect_upload(data, "file")
+        self.inspect(data, "file")
         return store.add(data, _plain_name(upload.filename or ""), purpose, seconds)
 
     def _too_large(self, size: int) -> RequestTooLarge:

@@ -347,7 +347,7 @@ def test_a_lists_parameters_are_checked(api: Running, query: str, param: str) ->
 
 def test_a_name_is_only_a_name(api: Running) -> None:
     """Folders and control characters are dropped; the name leads nowhere."""
-    for given, kept in (
+    for name, kept in (
         ("../../etc/passwd", "passwd"),
         ("C:\\x\\b.png", "b.png"),
         ("a\x01\u202eb.png", "ab.png"),
@@ -355,7 +355,7 @@ def test_a_name_is_only_a_name(api: Running) -> None:
         ("..", ".."),
         ("/", "file"),
     ):
-        head = f'--x\r\nContent-Disposition: form-data; name="file"; filename="{given}"\r\n\r\n'
+        head = f'--x\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
         body = head.encode() + png("plum") + b"\r\n" + PURPOSE + END
         assert raw_upload(api, body).json()["filename"].strip("\\") == kept
 

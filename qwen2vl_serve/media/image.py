@@ -133,7 +133,8 @@ def _unreadable(data: bytes, param: str, formats: Collection[str]) -> InvalidIma
         return _invalid(param)
     held = f"holds {FORMATS.get(kind, kind)} data" if kind else "holds no picture"
     named = ", ".join(FORMATS[name] for name in formats) or "no format at all"
-    return InvalidImage(f"{param} {held}; this server takes {named}.", param=param)
+    hint = ' Of a PDF say which pages to show: pages, as "1-3".' if kind == "PDF" else ""
+    return InvalidImage(f"{param} {held}; this server takes {named}.{hint}", param=param)
 
 
 def file_kind(data: bytes) -> str | None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from blake3 import blake3
@@ -22,18 +21,14 @@ from qwen2vl_serve.errors import (
     ImageDownloadTimeout,
     InvalidImage,
     InvalidImageURL,
-    InvalidValue,
-    TooManyItems,
     UnknownFile,
 )
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
 from qwen2vl_serve.media.files import FileStore
-from qwen2vl_serve.media.image import FORMATS, Header, decode, file_kind, read_header
-from qwen2vl_serve.media.pdf import draw_pages
+from qwen2vl_serve.media.image import FORMATS, Header, decode, read_header
 from qwen2vl_serve.media.sizing import Bounds, Sizing, shrunk, size_for
 from qwen2vl_serve.media.sources import DataURLError, Sources, UnknownFileID
 from qwen2vl_serve.protocol import ChatRequest, ImagePart
-from qwen2vl_serve.vision import FACTOR
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +36,6 @@ KNOWN_KEYS = 65_536
 """How many keys are remembered as decodable; 64 hex digits and a size each."""
 
 DECODE_THREADS = 4
-
-PDF_PROCESSES = 2
 
 
 @dataclass(slots=True)
@@ -97,8 +90,7 @@ class MediaLoader:
     """Loads what requests show; one for a server.
 
     ``folders`` are those that ``file:`` addresses may lead into, ``files`` what clients uploaded,
-    ``formats`` the kinds of pictures that are taken, by Pillow's names; of a PDF at most
-    ``max_pdf_pages`` are drawn, with 0 none is taken.
+    ``formats`` the kinds of pictures that are taken, by Pillow's names.
     """
 
     def __init__(
@@ -110,66 +102,15 @@ class MediaLoader:
         folders: Sequence[str] = (),
         files: FileStore | None = None,
         formats: Collection[str] = FORMATS.keys(),
-        max_pdf_pages: int = 0,
     ) -> None:
         self.fetcher = fetcher
         self.sources = Sources(fetcher, folders, files)
         self.files = files
         self.formats = formats
-        self.max_pdf_pages = max_pdf_pages
         self.bounds = bounds
         self._max_image_pixels = max_image_pixels
         self._known: OrderedDict[str, None] = OrderedDict()
         self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
-        # Apart from the decoders: one document may take its whole time.
-        self._drawers = ThreadPoolExecutor(PDF_PROCESSES, thread_name_prefix="pdf")
-
-    async def with_pages(self, request: ChatRequest, most: int) -> ChatRequest:
-        """Return ``request`` with each PDF's pages as pictures of their own.
-
-        Looked at is what may be one: a part with ``pages``, a ``file``, a ``data:`` URL of that
-        type, an address that ends in ``.pdf``.
-
-        Raises:
-            RequestError: it cannot be fetched or drawn, or makes more than ``most`` pictures.
-        """
-        shown = [(m, p, part) for m, p, part in _pictures(request) if _may_be_pdf(part)]
-        if not shown:
-            return request
-        messages = list(request.messages)
-        for m, p, part in reversed(shown):  # from the end, so that places stay what they are
-            pages = await self._pages(part, f"messages[{m}].content[{p}].{part.key}")
-            content = [*messages[m].content]
-            content[p : p + 1] = pages
-            messages[m] = messages[m].model_copy(update={"content": content})
-        expanded = request.model_copy(update={"messages": messages})
-        count = sum(1 for _ in _pictures(expanded))
-        if count > most:
-            raise TooManyItems(
-                f"messages hold {count} images, each page of a PDF counted as one; at most {most} "
-                'per request: name fewer pages, as "1-3", or raise '
-                "media.limit_mm_per_prompt.image in the server's profile.",
-                param="messages",
-            )
-        return expanded
-
-    async def _pages(self, part: ImagePart, param: str) -> list[ImagePart]:
-        data = await self._bytes(part.image_url.address, param)
-        if file_kind(data) != "PDF":
-            if part.pages is not None:
-                raise InvalidValue(f"{param} is no PDF; leave pages out.", param=param)
-            return [part]
-        if self.max_pdf_pages == 0:
-            self.inspect(data, param)  # says what is taken instead
-        draw = partial(
-            draw_pages,
-            max_pages=self.max_pdf_pages,
-            max_pixels=self.bounds.limits.max_pixels,
-            param=param,
-        )
-        loop = asyncio.get_running_loop()
-        drawn = await loop.run_in_executor(self._drawers, draw, data, part.pages)
-        return part.showing(drawn)
 
     async def load(self, request: ChatRequest) -> Sequence[Picture]:
         """Return the pictures of ``request`` in the order of its text.
@@ -200,16 +141,10 @@ class MediaLoader:
         """Close connections and threads."""
         await self.sources.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._drawers.shutdown(wait=False, cancel_futures=True)
 
     async def _picture(self, part: ImagePart, param: str, request: ChatRequest) -> Picture:
         if part.page is None:
-            data = await self._bytes(part.image_url.address, param)
-            if self.max_pdf_pages and file_kind(data) == "PDF":
-                raise InvalidImage(
-                    f'{param} holds a PDF; say which pages are to be shown: pages, as "1-3".',
-                    param=param,
-                )
+            data = await self.read(part.image_url.address, param)
             header = self.inspect(data, param)
         else:
             data = part.page
@@ -235,18 +170,15 @@ class MediaLoader:
         """
         return read_header(data, self._max_image_pixels, param, self.formats)
 
-    def inspect_upload(self, data: bytes, param: str) -> None:
-        """See that a file is a picture, or a PDF, that this server can show; may take seconds.
+    async def read(self, address: str, param: str) -> bytes:
+        """Return the bytes at an address, wherever it leads.
 
         Raises:
-            RequestError: it is not.
+            InvalidImage: a malformed ``data:`` URL.
+            InvalidImageURL: blocked, missing or out of reach, which are not told apart.
+            ImageDownloadTimeout: the other side was too slow.
+            UnknownFile: no such upload.
         """
-        if file_kind(data) == "PDF" and self.max_pdf_pages:
-            draw_pages(data, "1", max_pages=1, max_pixels=FACTOR**2, param=param)
-        else:
-            self.inspect(data, param)
-
-    async def _bytes(self, address: str, param: str) -> bytes:
         try:
             return await self.sources.read(address)
         except DataURLError as error:
@@ -273,27 +205,11 @@ class MediaLoader:
 
 
 def _images(request: ChatRequest) -> Iterator[tuple[ImagePart, str]]:
-    further: Counter[int] = Counter()
-    for m, p, part in _pictures(request):
-        # Errors name the client's places, which the further pages of a PDF have moved.
-        further[m] += part.further
-        yield part, f"messages[{m}].content[{p - further[m]}].{part.key}"
-
-
-def _pictures(request: ChatRequest) -> Iterator[tuple[int, int, ImagePart]]:
-    """Yield each picture with the places of its message and of its part."""
     for m, message in enumerate(request.messages):
         if message.role == "user" and not isinstance(message.content, str):
+            further = 0
             for p, part in enumerate(message.content):
                 if isinstance(part, ImagePart):
-                    yield m, p, part
-
-
-def _may_be_pdf(part: ImagePart) -> bool:
-    address = part.image_url.address
-    return (
-        part.pages is not None
-        or part.key == "file"
-        or address[:20].lower() == "data:application/pdf"
-        or address[-4:].lower() == ".pdf"
-    )
+                    # Errors name the client's places, which the pages of a PDF have moved.
+                    further += part.further
+                    yield part, f"messages[{m}].content[{p - further}].{part.key}"

@@ -1,11 +1,8 @@
-"""PDFs: their pages are pictures, and whatever is wrong with one stays with it."""
+"""Drawing a PDF: its pages in order, and whatever is wrong with one stays with it."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import io
-import json
 import random
 import sys
 from typing import Any
@@ -15,18 +12,11 @@ from PIL import Image
 
 from qwen2vl_serve.errors import InvalidImage, InvalidValue, RequestError, TooManyItems
 from qwen2vl_serve.media import pdf
-from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
-from qwen2vl_serve.media.files import FileStore
-from qwen2vl_serve.media.loader import MediaLoader, Picture
 from qwen2vl_serve.media.pdf import draw_pages
-from qwen2vl_serve.protocol import ChatRequest
-from qwen2vl_serve.validation import RequestLimits, parse_chat
-from tests.media.test_loader import BOUNDS, data_url, part
 
 pytest.importorskip("pypdfium2")
 
 COLOURS = ["red", "lime", "blue", "black"]
-LIMITS = RequestLimits(max_messages=99, max_n=1, max_tokens=None, images=99, videos=0)
 
 
 def document(*colours: str, size: tuple[int, int] = (300, 200)) -> bytes:
@@ -38,10 +28,6 @@ def document(*colours: str, size: tuple[int, int] = (300, 200)) -> bytes:
 
 
 PDF = document(*COLOURS)
-
-
-def pdf_url(data: bytes) -> str:
-    return "data:application/pdf;base64," + base64.b64encode(data).decode()
 
 
 def drawn(data: bytes, pages: str | None, most: int = 9, pixels: int = 60_000) -> list[Image.Image]:
@@ -140,96 +126,3 @@ def test_a_mutated_document_gives_pages_or_a_clear_error() -> None:
             assert all(one.width for one in drawn(bytes(data), "1-2"))
         except RequestError as error:
             assert error.code in ("invalid_image", "invalid_value")
-
-
-class Loading:
-    """A loader that draws PDFs, as the application uses it."""
-
-    def __init__(self, max_pdf_pages: int = 8, files: FileStore | None = None) -> None:
-        self.loader = MediaLoader(
-            Fetcher(FetchPolicy()), BOUNDS, 10**8, files=files, max_pdf_pages=max_pdf_pages
-        )
-
-    def load(self, *parts: dict[str, Any], most: int = 9) -> tuple[ChatRequest, list[Picture]]:
-        async def load() -> tuple[ChatRequest, list[Picture]]:
-            chat = await self.loader.with_pages(request, most)
-            return chat, list(await self.loader.load(chat))
-
-        body = {"messages": [{"role": "user", "content": list(parts)}]}
-        request = parse_chat(json.dumps(body).encode(), LIMITS)
-        return asyncio.run(load())
-
-
-TEXT = {"type": "text", "text": "x"}
-
-
-@pytest.mark.parametrize(
-    "shown",
-    [
-        part(pdf_url(PDF), pages="2-3"),
-        part("data:;base64," + pdf_url(PDF).partition(",")[2], pages="2-3"),
-        {"type": "input_image", "image_url": pdf_url(PDF), "pages": "2-3"},
-        {"type": "file", "file": {"file_data": pdf_url(PDF), "filename": "a.pdf"}, "pages": "2-3"},
-    ],
-    ids=["image_url", "by its bytes", "input_image", "file"],
-)
-def test_each_page_is_a_picture_of_the_request(shown: dict[str, Any]) -> None:
-    """In the place of the document, in order, with a part for each that an engine will count."""
-    chat, pictures = Loading().load(part(data_url("red")), TEXT, shown, TEXT)
-    kinds = [one.type for one in chat.messages[0].content]  # type: ignore[union-attr]
-    assert kinds == ["image_url", "text", "image_url", "image_url", "text"]
-    assert [colour(one.pixels()[100, 100]) for one in pictures] == ["red", "lime", "blue"]
-    assert len({one.key for one in pictures}) == 3
-
-
-def test_sizes_hold_for_each_page() -> None:
-    """Fields beside the document bound each of its pages."""
-    _, pictures = Loading().load(part(pdf_url(PDF), max_pixels=20_000))
-    assert len(pictures) == 4
-    assert all(one.sizing.height * one.sizing.width <= 20_000 for one in pictures)
-
-
-def test_pages_count_as_pictures() -> None:
-    """Together with the others of the request, against the same limit."""
-    Loading().load(part(data_url("red")), part(pdf_url(PDF)), most=5)
-    with pytest.raises(TooManyItems) as caught:
-        Loading().load(part(data_url("red")), part(pdf_url(PDF)), most=4)
-    assert "5 images" in caught.value.message
-
-
-def test_errors_name_the_clients_places() -> None:
-    """A document of four pages does not move what comes after it."""
-    with pytest.raises(InvalidImage) as caught:
-        Loading().load(part(pdf_url(PDF)), TEXT, part("data:;base64,AAAA"))
-    assert caught.value.param == "messages[0].content[2].image_url"
-
-
-def test_pages_of_a_picture_are_refused() -> None:
-    """Not ignored: the client took it for something else."""
-    with pytest.raises(InvalidValue, match="no PDF"):
-        Loading().load(part(data_url("red"), pages="1"))
-
-
-def test_a_pdf_that_is_not_drawn_is_named() -> None:
-    """Switched off: what is taken instead; sent as an ordinary picture: what to say."""
-    with pytest.raises(InvalidImage, match="holds PDF data; this server takes JPEG"):
-        Loading(max_pdf_pages=0).load(part(pdf_url(PDF)))
-    disguised = "data:image/png;base64," + pdf_url(PDF).partition(",")[2]
-    with pytest.raises(InvalidImage, match="holds a PDF; say which pages"):
-        Loading().load(part(disguised))
-
-
-def test_a_pdf_can_be_uploaded(tmp_path: Any) -> None:
-    """It is drawn once to see that it can be, and shown by its id like a picture."""
-    store = FileStore(tmp_path, max_files=9, max_bytes=10**6, ttl_seconds=99)
-    loading = Loading(files=store)
-    loading.loader.inspect_upload(PDF, "file")
-    for data in (b"%PDF-1.7", b"hello"):
-        with pytest.raises(InvalidImage):
-            loading.loader.inspect_upload(data, "file")
-    with pytest.raises(InvalidImage):
-        Loading(max_pdf_pages=0).loader.inspect_upload(PDF, "file")
-    file = store.add(PDF, "a.pdf", "user_data")
-    _, pictures = loading.load({"type": "file", "file": {"file_id": file.id}})
-    assert len(pictures) == 4
-    store.close()
