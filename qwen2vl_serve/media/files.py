@@ -146,11 +146,13 @@ class FileStore:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def _find(self, file_id: str) -> StoredFile:
-        self._expire()
-        try:
-            return self._files[file_id]
-        except KeyError:
-            raise NoSuchFile(file_id) from None
+        file = self._files.get(file_id)
+        if file is not None and file.expires_at <= time.time():
+            self._remove(file)
+            file = None
+        if file is None:
+            raise NoSuchFile(file_id)
+        return file
 
     def _write_aside(self, file: StoredFile, data: bytes) -> Path:
         head = file.model_dump_json().encode() + b"\n"
@@ -167,7 +169,8 @@ class FileStore:
 
     def _prepared_folder(self) -> Path:
         with self._lock:
-            if self._folder is None:
+            # Systems clear away temporary folders that lay idle for long.
+            if self._folder is None or (self._temporary and not self._folder.is_dir()):
                 self._folder = Path(tempfile.mkdtemp(prefix="qwen2vl-files-"))
             return self._folder
 

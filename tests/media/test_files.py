@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import stat
 import threading
 from collections.abc import Callable
@@ -229,7 +230,12 @@ def test_without_a_folder_nothing_survives_the_server(
     assert list(tmp_path.iterdir()) == []
     file = one.add(b"abc", "a", "vision")
     assert one.read(file.id) == b"abc"
-    assert len(list(tmp_path.iterdir())) == 1
+    (folder,) = tmp_path.iterdir()
+    shutil.rmtree(folder)
+    other = one.add(b"abd", "a", "vision")
+    assert one.read(other.id) == b"abd", "though the folder was cleared away in between"
+    with pytest.raises(NoSuchFile):
+        one.read(file.id)
     one.close()
     assert list(tmp_path.iterdir()) == []
 
