@@ -21,6 +21,7 @@
         │   ├── InvalidImageURL    400  invalid_image_url
         │   ├── ImageDownloadTimeout 400 image_download_timeout
         │   ├── InvalidVideo       400  invalid_video
+        │   ├── VideoTooLarge      400  video_too_large
         │   ├── ContextLengthExceeded 400 context_length_exceeded
         │   ├── ModelNotFound      404  model_not_found
         │   ├── RouteNotFound      404  not_found
@@ -164,6 +165,12 @@ class InvalidVideo(RequestError):
     """A video cannot be decoded or is of a kind that is not served."""
 
     code = "invalid_video"
+
+
+class VideoTooLarge(RequestError):
+    """A video of more bytes, frames or pixels than the profile lets be decoded, or too slow to."""
+
+    code = "video_too_large"
 
 
 class ContextLengthExceeded(RequestError):

@@ -106,14 +106,30 @@ class ImagePart(PixelFields):
     image_url: ImageURL
 
 
-class VideoURL(_Strict):
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class VideoFields(PixelFields):
+    """Which frames of a video the model shall see, and how large; names of qwen_vl_utils.
+
+    ``min_pixels`` and ``max_pixels`` bound one frame, ``total_pixels`` all of them together.
+    """
+
+    fps: Rate | None = None
+    nframes: Annotated[int, Field(ge=2)] | None = None
+    min_frames: Positive | None = None
+    max_frames: Annotated[int, Field(ge=2)] | None = None
+    total_pixels: Positive | None = None
+
+
+class VideoURL(VideoFields):
     """Address of a video, or its frames as ``data:video/jpeg;base64,<f1>,<f2>…``."""
 
     url: Annotated[str, Field(min_length=1)]
 
 
-class VideoPart(_Strict):
-    """``{"type": "video_url", "video_url": {"url": …}}``."""
+class VideoPart(VideoFields):
+    """``{"type": "video_url", "video_url": {"url": …}}``, video fields beside it or inside."""
 
     type: Literal["video_url"]
     video_url: VideoURL
@@ -121,6 +137,23 @@ class VideoPart(_Strict):
 
 def _content_kind(value: object) -> str:
     return "@text" if isinstance(value, str) else "@parts"
+
+
+MediaURL = Annotated[str, Field(min_length=1)]
+
+
+class FramesPart(VideoFields):
+    """``{"type": "video", "video": [url, …]}``: a video as its frames, in their order.
+
+    Of frames ``fps`` is the rate at which they were taken. One address is a video's.
+    """
+
+    type: Literal["video"]
+    video: Annotated[
+        Annotated[MediaURL, Tag("@text")]
+        | Annotated[list[MediaURL], Field(min_length=1), Tag("@parts")],
+        Discriminator(_content_kind),
+    ]
 
 
 def _part_kind(value: object) -> str | None:
@@ -137,7 +170,8 @@ def _role(value: object) -> str | None:
 UserPart = Annotated[
     Annotated[TextPart, Tag("@text")]
     | Annotated[ImagePart, Tag("@image_url")]
-    | Annotated[VideoPart, Tag("@video_url")],
+    | Annotated[VideoPart, Tag("@video_url")]
+    | Annotated[FramesPart, Tag("@video")],
     Discriminator(_part_kind),
 ]
 OnlyTextPart = Annotated[Annotated[TextPart, Tag("@text")], Discriminator(_part_kind)]
@@ -216,10 +250,15 @@ class StreamOptions(_Strict):
 
 
 class MMProcessorKwargs(_Strict):
-    """vLLM's way to bound every picture of a request, in pixels."""
+    """vLLM's way to speak of every picture and video of a request at once."""
 
     min_pixels: Positive | None = None
     max_pixels: Positive | None = None
+    fps: Rate | None = None
+    nframes: Annotated[int, Field(ge=2)] | None = None
+    min_frames: Positive | None = None
+    max_frames: Annotated[int, Field(ge=2)] | None = None
+    total_pixels: Positive | None = None
 
 
 Overflow = Literal["error", "shrink", "drop_oldest_images"]
