@@ -37,7 +37,9 @@ from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.loader import MediaLoader
+from qwen2vl_serve.media.sampling import FPS, MAX_FRAMES, FrameRules
 from qwen2vl_serve.media.sizing import Bounds
+from qwen2vl_serve.media.video import VideoLimits
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.vision import PixelBudget
 
@@ -134,7 +136,7 @@ class _Server:
         start_engine = self._import_engine()
         try:
             loader = media_loader(self.profile)
-            async with start_engine(self.profile, loader.fetcher) as engine:
+            async with start_engine(self.profile) as engine:
                 try:
                     return await self._serve(engine, loader, begun)
                 finally:
@@ -249,7 +251,23 @@ def media_loader(profile: Profile) -> MediaLoader:
         default=PixelBudget(media.min_pixels, media.max_pixels),
         limits=PixelBudget(media.least_pixels, media.most_pixels),
     )
-    return MediaLoader(Fetcher(policy), bounds, media.max_image_pixels)
+    frames, sampling = media.videos_kwargs, media.media_io_kwargs.video
+    frame_rules = FrameRules(
+        bounds=Bounds(
+            default=PixelBudget(frames.min_pixels, frames.max_pixels),
+            limits=PixelBudget(frames.least_pixels, frames.most_pixels),
+        ),
+        total_pixels=frames.total_pixels,
+        fps=FPS if sampling.fps is None else sampling.fps,
+        max_frames=MAX_FRAMES if sampling.num_frames is None else sampling.num_frames,
+    )
+    video_limits = VideoLimits(
+        max_bytes=media.max_video_bytes,
+        max_frames=media.max_video_frames,
+        max_pixels=media.max_video_pixels,
+        seconds=media.video_decode_seconds,
+    )
+    return MediaLoader(Fetcher(policy), bounds, media.max_image_pixels, frame_rules, video_limits)
 
 
 def server_url(profile: Profile) -> str:

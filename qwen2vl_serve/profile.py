@@ -38,6 +38,10 @@ REHEARSAL_KV_BYTES = 1024**3
 # What a rehearsal keeps of the profile's media section beside the counts.
 MEDIA_SAFETY = (
     "max_image_pixels",
+    "max_video_bytes",
+    "max_video_frames",
+    "max_video_pixels",
+    "video_decode_seconds",
     "max_download_bytes",
     "download_seconds",
     "allowed_ports",
@@ -139,14 +143,18 @@ class Profile(Section):
         return {name: value for name, value in arguments.items() if value is not None}
 
     def _mm_processor_kwargs(self) -> dict[str, Any]:
-        # Pictures arrive resized; these bounds are what vLLM reserves memory for.
+        # Pictures and frames arrive resized; these bounds are what vLLM reserves memory for.
         bounds: dict[str, Any] = {
             "min_pixels": self.media.least_pixels,
             "max_pixels": self.media.most_pixels,
         }
         if self.media.limit_mm_per_prompt.video:
             # Bounds at the top apply to frames as well, unless frames have their own.
-            bounds["videos_kwargs"] = self.media.videos_kwargs.model_dump()
+            frames = self.media.videos_kwargs
+            bounds["videos_kwargs"] = {
+                "min_pixels": frames.least_pixels,
+                "max_pixels": frames.most_pixels,
+            }
         return bounds
 
     def environment(self) -> dict[str, str]:

@@ -55,11 +55,22 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def _refuse_disorder(min_pixels: int, max_pixels: int, section: str) -> None:
-    if min_pixels > max_pixels:
+def _refuse_bad_bounds(bounds: MediaSection | VideoPixels, section: str) -> None:
+    if bounds.min_pixels > bounds.max_pixels:
         raise contradiction(
-            f"is {min_pixels}, above max_pixels {max_pixels}; lower one or raise the other",
+            f"is {bounds.min_pixels}, above max_pixels {bounds.max_pixels}; lower one or raise "
+            "the other",
             f"{section}.min_pixels",
+        )
+    if bounds.least_pixels > bounds.min_pixels:
+        raise contradiction(
+            f"is {bounds.least_pixels}, above min_pixels {bounds.min_pixels}; lower it",
+            f"{section}.client_min_pixels",
+        )
+    if bounds.most_pixels < bounds.max_pixels:
+        raise contradiction(
+            f"is {bounds.most_pixels}, below max_pixels {bounds.max_pixels}; raise it",
+            f"{section}.client_max_pixels",
         )
 
 
@@ -286,10 +297,12 @@ class VideoIO(Section):
     """How frames are taken from a video."""
 
     fps: Annotated[float, Field(gt=0, le=30)] | None = Field(
-        default=None, description="Frames taken a second. Unset: 2."
+        default=None,
+        description="Frames taken a second, where a request says nothing. Unset: 2.",
     )
-    num_frames: Positive | None = Field(
-        default=None, description="Most frames of a list that is sent frame by frame. Unset: 32."
+    num_frames: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="Most frames that the model sees of one video. Unset: 768, as qwen-vl-utils.",
     )
 
 
@@ -311,10 +324,33 @@ class VideoPixels(Section):
         description="Larger frames are reduced to at most this many pixels; two frames of "
         "28 × 28 pixels become one token.",
     )
+    client_min_pixels: Positive | None = Field(
+        default=None,
+        description="Least that a request's own fields may ask of a frame. Unset: `min_pixels`.",
+    )
+    client_max_pixels: Positive | None = Field(
+        default=None,
+        description="Most that a request's own fields may ask of a frame. Unset: `max_pixels`.",
+    )
+    total_pixels: Positive = Field(
+        default=int(128_000 * 28 * 28 * 0.9),
+        description="Most pixels that all frames of one video share; many frames are reduced so "
+        "far, but not below 1.05 × `min_pixels` each.",
+    )
+
+    @property
+    def least_pixels(self) -> int:
+        """Lower bound of a frame's pixels, whatever a request asks for."""
+        return self.min_pixels if self.client_min_pixels is None else self.client_min_pixels
+
+    @property
+    def most_pixels(self) -> int:
+        """Upper bound of a frame's pixels, whatever a request asks for."""
+        return self.max_pixels if self.client_max_pixels is None else self.client_max_pixels
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
-        _refuse_disorder(self.min_pixels, self.max_pixels, "media.videos_kwargs")
+        _refuse_bad_bounds(self, "media.videos_kwargs")
         return self
 
 
@@ -346,6 +382,20 @@ class MediaSection(Section):
     max_image_pixels: Positive = Field(
         default=100_000_000,
         description="Largest picture that is decoded, in pixels of the file.",
+    )
+    max_video_bytes: Positive = Field(
+        default=64 * 1024 * 1024,
+        description="Largest video in bytes, from wherever it comes; of a list, its frames' sum.",
+    )
+    max_video_frames: Positive = Field(
+        default=18_000, description="Longest video that is decoded, in frames of the file."
+    )
+    max_video_pixels: Positive = Field(
+        default=4096 * 2304,
+        description="Largest video that is decoded, in pixels of one frame of the file.",
+    )
+    video_decode_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=30.0, description="Time for decoding one video."
     )
     max_download_bytes: Positive = Field(
         default=32 * 1024 * 1024, description="Largest file that is fetched by URL, in bytes."
@@ -392,17 +442,7 @@ class MediaSection(Section):
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
-        _refuse_disorder(self.min_pixels, self.max_pixels, "media")
-        if self.least_pixels > self.min_pixels:
-            raise contradiction(
-                f"is {self.least_pixels}, above min_pixels {self.min_pixels}; lower it",
-                "media.client_min_pixels",
-            )
-        if self.most_pixels < self.max_pixels:
-            raise contradiction(
-                f"is {self.most_pixels}, below max_pixels {self.max_pixels}; raise it",
-                "media.client_max_pixels",
-            )
+        _refuse_bad_bounds(self, "media")
         return self
 
 

@@ -23,13 +23,10 @@ FRAME_FACTOR = 2
 
 @dataclass(frozen=True, slots=True)
 class PixelBudget:
-    """Bounds of a resized picture, in pixels (height × width).
-
-    ``max_pixels`` may be a fraction: what a video's frames share is divided among them.
-    """
+    """Bounds of a resized picture, in pixels (height × width)."""
 
     min_pixels: int
-    max_pixels: float
+    max_pixels: int
 
 
 def smart_resize(

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-from qwen2vl_serve.engine import Picture, ServedModel
+from qwen2vl_serve.engine import Medium, ServedModel
 from qwen2vl_serve.errors import EngineUnavailable
 from qwen2vl_serve.protocol import ChatRequest
 
@@ -34,7 +34,7 @@ class FakeEngine:
         return "fake 1"
 
     async def complete(
-        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str
     ) -> bytes:
         words = [word async for word in self._words(request)]
         message = {"role": "assistant", "content": "".join(words)}
@@ -43,7 +43,7 @@ class FakeEngine:
         return json.dumps(answer | {"created": 1, "model": "demo"}).encode()
 
     async def stream(
-        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str
     ) -> AsyncGenerator[str, None]:
         async for word in self._words(request):
             choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
@@ -51,7 +51,7 @@ class FakeEngine:
             yield json.dumps(chunk | {"created": 1, "model": "demo", "choices": [choice]})
 
     def count_tokens(self, request: ChatRequest) -> int:
-        """A token a word, a token a picture."""
+        """A token a word, a token a picture, a token a video."""
         parts = [
             part
             for message in request.messages

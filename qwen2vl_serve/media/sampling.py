@@ -21,11 +21,19 @@ from qwen2vl_serve.media.sizing import (
     shrunk,
 )
 from qwen2vl_serve.media.video import VideoHeader
-from qwen2vl_serve.protocol import ChatRequest, FramesPart, MMProcessorKwargs, VideoFields, VideoPart
+from qwen2vl_serve.protocol import (
+    ChatRequest,
+    FramesPart,
+    MMProcessorKwargs,
+    VideoFields,
+    VideoPart,
+)
 from qwen2vl_serve.vision import FRAME_FACTOR, PixelBudget, smart_resize
 
+# ``FPS``, ``FPS_MIN_FRAMES`` and ``FPS_MAX_FRAMES`` of qwen_vl_utils.
+FPS = 2.0
 MIN_FRAMES = 4
-"""``FPS_MIN_FRAMES`` of qwen_vl_utils: fewer are taken only of shorter videos."""
+MAX_FRAMES = 768
 
 LISTED_FACTOR = 56
 """qwen_vl_utils brings each frame of a list to multiples of 56 before it sizes the video."""
@@ -113,9 +121,7 @@ def wishes(
     return VideoFields.model_construct(**asked)
 
 
-def sample_file(
-    header: VideoHeader, wish: VideoFields, rules: FrameRules, param: str
-) -> Sampling:
+def sample_file(header: VideoHeader, wish: VideoFields, rules: FrameRules, param: str) -> Sampling:
     """Return the sampling of a video file.
 
     Raises:
@@ -128,9 +134,7 @@ def sample_file(
     return Sampling(count, shape, sizing, listed=False, fewer=fewer)
 
 
-def sample_list(
-    header: VideoHeader, wish: VideoFields, rules: FrameRules, param: str
-) -> Sampling:
+def sample_list(header: VideoHeader, wish: VideoFields, rules: FrameRules, param: str) -> Sampling:
     """Return the sampling of a list of frames: all of them, the last twice to be even.
 
     Raises:
@@ -206,7 +210,7 @@ def listed_size(
         high = _LISTED.max_pixels if wish.max_pixels is None else wish.max_pixels
         low = _LISTED.min_pixels if wish.min_pixels is None else wish.min_pixels
         high = max(high, limits.min_pixels)
-        low = int(min(low, high, max(limits.max_pixels, _LISTED.min_pixels)))
+        low = min(low, high, max(limits.max_pixels, _LISTED.min_pixels))
         return smart_resize(*shape, PixelBudget(low, high), LISTED_FACTOR)
     except ValueError as error:
         raise _too_narrow(error, param) from None
@@ -227,13 +231,14 @@ def _frame_size(
         asked_low, asked_high, asked_total = wish.min_pixels, wish.max_pixels, wish.total_pixels
         ceiling = default.max_pixels if asked_high is None else limits.max_pixels
         low = default.min_pixels if asked_low is None else asked_low
-        low = int(min(max(low, limits.min_pixels), limits.max_pixels))
+        low = min(max(low, limits.min_pixels), limits.max_pixels)
         total = min(rules.total_pixels, asked_total or rules.total_pixels)
-        high = max(min(ceiling, total / count * FRAME_FACTOR), int(low * 1.05))
+        high: float = max(min(ceiling, total / count * FRAME_FACTOR), int(low * 1.05))
         if asked_high is not None:
             high = max(min(asked_high, high), limits.min_pixels)
-            low = int(min(low, high))
-        height, width = smart_resize(*shape, PixelBudget(low, high))
+            low = min(low, int(high))
+        budget = PixelBudget(low, high)  # type: ignore[arg-type]  # a share may be a fraction
+        height, width = smart_resize(*shape, budget)
         # The processor behind us, which has the limits, would resize again.
         height, width = smart_resize(height, width, limits)
     except ValueError as error:

@@ -91,9 +91,7 @@ def brought_within(height: int, width: int, limits: PixelBudget) -> Sizing:
     return Sizing(*size, clamped=size != wanted)
 
 
-def shrunk(
-    shape: tuple[int, int], sizing: Sizing, max_pixels: int, bounds: Bounds
-) -> Sizing:
+def shrunk(shape: tuple[int, int], sizing: Sizing, max_pixels: int, bounds: Bounds) -> Sizing:
     """Return ``sizing``, or where it exceeds ``max_pixels`` the size of ``shape`` under them.
 
     ``shape`` is the (height, width) before the model's size was chosen.

@@ -14,6 +14,7 @@ import numpy as np
 
 from qwen2vl_serve.errors import APIError, InvalidVideo, VideoTooLarge
 from qwen2vl_serve.media import image
+from qwen2vl_serve.vision import FRAME_FACTOR
 
 CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"})
 """FFmpeg's names of what is decoded; its many other decoders are never given a stranger's bytes."""
@@ -73,24 +74,19 @@ def read_header(data: bytes, limits: VideoLimits, param: str) -> VideoHeader:
 
 
 def decode(
-    data: bytes,
-    total: int,
-    count: int,
-    size: tuple[int, int],
-    limits: VideoLimits,
-    param: str,
+    data: bytes, indices: Sequence[int], size: tuple[int, int], limits: VideoLimits, param: str
 ) -> np.ndarray:
-    """Return ``count`` of ``total`` frames at ``size`` (height, width), uint8 [count, h, w, 3] RGB.
+    """Return the frames at ``indices``, ascending, as RGB, uint8 [frames, height, width, 3].
 
-    Frames are spread evenly from the first to the last and resized as by qwen_vl_utils 0.0.14
-    (``fetch_video``), upright.
+    They stand upright and are brought to ``size`` (height, width) as by qwen_vl_utils 0.0.14
+    (``fetch_video``).
 
     Raises:
         InvalidVideo: the data is damaged; no frame is ever made up for a missing one.
         VideoTooLarge: it takes longer than ``limits.seconds``.
     """
     deadline = _Deadline(limits, param)
-    wanted = frame_indices(total, count)
+    count = len(indices)
     frames = np.empty((count, *size, 3), np.uint8)
     filled, shape = 0, None
     with _opened(data, limits, param) as (container, stream):
@@ -99,7 +95,7 @@ def decode(
             shape = shape or (frame.width, frame.height)
             if frame.is_corrupt or shape != (frame.width, frame.height):
                 raise _invalid(param)
-            while filled < count and wanted[filled] == number:
+            while filled < count and indices[filled] == number:
                 frames[filled] = resize(_upright(frame), size)
                 filled += 1
             if filled == count:
@@ -130,13 +126,12 @@ def read_listed_header(
 
 def decode_listed(
     frames: Sequence[bytes],
-    count: int,
     shape: tuple[int, int],
     size: tuple[int, int],
     limits: VideoLimits,
     param: str,
 ) -> np.ndarray:
-    """Return a list's frames, uint8 [count, h, w, 3] RGB; the last fills up to ``count``.
+    """Return a list's frames as RGB, uint8 [frames, h, w, 3]; an odd one out is taken twice.
 
     As by qwen_vl_utils 0.0.14: each is brought to ``shape`` by Pillow, then to ``size``.
 
@@ -145,7 +140,7 @@ def decode_listed(
         VideoTooLarge: it takes longer than ``limits.seconds``.
     """
     deadline = _Deadline(limits, param)
-    made = np.empty((count, *size, 3), np.uint8)
+    made = np.empty((len(frames) + len(frames) % FRAME_FACTOR, *size, 3), np.uint8)
     for number, data in enumerate(frames):
         deadline.check()
         made[number] = resize(image.decode(data, shape, f"{param}[{number}]"), size)
@@ -233,7 +228,9 @@ def _opened(data: bytes, limits: VideoLimits, param: str) -> Iterator[tuple[Any,
         raise _invalid(param) from error
 
 
-def _count(container: Any, stream: Any, limits: VideoLimits, deadline: _Deadline, param: str) -> int:
+def _count(
+    container: Any, stream: Any, limits: VideoLimits, deadline: _Deadline, param: str
+) -> int:
     """Return how many frames the stream's packets show; nothing is decoded."""
     frames = packets = 0
     end = Fraction(0)
@@ -252,9 +249,9 @@ def _count(container: Any, stream: Any, limits: VideoLimits, deadline: _Deadline
                 f"{param} holds a video of more than {limits.max_frames} frames; send it shorter.",
                 param=param,
             )
-    announced = Fraction(container.duration or 0, 1_000_000)
     # A file cut short: mp4 tells how many packets there should be, Matroska until when.
-    if packets < stream.frames or (stream.frames == 0 and end < announced - Fraction(1, 2)):
+    announced = Fraction(container.duration or 0, 1_000_000) - Fraction(1, 4)
+    if packets < stream.frames or ("matroska" in container.format.name and end < announced):
         raise _invalid(param)
     return frames
 
