@@ -32,9 +32,16 @@ from qwen2vl_serve.errors import (
 from qwen2vl_serve.media import video
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
 from qwen2vl_serve.media.image import Header, decode, read_header
-from qwen2vl_serve.media.sampling import FrameRules, Sampling, sample_file, sample_list, wishes
+from qwen2vl_serve.media.sampling import (
+    REFERENCE,
+    FrameRules,
+    Sampling,
+    sample_file,
+    sample_list,
+    wishes,
+)
 from qwen2vl_serve.media.sizing import Bounds, Sizing, shrunk, size_for
-from qwen2vl_serve.media.video import VideoHeader, VideoLimits
+from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoHeader, VideoLimits
 from qwen2vl_serve.protocol import (
     ChatRequest,
     FramesPart,
@@ -192,14 +199,14 @@ class MediaLoader:
         fetcher: Fetcher,
         bounds: Bounds,
         max_image_pixels: int,
-        frame_rules: FrameRules,
-        video_limits: VideoLimits,
+        frame_rules: FrameRules = REFERENCE,
+        video_limits: VideoLimits = DEFAULT_LIMITS,
     ) -> None:
         self.fetcher = fetcher
         self.bounds = bounds
         self.frame_rules = frame_rules
         self._max_image_pixels = max_image_pixels
-        self._video_limits = video_limits
+        self.video_limits = video_limits
         self._known: OrderedDict[str, None] = OrderedDict()
         self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
 
@@ -265,7 +272,7 @@ class MediaLoader:
 
     def _sampled(self, data: Sequence[bytes], wish: VideoFields, listed: bool, param: str) -> Video:
         """Read the headers, which takes time: a container is read to its end."""
-        limits, rules = self._video_limits, self.frame_rules
+        limits, rules = self.video_limits, self.frame_rules
         if listed:
             header = video.read_listed_header(data, wish.fps, limits, param)
             sampling = sample_list(header, wish, rules, param)
@@ -298,7 +305,7 @@ class MediaLoader:
             raise InvalidVideo(f"{param} {_NO_VIDEO[type(error)]}", param=param) from None
 
     def _refuse_large(self, size: int, param: str) -> None:
-        limit = self._video_limits.max_bytes
+        limit = self.video_limits.max_bytes
         if size > limit:
             raise VideoTooLarge(
                 f"{param} holds a video of {size} bytes; at most {limit} are decoded: send it "

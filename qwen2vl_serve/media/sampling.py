@@ -28,7 +28,7 @@ from qwen2vl_serve.protocol import (
     VideoFields,
     VideoPart,
 )
-from qwen2vl_serve.vision import FRAME_FACTOR, PixelBudget, smart_resize
+from qwen2vl_serve.vision import FACTOR, FRAME_FACTOR, PixelBudget, smart_resize
 
 # ``FPS``, ``FPS_MIN_FRAMES`` and ``FPS_MAX_FRAMES`` of qwen_vl_utils.
 FPS = 2.0
@@ -52,8 +52,14 @@ class FrameRules:
 
     bounds: Bounds
     total_pixels: int
-    fps: float
-    max_frames: int
+    fps: float = FPS
+    max_frames: int = MAX_FRAMES
+
+
+# 128 to 768 tokens a frame, and nine tenths of a window of 128,000 for all of them.
+_FRAME = PixelBudget(128 * FACTOR**2, 768 * FACTOR**2)
+REFERENCE = FrameRules(Bounds(_FRAME, _FRAME), total_pixels=int(128_000 * FACTOR**2 * 0.9))
+"""The rules of qwen_vl_utils 0.0.14 without a word from anybody."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,10 +44,13 @@ class VideoHeader:
 class VideoLimits:
     """What is decoded at most: bytes of the file, its frames, pixels of one, seconds of work."""
 
-    max_bytes: int
-    max_frames: int
-    max_pixels: int
-    seconds: float
+    max_bytes: int = 64 * 1024 * 1024
+    max_frames: int = 18_000
+    max_pixels: int = 4096 * 2304
+    seconds: float = 30.0
+
+
+DEFAULT_LIMITS = VideoLimits()
 
 
 def read_header(data: bytes, limits: VideoLimits, param: str) -> VideoHeader:
@@ -167,7 +170,7 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     if frame.shape[:2] == size:
         return frame
-    planes = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
+    planes = torch.tensor(frame).permute(2, 0, 1)[None].float()
     resized = torch.nn.functional.interpolate(
         planes, size=size, mode="bicubic", align_corners=False, antialias=True
     )
