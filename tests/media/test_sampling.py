@@ -223,7 +223,12 @@ def test_the_profile_decides_where_nothing_is_asked() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "frames"),
-    [({"nframes": 40}, 16), ({"fps": 2.0}, 16), ({"min_frames": 20}, 16), ({"max_frames": 900}, 16)],
+    [
+        ({"nframes": 40}, 16),
+        ({"fps": 2.0}, 16),
+        ({"min_frames": 20}, 16),
+        ({"max_frames": 900}, 16),
+    ],
 )
 def test_more_frames_than_the_profile_admits_are_cut_and_told(
     fields: dict[str, Any], frames: int
