@@ -25,6 +25,7 @@ from qwen2vl_serve.validation import RequestLimits, parse_chat
 LIMITS = RequestLimits(max_messages=50, max_n=4, max_tokens=2000, images=2, videos=1)
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64,AAAA"}}
+FRAMES = {"type": "video", "video": ["data:image/jpeg;base64,AAAA"] * 4}
 
 
 def user(content: Any, **fields: Any) -> dict[str, Any]:
@@ -103,6 +104,30 @@ def test_of_a_key_given_twice_the_last_holds() -> None:
             UnsupportedParameter,
             "messages[0].content[0].fps",
         ),
+        (user([{**VIDEO, "detail": "low"}]), UnsupportedParameter, "messages[0].content[0].detail"),
+        (user([{**VIDEO, "fps": 0}]), InvalidValue, "messages[0].content[0].fps"),
+        (user([{**VIDEO, "fps": "2"}]), InvalidType, "messages[0].content[0].fps"),
+        (user([{**VIDEO, "nframes": 1}]), InvalidValue, "messages[0].content[0].nframes"),
+        (user([{**VIDEO, "nframes": 2.5}]), InvalidType, "messages[0].content[0].nframes"),
+        (user([{**VIDEO, "max_frames": 0}]), InvalidValue, "messages[0].content[0].max_frames"),
+        (user([{"type": "video", "video": 5}]), InvalidType, "messages[0].content[0].video"),
+        (user([{"type": "video", "video": []}]), InvalidValue, "messages[0].content[0].video"),
+        (
+            user([{"type": "video", "video": ["x", 1]}]),
+            InvalidType,
+            "messages[0].content[0].video[1]",
+        ),
+        (user([{"type": "video"}]), MissingParameter, "messages[0].content[0].video"),
+        (
+            user([{"type": "video_url", "video_url": {"url": "x", "total_pixels": 0}}]),
+            InvalidValue,
+            "messages[0].content[0].video_url.total_pixels",
+        ),
+        (
+            user("x", mm_processor_kwargs={"fps": -1}),
+            InvalidValue,
+            "mm_processor_kwargs.fps",
+        ),
         (
             user([{"type": "image_url", "image_url": {"url": "x", "detail": "medium"}}]),
             InvalidValue,
@@ -178,7 +203,7 @@ def test_bookkeeping_fields_are_accepted() -> None:
 
 @pytest.mark.parametrize(
     ("parts", "noun", "count", "limit"),
-    [([IMAGE] * 3, "image", 3, 2), ([VIDEO] * 2, "video", 2, 1)],
+    [([IMAGE] * 3, "image", 3, 2), ([VIDEO] * 2, "video", 2, 1), ([VIDEO, FRAMES], "video", 2, 1)],
 )
 def test_too_many_media_name_the_limit_and_the_count(
     parts: list[Any], noun: str, count: int, limit: int
