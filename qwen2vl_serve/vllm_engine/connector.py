@@ -31,6 +31,10 @@ class Frames(MediaWithBytes):  # type: ignore[misc]  # vLLM ships no type inform
         self.io_config = None
         self._video = video
 
+    def __repr__(self) -> str:
+        # asyncio prints what its tasks hold; vLLM's own would decode for that.
+        return f"Frames({self._video.key})"
+
     @property
     def media(self) -> Any:
         """Frames, uint8 [frames, height, width, 3]."""
