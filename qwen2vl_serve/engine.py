@@ -25,7 +25,21 @@ class ServedModel:
     max_model_len: int
 
 
-class Picture(Protocol):
+class Item(Protocol):
+    """What pictures and videos have in common."""
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens in the prompt, without the two markers."""
+        ...
+
+    @property
+    def param(self) -> str:
+        """Where it stands in the request, for messages."""
+        ...
+
+
+class Picture(Item, Protocol):
     """A picture as an engine takes it: pixels on demand, known by its content."""
 
     @property
@@ -43,7 +57,7 @@ class Picture(Protocol):
         ...
 
 
-class Video(Protocol):
+class Video(Item, Protocol):
     """A video as an engine takes it: frames on demand, known by its content."""
 
     @property

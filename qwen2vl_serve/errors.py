@@ -168,7 +168,10 @@ class InvalidVideo(RequestError):
 
 
 class VideoTooLarge(RequestError):
-    """A video of more bytes, frames or pixels than the profile lets be decoded, or too slow to."""
+    """A video of more bytes, frames or pixels than the profile lets be decoded, or too slow to.
+
+    Also one of more visual tokens than the engine computes of a single item.
+    """
 
     code = "video_too_large"
 

@@ -15,8 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from qwen2vl_serve.demo.compose import draw_video
 from qwen2vl_serve.vision import PixelBudget, smart_resize, visual_tokens
 from tests.conftest import ServerProcess
+from tests.media.movies import data_url as movie_url
+from tests.media.movies import movie
 from tests.test_vllm_engine import asked, data_url, drawing
 
 
@@ -139,6 +142,110 @@ def test_what_is_explained_is_what_the_engine_counts(
     told = explain(server, messages[:-1])
     assert told["prompt_tokens"] == chat(server, messages[:-1])["usage"]["prompt_tokens"]
     assert told["prompt_tokens"] == told["text_tokens"] + told["visual_tokens"]
+
+
+FILM = movie(48, (320, 240), rate=12)
+samplings = st.one_of(
+    st.fixed_dictionaries({"nframes": st.integers(2, 20)}),
+    st.fixed_dictionaries(
+        {}, optional={"fps": st.floats(0.2, 20), "max_frames": st.integers(2, 20)}
+    ),
+)
+frame_budgets = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_pixels": st.integers(20_000, 200_000),
+        "min_pixels": st.integers(3000, 20_000),
+        "total_pixels": st.integers(50_000, 500_000),
+    },
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.tuples(samplings, frame_budgets), st.booleans(), words, st.integers(0, 5))
+def test_a_videos_cost_is_explained_as_the_engine_counts_it(
+    server: ServerProcess,
+    asked_for: tuple[dict[str, Any], dict[str, Any]],
+    inside: bool,
+    text: str,
+    listed: int,
+) -> None:
+    """60 random requests: files and lists of frames, with and without a picture beside."""
+    sampling, budget = asked_for
+    url = {"url": movie_url(FILM), **(sampling if inside else {})}
+    film = {"type": "video_url", "video_url": url, **budget, **({} if inside else sampling)}
+    if listed:
+        frames = [data_url(CANVAS.crop((n, n, n + 200, n + 150))) for n in range(listed)]
+        film = {"type": "video", "video": frames, **budget}
+    messages = asked(text, *([part(PHOTO)] if inside else []), film)
+    told = explain(server, messages)
+    assert told["fits"]
+    answer = chat(server, messages, include_media_info=True)
+    assert told["prompt_tokens"] == answer["usage"]["prompt_tokens"]
+    assert told["media"][-1]["frames"] == answer["media"][-1]["frames"]
+
+
+def test_the_model_sees_where_a_thing_moves(server: ServerProcess) -> None:
+    """Frames come in their order: of 24 films most directions are told, by chance 6 would be."""
+    told = filmed = 0
+    for seed in range(80_000_000, 80_000_200):
+        frames, truth = draw_video(seed)
+        if truth.motion is None or len(frames) % 2 or filmed == 24:
+            continue
+        filmed += 1
+        height, width = (side // 2 * 2 for side in frames[0].shape[:2])
+        even = [np.ascontiguousarray(frame[:height, :width]) for frame in frames]
+        # At 2 frames a second every frame is taken.
+        url = {"url": movie_url(movie(even, (width, height), rate=2))}
+        messages = asked("Which way does it move?", {"type": "video_url", "video_url": url})
+        answer = chat(server, messages, max_tokens=24, include_media_info=True)
+        assert answer["media"][0]["frames"] == len(frames)
+        told += truth.motion in answer["choices"][0]["message"]["content"].lower()
+    assert filmed == 24
+    assert told >= 12
+
+
+def test_a_video_of_an_earlier_turn_is_not_decoded_again(server: ServerProcess) -> None:
+    """Re-sent bytes are known by their hash; the answer says so and is the same."""
+    film = {"type": "video_url", "video_url": {"url": movie_url(movie(30, (322, 202)))}}
+    first, second = (
+        chat(server, asked("What moves?", film), max_tokens=12, include_media_info=True)
+        for _ in range(2)
+    )
+    assert [one["media"][0]["cached"] for one in (first, second)] == [False, True]
+    assert first["choices"][0]["message"] == second["choices"][0]["message"]
+
+
+def test_a_video_beyond_the_engines_room_is_told_in_our_words(server: ServerProcess) -> None:
+    """vLLM encodes an item whole; whether this one fits or not, no word of its own comes out."""
+    film = {"type": "video_url", "video_url": {"url": movie_url(FILM)}, "nframes": 16,
+            "min_pixels": 100_000}  # fmt: skip
+    body = {"messages": asked("x", film), "max_tokens": 1}
+    answer = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
+    if answer.status_code != 200:
+        error = answer.json()["error"]
+        assert error["code"] == "video_too_large"
+        assert "encoder cache" not in error["message"]
+
+
+def test_a_video_is_shrunk_to_the_window(server: ServerProcess) -> None:
+    """By the size of its frames, to what the engine then takes."""
+    film = {"type": "video_url", "video_url": {"url": movie_url(FILM)}, "max_pixels": 100_000}
+    messages = asked("word " * 900, {**film, "nframes": 16})
+    body = {"messages": messages, "max_tokens": 2600}
+    refused = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    answer = chat(
+        server, messages, max_tokens=2600, overflow="shrink", include_media_info=True,
+        stop=["a", "e", "。", " "],
+    )  # fmt: skip
+    assert answer["overflow"]["policy"] == "shrink"
+    assert answer["media"][0]["frames"] == 16
 
 
 def test_explain_and_the_error_agree_on_what_would_fit(server: ServerProcess) -> None:

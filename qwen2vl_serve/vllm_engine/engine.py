@@ -36,6 +36,7 @@ from qwen2vl_serve.errors import (
     InvalidValue,
     ModelNotFound,
     Overloaded,
+    VideoTooLarge,
 )
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
@@ -146,6 +147,7 @@ class VLLMEngine:
 
     async def _start(self, request: ChatRequest, media: Sequence[Medium], request_id: str) -> Any:
         """Return vLLM's response object, or its event generator for ``stream: true``."""
+        self._refuse_long_items(media)
         try:
             answer = await self._chat.create_chat_completion(as_vllm(request, media, request_id))
         except APIError:
@@ -155,6 +157,22 @@ class VLLMEngine:
         if isinstance(answer, ErrorResponse):
             self._raise_error(answer)
         return answer
+
+    def _refuse_long_items(self, media: Sequence[Medium]) -> None:
+        """Say in our words what vLLM would say of a video that its encoder has no room for.
+
+        vLLM takes an item whole: the room is ``max_num_batched_tokens``, or the largest item
+        that it reserved memory for, of at most 14 frames.
+        """
+        room = self._client.input_processor.mm_encoder_cache_size
+        for medium in media:
+            if medium.visual_tokens > room:
+                raise VideoTooLarge(
+                    f"{medium.param} takes {medium.visual_tokens} visual tokens; of one item at "
+                    f"most {room} are computed: ask for fewer or smaller frames, or raise "
+                    "engine.max_num_batched_tokens in the server's profile.",
+                    param=medium.param,
+                )
 
     def _translated(self, error: Exception) -> APIError:
         """Return our error for one that vLLM raised; library text passes only where typed."""
