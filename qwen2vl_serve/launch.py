@@ -283,6 +283,7 @@ def media_loader(profile: Profile) -> MediaLoader:
         folders=media.allowed_local_paths,
         files=_file_store(profile.files),
         formats=frozenset(name for name, ours in FORMATS.items() if ours in media.formats),
+        fast_decode=media.fast_decode,
     )
 
 

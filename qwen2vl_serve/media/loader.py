@@ -71,13 +71,15 @@ class Picture:
     sizing: Sizing
     digest: str
     param: str
+    fast: bool = False
     decoded: bool = False
     _pixels: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def key(self) -> str:
         """Stands for its content at its size."""
-        return f"{self.digest}-{self.sizing.height}x{self.sizing.width}"
+        way = "-fast" if self.fast else ""
+        return f"{self.digest}-{self.sizing.height}x{self.sizing.width}{way}"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -101,7 +103,7 @@ class Picture:
         """
         if self._pixels is None:
             size = self.sizing.height, self.sizing.width
-            self._pixels = decode(self.data, size, self.param)
+            self._pixels = decode(self.data, size, self.param, fast=self.fast)
             self.decoded = True
         return self._pixels
 
@@ -196,7 +198,8 @@ class MediaLoader:
     """Loads what requests show; one for a server.
 
     ``folders`` are those that ``file:`` addresses may lead into, ``files`` what clients uploaded,
-    ``formats`` the kinds of pictures that are taken, by Pillow's names.
+    ``formats`` the kinds of pictures that are taken, by Pillow's names. ``fast_decode`` trades
+    exact pixels of JPEGs for time.
     """
 
     def __init__(
@@ -210,11 +213,13 @@ class MediaLoader:
         folders: Sequence[str] = (),
         files: FileStore | None = None,
         formats: Collection[str] = FORMATS.keys(),
+        fast_decode: bool = False,
     ) -> None:
         self.fetcher = fetcher
         self.sources = Sources(fetcher, folders, files)
         self.files = files
         self.formats = formats
+        self.fast_decode = fast_decode
         self.bounds = bounds
         self.frame_rules = frame_rules
         self._max_image_pixels = max_image_pixels
@@ -248,7 +253,7 @@ class MediaLoader:
         sizing = shrunk(shape, medium.sizing, max_pixels, self.bounds)
         if sizing == medium.sizing:
             return medium
-        return Picture(medium.data, medium.header, sizing, medium.digest, medium.param)
+        return replace(medium, sizing=sizing, decoded=False, _pixels=None)
 
     async def close(self) -> None:
         """Close connections and threads."""
@@ -270,7 +275,7 @@ class MediaLoader:
             data = part.page
             header = read_header(data, self._max_image_pixels, param)
         sizing = size_for(header, part, request, self.bounds, param)
-        picture = Picture(data, header, sizing, blake3(data).hexdigest(), param)
+        picture = Picture(data, header, sizing, blake3(data).hexdigest(), param, self.fast_decode)
         return await self._decoded_once(picture)
 
     async def _video(self, part: VideoPart | FramesPart, param: str, request: ChatRequest) -> Video:

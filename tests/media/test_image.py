@@ -257,3 +257,24 @@ def test_heic_pixels_are_pillows() -> None:
 def test_a_file_is_known_by_its_first_bytes(data: bytes, kind: str | None) -> None:
     """What users send by mistake is named, so that they see which file it was."""
     assert file_kind(data) == kind
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_fast_decode_is_near_the_exact_one(orientation: int) -> None:
+    """Small against a large JPEG, upright as well: the mean error stays under two levels."""
+    image = photo(1200, 900)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encoded(image, "JPEG", quality=92, exif=exif)
+    size = (168, 224) if orientation == 1 else (224, 168)
+    exact, fast = decode(data, size, "p"), decode(data, size, "p", fast=True)
+    assert fast.shape == exact.shape == (*size, 3)
+    assert 0 < np.abs(exact.astype(int) - fast).mean() < 2
+
+
+def test_a_fast_decode_changes_only_large_jpegs() -> None:
+    """A PNG, and a JPEG that the model sees at more than half its size, stay exact."""
+    image = photo(400, 300)
+    for kind, size in (("PNG", (56, 84)), ("JPEG", (168, 224))):
+        data = encoded(image, kind)
+        assert np.array_equal(decode(data, size, "p"), decode(data, size, "p", fast=True))
