@@ -36,7 +36,7 @@ from qwen2vl_serve.errors import (
     UnsupportedContentType,
 )
 from qwen2vl_serve.media.documents import Documents
-from qwen2vl_serve.media.loader import MediaLoader, Medium
+from qwen2vl_serve.media.loader import MediaLoader, Medium, Picture
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.uploads import UPLOAD_BODY, FilesAPI
@@ -142,6 +142,10 @@ class API:
         """Load pictures and videos and, under an overflow policy, make the request fit."""
         chat = await self.documents.with_pages(chat)
         media = await self.loader.load(chat)
+        for one in media:
+            kind = "image" if isinstance(one, Picture) else "video"
+            self.metrics.media.labels(kind, "decoded" if one.decoded else "known").inc()
+            self.metrics.media_bytes.labels(kind).inc(one.size_bytes)
         policy = chat.overflow or self.overflow
         if policy == "error":
             # The engine counts anyway; its refusal is explained when it comes.

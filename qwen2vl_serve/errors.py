@@ -22,6 +22,7 @@
         │   ├── ImageDownloadTimeout 400 image_download_timeout
         │   ├── InvalidVideo       400  invalid_video
         │   ├── VideoTooLarge      400  video_too_large
+        │   ├── MediaTooLarge      400  media_too_large
         │   ├── ContextLengthExceeded 400 context_length_exceeded
         │   ├── ModelNotFound      404  model_not_found
         │   ├── UnknownFile        404  file_not_found
@@ -182,6 +183,13 @@ class ContextLengthExceeded(RequestError):
     """Prompt and requested output do not fit into ``max_model_len``."""
 
     code = "context_length_exceeded"
+
+
+class MediaTooLarge(RequestError):
+    """All media of the request together exceed a budget of the profile's ``limits``."""
+
+    status = 400
+    code = "media_too_large"
 
 
 class ModelNotFound(RequestError):

@@ -38,7 +38,7 @@ from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, S
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.media.image import FORMATS
-from qwen2vl_serve.media.loader import MediaLoader
+from qwen2vl_serve.media.loader import MediaBudget, MediaLoader
 from qwen2vl_serve.media.sampling import FPS, MAX_FRAMES, FrameRules
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.media.video import VideoLimits
@@ -245,7 +245,7 @@ def media_loader(profile: Profile) -> MediaLoader:
     Raises:
         PreflightError: the folder for uploads cannot be used.
     """
-    media = profile.media
+    media, limits = profile.media, profile.limits
     policy = FetchPolicy(
         max_bytes=media.max_download_bytes,
         total_seconds=media.download_seconds,
@@ -284,6 +284,10 @@ def media_loader(profile: Profile) -> MediaLoader:
         files=_file_store(profile.files),
         formats=frozenset(name for name, ours in FORMATS.items() if ours in media.formats),
         fast_decode=media.fast_decode,
+        budget=MediaBudget(
+            limits.max_media_bytes, limits.max_media_pixels, limits.max_media_frames
+        ),
+        max_decoding_pixels=media.max_decoding_pixels,
     )
 
 

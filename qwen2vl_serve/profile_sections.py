@@ -400,6 +400,11 @@ class MediaSection(Section):
     video_decode_seconds: Annotated[float, Field(gt=0)] = Field(
         default=30.0, description="Time for decoding one video."
     )
+    max_decoding_pixels: Positive = Field(
+        default=400_000_000,
+        description="Pixels of files that are decoded at once over all requests, about three bytes "
+        "of memory each; further ones wait.",
+    )
     fast_decode: bool = Field(
         default=False,
         description="Decode JPEGs at the nearest of 1/2, 1/4 and 1/8 of their size that is not below "
@@ -517,6 +522,17 @@ class LimitsSection(Section):
     max_body_bytes: Positive = Field(
         default=64 * 1024 * 1024,
         description="Largest request body in bytes; pictures come as base64.",
+    )
+    max_media_bytes: Positive = Field(
+        default=128 * 1024 * 1024,
+        description="Most bytes of all pictures and videos of a request, fetched ones as well.",
+    )
+    max_media_pixels: Positive = Field(
+        default=200_000_000,
+        description="Most pixels of all pictures and taken frames of a request, at their own size.",
+    )
+    max_media_frames: Positive = Field(
+        default=1536, description="Most frames taken from all videos of a request."
     )
     max_messages: Positive = Field(default=1000, description="Most messages in one request.")
     overflow: Literal["error", "shrink", "drop_oldest_images"] = Field(

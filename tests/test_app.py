@@ -388,6 +388,18 @@ def test_metrics_count_answers_by_route_status_and_code(api: Running) -> None:
     assert count() == before + 1
 
 
+def test_metrics_count_media_by_kind_and_outcome() -> None:
+    """A video that is sent twice is decoded once; its bytes came twice."""
+    with running() as one:
+        for _ in range(2):
+            assert one.chat(shown(film())).status_code == 200
+        lines = one.metrics().splitlines()
+    assert 'qwen2vl_media_total{kind="video",outcome="decoded"} 1.0' in lines
+    assert 'qwen2vl_media_total{kind="video",outcome="known"} 1.0' in lines
+    (sent,) = (line for line in lines if line.startswith('qwen2vl_media_bytes_total{kind="video"}'))
+    assert float(sent.rpartition(" ")[2]) > 1000
+
+
 def test_the_openapi_document_describes_the_chat_body(api: Running) -> None:
     """The schema served at /openapi.json resolves and names the fields clients send."""
     document = requests.get(f"{api.root}/openapi.json", timeout=10).json()

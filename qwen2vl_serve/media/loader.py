@@ -23,6 +23,7 @@ from qwen2vl_serve.errors import (
     InvalidImage,
     InvalidImageURL,
     InvalidVideo,
+    MediaTooLarge,
     RequestError,
     TooManyItems,
     UnknownFile,
@@ -31,6 +32,7 @@ from qwen2vl_serve.errors import (
 from qwen2vl_serve.media import video
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
 from qwen2vl_serve.media.files import FileStore
+from qwen2vl_serve.media.gate import Gate
 from qwen2vl_serve.media.image import FORMATS, Header, decode, read_header
 from qwen2vl_serve.media.sampling import (
     REFERENCE,
@@ -91,6 +93,21 @@ class Picture:
         """Tokens in the prompt, without the two markers."""
         return self.sizing.visual_tokens
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return len(self.data)
+
+    @property
+    def source_pixels(self) -> int:
+        """Pixels of the file, which decoding holds in memory."""
+        return self.header.width * self.header.height
+
+    @property
+    def frames_taken(self) -> int:
+        """None: a picture has no frames."""
+        return 0
+
     def decode(self) -> None:
         """Have ``pixels`` ready."""
         self.pixels()
@@ -149,6 +166,21 @@ class Video:
         """Tokens in the prompt, without the two markers."""
         return self.sampling.visual_tokens
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file, or of all frames' files."""
+        return sum(map(len, self.data))
+
+    @property
+    def source_pixels(self) -> int:
+        """Pixels of the frames that are taken, at their own size."""
+        return self.sampling.frames * self.header.width * self.header.height
+
+    @property
+    def frames_taken(self) -> int:
+        """How many frames are shown to the model."""
+        return self.sampling.frames
+
     def decode(self) -> None:
         """Have ``frames`` ready."""
         self.frames()
@@ -194,12 +226,22 @@ Medium = Picture | Video
 _Medium = TypeVar("_Medium", bound=Medium)
 
 
+@dataclass(frozen=True, slots=True)
+class MediaBudget:
+    """What all media of one request may add up to."""
+
+    max_media_bytes: int = 128 * 1024 * 1024
+    max_media_pixels: int = 200_000_000
+    max_media_frames: int = 1536
+
+
 class MediaLoader:
     """Loads what requests show; one for a server.
 
     ``folders`` are those that ``file:`` addresses may lead into, ``files`` what clients uploaded,
     ``formats`` the kinds of pictures that are taken, by Pillow's names. ``fast_decode`` trades
-    exact pixels of JPEGs for time.
+    exact pixels of JPEGs for time. At most ``max_decoding_pixels`` of the files are decoded at
+    once over all requests; what comes then waits.
     """
 
     def __init__(
@@ -214,12 +256,16 @@ class MediaLoader:
         files: FileStore | None = None,
         formats: Collection[str] = FORMATS.keys(),
         fast_decode: bool = False,
+        budget: MediaBudget = MediaBudget(),
+        max_decoding_pixels: int = 400_000_000,
     ) -> None:
         self.fetcher = fetcher
         self.sources = Sources(fetcher, folders, files)
         self.files = files
         self.formats = formats
         self.fast_decode = fast_decode
+        self.budget = budget
+        self.decoding = Gate(max_decoding_pixels)
         self.bounds = bounds
         self.frame_rules = frame_rules
         self._max_image_pixels = max_image_pixels
@@ -233,10 +279,13 @@ class MediaLoader:
         Raises:
             RequestError: one of them cannot be fetched, decoded or sized; the message names it.
         """
-        return await _all_of(self._medium(*one, request) for one in _media(request))
+        media = await _all_of(self._medium(*one, request) for one in _media(request))
+        self._refuse_excess(media)
+        await self.ready(media)
+        return media
 
     async def ready(self, media: Sequence[Medium]) -> None:
-        """Decode what was resized since ``load``, in threads rather than where it is needed."""
+        """Decode new bytes, in threads and where errors still have a status."""
         await _all_of(self._decoded_once(medium) for medium in media)
 
     def resized(self, medium: Medium, max_pixels: int) -> Medium:
@@ -275,8 +324,7 @@ class MediaLoader:
             data = part.page
             header = read_header(data, self._max_image_pixels, param)
         sizing = size_for(header, part, request, self.bounds, param)
-        picture = Picture(data, header, sizing, blake3(data).hexdigest(), param, self.fast_decode)
-        return await self._decoded_once(picture)
+        return Picture(data, header, sizing, blake3(data).hexdigest(), param, self.fast_decode)
 
     async def _video(self, part: VideoPart | FramesPart, param: str, request: ChatRequest) -> Video:
         source = part.video_url.url if isinstance(part, VideoPart) else part.video
@@ -288,8 +336,7 @@ class MediaLoader:
         else:
             data = [await self._video_bytes(str(source), param)]
         self._refuse_large(sum(map(len, data)), param)
-        loaded = await self._in_pool(self._sampled, data, wish, frames is not None, param)
-        return await self._decoded_once(loaded)
+        return await self._in_pool(self._sampled, data, wish, frames is not None, param)
 
     def _sampled(self, data: Sequence[bytes], wish: VideoFields, listed: bool, param: str) -> Video:
         """Read the headers, which takes time: a container is read to its end."""
@@ -304,12 +351,28 @@ class MediaLoader:
             digest = blake3(data[0]).hexdigest()
         return Video(data, header, sampling, limits, digest, param)
 
+    def _refuse_excess(self, media: Sequence[Medium]) -> None:
+        """Hold the request to its budget, before anything is decoded."""
+        spent = {
+            "max_media_bytes": (sum(one.size_bytes for one in media), "bytes"),
+            "max_media_pixels": (sum(one.source_pixels for one in media), "pixels to decode"),
+            "max_media_frames": (sum(one.frames_taken for one in media), "frames of videos"),
+        }
+        for name, (amount, what) in spent.items():
+            limit = getattr(self.budget, name)
+            if amount > limit:
+                raise MediaTooLarge(
+                    f"The pictures and videos of the request make {amount} {what}; at most {limit} "
+                    f"are taken (limits.{name}): send fewer or smaller ones.",
+                    param="messages",
+                )
+
     async def _decoded_once(self, medium: _Medium) -> _Medium:
-        """Decode new bytes here, where threads are many and errors still have a status."""
         if medium.key in self._known:
             self._known.move_to_end(medium.key)
             return medium
-        await self._in_pool(medium.decode)
+        async with self.decoding.holding(medium.source_pixels):
+            await self._in_pool(medium.decode)
         self._known[medium.key] = None
         if len(self._known) > KNOWN_KEYS:
             self._known.popitem(last=False)
