@@ -407,8 +407,8 @@ class MediaSection(Section):
     )
     fast_decode: bool = Field(
         default=False,
-        description="Decode JPEGs at the nearest of 1/2, 1/4 and 1/8 of their size that is not below "
-        "the model's: faster, but no longer the reference's pixels to the bit.",
+        description="Decode JPEGs at the nearest of 1/2, 1/4 and 1/8 of their size that is not "
+        "below the model's: faster, but no longer the reference's pixels to the bit.",
     )
     max_download_bytes: Positive = Field(
         default=32 * 1024 * 1024, description="Largest file that is fetched by URL, in bytes."

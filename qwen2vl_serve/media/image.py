@@ -65,9 +65,7 @@ def read_header(
         return Header(str(image.format), width, height)
 
 
-def decode(
-    data: bytes, size: tuple[int, int], param: str, *, fast: bool = False
-) -> np.ndarray:
+def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False) -> np.ndarray:
     """Return the picture at ``size`` (height, width) as RGB, uint8 [height, width, 3].
 
     The steps are those of the reference (qwen_vl_utils 0.0.14 ``fetch_image``: RGB, transparent
