@@ -34,11 +34,12 @@ from qwen2vl_serve.errors import (
     RouteNotFound,
     ShuttingDown,
     UnsupportedContentType,
-    UnsupportedParameter,
 )
-from qwen2vl_serve.media.loader import MediaLoader, Picture
+from qwen2vl_serve.media.documents import Documents
+from qwen2vl_serve.media.loader import MediaLoader, Medium, Picture
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.protocol import ChatRequest, VideoPart
+from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.uploads import UPLOAD_BODY, FilesAPI
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 
 _T = TypeVar("_T")
@@ -61,6 +62,7 @@ class API:
             images=profile.media.limit_mm_per_prompt.image,
             videos=profile.media.limit_mm_per_prompt.video,
         )
+        self.documents = Documents(loader, profile.media.max_pdf_pages, self.limits.images)
         self.overflow = profile.limits.overflow
         self.draining = False
 
@@ -72,10 +74,10 @@ class API:
         async with WhileConnected(request.receive):
             fitted = await self._load(chat)
             if not chat.stream:
-                answer = self.engine.complete(fitted.request, fitted.pictures, request.state.id)
+                answer = self.engine.complete(fitted.request, fitted.media, request.state.id)
                 body = await self._explained(answer, fitted)
                 return Response(_with_reports(body, fitted), media_type="application/json")
-            chunks = self.engine.stream(fitted.request, fitted.pictures, request.state.id)
+            chunks = self.engine.stream(fitted.request, fitted.media, request.state.id)
             try:
                 # The first chunk before the status line: until then an error has its own status.
                 first = await self._explained(anext(chunks), fitted)
@@ -88,10 +90,10 @@ class API:
         """Tell what a chat request would cost, without generating: tokens, sizes, what fits."""
         chat = parse_chat(await self._read(request), self.limits)
         model = self._find(chat.model)
-        _refuse_videos(chat)
         async with WhileConnected(request.receive):
-            pictures = await self.loader.load(chat)
-            context = await self._measure(chat, pictures)
+            chat = await self.documents.with_pages(chat)
+            media = await self.loader.load(chat)
+            context = await self._measure(chat, media)
         budget = None if context.fits else largest_max_pixels(context, self.loader)
         return JSONResponse(
             {
@@ -104,7 +106,7 @@ class API:
                 "context_left": max(context.window - context.prompt, 0),
                 "fits": context.fits,
                 "largest_max_pixels": budget,
-                "media": [picture.info() for picture in pictures],
+                "media": [medium.info() for medium in media],
             }
         )
 
@@ -137,28 +139,32 @@ class API:
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def _load(self, chat: ChatRequest) -> Fitted:
-        """Load the pictures and, under an overflow policy, make the request fit."""
-        pictures = await self.loader.load(chat)
+        """Load pictures and videos and, under an overflow policy, make the request fit."""
+        chat = await self.documents.with_pages(chat)
+        media = await self.loader.load(chat)
+        for one in media:
+            kind = "image" if isinstance(one, Picture) else "video"
+            self.metrics.media.labels(kind, "decoded" if one.decoded else "known").inc()
+            self.metrics.media_bytes.labels(kind).inc(one.size_bytes)
         policy = chat.overflow or self.overflow
         if policy == "error":
             # The engine counts anyway; its refusal is explained when it comes.
-            return Fitted(chat, pictures)
-        _refuse_videos(chat)
-        return fit(await self._measure(chat, pictures), chat, policy, self.loader)
+            return Fitted(chat, media)
+        fitted = fit(await self._measure(chat, media), chat, policy, self.loader)
+        await self.loader.ready(fitted.media)
+        return fitted
 
-    async def _measure(self, chat: ChatRequest, pictures: Sequence[Picture]) -> Context:
+    async def _measure(self, chat: ChatRequest, media: Sequence[Medium]) -> Context:
         window = self.engine.models[0].max_model_len
         count = self.engine.count_tokens
-        return await asyncio.to_thread(measure, chat, pictures, count, window)
+        return await asyncio.to_thread(measure, chat, media, count, window)
 
     async def _explained(self, answer: Awaitable[_T], fitted: Fitted) -> _T:
         """Await the engine's answer; say of what does not fit what would."""
         try:
             return await answer
         except ContextLengthExceeded:
-            if _has_videos(fitted.request):
-                raise
-            context = await self._measure(fitted.request, fitted.pictures)
+            context = await self._measure(fitted.request, fitted.media)
             raise refusal(context, self.loader) from None
 
     def _refuse_while_draining(self) -> None:
@@ -211,6 +217,14 @@ def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys)
     app.state.api = api
     app.add_api_route("/v1/chat/completions", api.chat_completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions/explain", api.explain, methods=["POST"])
+    files = FilesAPI(loader.files, api.documents.inspect, profile.files.max_file_bytes)
+    if loader.files is not None:
+        metrics.files.set_function(loader.files.count)
+        metrics.files_bytes.set_function(loader.files.size)
+    app.add_api_route("/v1/files", files.create, methods=["POST"], openapi_extra=UPLOAD_BODY)
+    app.add_api_route("/v1/files", files.list)
+    app.add_api_route("/v1/files/{file_id}", files.retrieve)
+    app.add_api_route("/v1/files/{file_id}", files.delete, methods=["DELETE"])
     app.add_api_route("/v1/models", api.models)
     app.add_api_route("/v1/models/{name:path}", api.model)
     app.add_api_route("/health/live", api.live)
@@ -229,27 +243,10 @@ def _with_reports(body: bytes, fitted: Fitted) -> bytes:
     """Add ``media`` and ``overflow``, where due, to a JSON object that is already written."""
     reports: dict[str, object] = {}
     if fitted.request.include_media_info:
-        reports["media"] = [picture.info() for picture in fitted.pictures]
+        reports["media"] = [medium.info() for medium in fitted.media]
     if fitted.report is not None:
         reports["overflow"] = fitted.report
     return body[:-1] + b"," + to_json(reports)[1:] if reports else body
-
-
-def _has_videos(chat: ChatRequest) -> bool:
-    return any(
-        isinstance(part, VideoPart)
-        for message in chat.messages
-        if not isinstance(message.content, str)
-        for part in message.content
-    )
-
-
-def _refuse_videos(chat: ChatRequest) -> None:
-    if _has_videos(chat):
-        raise UnsupportedParameter(
-            "Videos are not counted ahead yet: leave overflow at error, and explain pictures only.",
-            param="messages",
-        )
 
 
 def _raise_ours(request: Request, error: Exception) -> NoReturn:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from qwen2vl_serve.errors import ContextLengthExceeded
-from qwen2vl_serve.media.loader import MediaLoader, Picture
+from qwen2vl_serve.media.loader import MediaLoader, Medium, Picture
 from qwen2vl_serve.protocol import ChatRequest, ImagePart, Overflow, TextPart
 from qwen2vl_serve.vision import FACTOR
 
@@ -17,26 +17,26 @@ REMOVED = "[picture removed]"
 """What stands in the text for a picture that was dropped."""
 
 CountText = Callable[[ChatRequest], int]
-"""Tokens of a request's prompt, each picture counted as one token."""
+"""Tokens of a request's prompt, each picture and video counted as one token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """A request against the window; all figures in tokens.
 
-    ``text`` holds the template's tokens and the pictures' markers as well; ``answer`` is what
+    ``text`` holds the template's tokens and the media's markers as well; ``answer`` is what
     must be left for it: ``max_tokens``, or 1.
     """
 
     text: int
-    pictures: Sequence[Picture]
+    media: Sequence[Medium]
     window: int
     answer: int
 
     @property
     def visual(self) -> int:
-        """Tokens of all pictures."""
-        return sum(picture.sizing.visual_tokens for picture in self.pictures)
+        """Tokens of all pictures and videos."""
+        return sum(medium.visual_tokens for medium in self.media)
 
     @property
     def prompt(self) -> int:
@@ -50,26 +50,32 @@ class Context:
 
 
 def measure(
-    request: ChatRequest, pictures: Sequence[Picture], count_text: CountText, window: int
+    request: ChatRequest, media: Sequence[Medium], count_text: CountText, window: int
 ) -> Context:
     """Return the request's context; ``window`` is ``max_model_len``."""
-    # The count has one token for each picture, which its visual tokens replace.
-    text = count_text(request) - len(pictures)
-    return Context(text, pictures, window, request.output_limit or 1)
+    # The count has one token for each of the media, which its visual tokens replace.
+    text = count_text(request) - len(media)
+    return Context(text, media, window, request.output_limit or 1)
 
 
 def largest_max_pixels(context: Context, loader: MediaLoader) -> int | None:
-    """Return the largest ``max_pixels`` for every picture under which the request fits.
+    """Return the largest ``max_pixels`` for every picture and frame under which the request fits.
 
-    None when it does not fit even with the smallest pictures that the profile admits.
+    None when it does not fit even with the smallest that the profile admits.
     """
-    least = max(1, loader.bounds.limits.min_pixels // FACTOR**2)
-    most = loader.bounds.limits.max_pixels // FACTOR**2
+    bounds = [
+        loader.bounds if isinstance(medium, Picture) else loader.frame_rules.bounds
+        for medium in context.media
+    ]
+    if not bounds:
+        return None
+    least = max(1, min(one.limits.min_pixels for one in bounds) // FACTOR**2)
+    most = max(one.limits.max_pixels for one in bounds) // FACTOR**2
 
     def fits(tokens: int) -> bool:
         return _shrunk(context, loader, tokens * FACTOR**2).fits
 
-    if not context.pictures or not fits(least):
+    if not fits(least):
         return None
     while least < most:
         middle = (least + most + 1) // 2
@@ -78,15 +84,15 @@ def largest_max_pixels(context: Context, loader: MediaLoader) -> int | None:
 
 
 def refusal(context: Context, loader: MediaLoader) -> ContextLengthExceeded:
-    """Return the error that says what each picture costs and which budget would fit."""
-    costs = ", ".join(
-        f"{picture.param} {picture.sizing.visual_tokens} tokens" for picture in context.pictures
-    )
+    """Return the error that says what each item costs and which budget would fit."""
+    costs = ", ".join(f"{medium.param} {medium.visual_tokens} tokens" for medium in context.media)
     budget = largest_max_pixels(context, loader)
     if budget is not None:
-        advice = f"max_pixels {budget} for each picture would fit"
-    elif context.pictures:
+        advice = f"max_pixels {budget} for each picture{_or_frame(context)} would fit"
+    elif context.media:
         advice = "not even the smallest pictures fit: send fewer, or shorter messages"
+        if _or_frame(context):
+            advice = "not even the smallest size fits: send fewer items or frames, or less text"
     else:
         advice = "send shorter messages, or ask for fewer tokens"
     return ContextLengthExceeded(
@@ -97,67 +103,73 @@ def refusal(context: Context, loader: MediaLoader) -> ContextLengthExceeded:
     )
 
 
+def _or_frame(context: Context) -> str:
+    videos = any(not isinstance(medium, Picture) for medium in context.media)
+    return " and each frame" if videos else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """A request that fits, and what was done for it (reported as ``overflow``)."""
 
     request: ChatRequest
-    pictures: Sequence[Picture]
+    media: Sequence[Medium]
     report: dict[str, object] | None = None
 
 
 def fit(context: Context, request: ChatRequest, policy: Overflow, loader: MediaLoader) -> Fitted:
     """Make the request fit by ``policy``.
 
-    ``shrink`` lowers ``max_pixels`` of all pictures alike; ``drop_oldest_images`` takes pictures
-    out of earlier turns, the oldest first, and never out of the last.
+    ``shrink`` lowers ``max_pixels`` of all pictures and frames alike; ``drop_oldest_images``
+    takes pictures out of earlier turns, the oldest first, and never out of the last; videos stay.
 
     Raises:
         ContextLengthExceeded: the policy is ``error``, or does not suffice.
     """
     if context.fits:
-        return Fitted(request, context.pictures)
+        return Fitted(request, context.media)
     if policy == "shrink":
         budget = largest_max_pixels(context, loader)
         if budget is not None:
-            pictures = _shrunk(context, loader, budget).pictures
-            return Fitted(request, pictures, {"policy": policy, "max_pixels": budget})
+            media = _shrunk(context, loader, budget).media
+            return Fitted(request, media, {"policy": policy, "max_pixels": budget})
     if policy == "drop_oldest_images":
         return _without_oldest(context, request, loader)
     raise refusal(context, loader)
 
 
 def _shrunk(context: Context, loader: MediaLoader, max_pixels: int) -> Context:
-    pictures = [loader.resized(picture, max_pixels) for picture in context.pictures]
-    return replace(context, pictures=pictures)
+    media = [loader.resized(medium, max_pixels) for medium in context.media]
+    return replace(context, media=media)
 
 
 def _without_oldest(context: Context, request: ChatRequest, loader: MediaLoader) -> Fitted:
     last = len(request.messages) - 1
     messages = list(request.messages)
-    pictures = list(context.pictures)
-    dropped = 0
+    media = list(context.media)
+    kept = dropped = 0
     for index, message in enumerate(messages[:last]):
         if message.role != "user" or isinstance(message.content, str):
             continue
         content = list(message.content)
         for place, part in enumerate(content):
             if not isinstance(part, ImagePart):
+                kept += not isinstance(part, TextPart)
                 continue
             content[place] = TextPart(type="text", text=REMOVED)
             messages[index] = message.model_copy(update={"content": content})
-            pictures.pop(0)
+            media.pop(kept)
             dropped += 1
             # A removed picture leaves a few words; counting them as its markers is too little,
             # so the words are counted in full on top.
             text = context.text + dropped * _REMOVED_TOKENS
-            now = replace(context, text=text, pictures=pictures)
+            now = replace(context, text=text, media=media)
             if now.fits:
                 report: dict[str, object] = {
                     "policy": "drop_oldest_images",
                     "dropped_images": dropped,
                 }
-                return Fitted(request.model_copy(update={"messages": messages}), pictures, report)
+                return Fitted(request.model_copy(update={"messages": messages}), media, report)
     raise refusal(context, loader)
 
 

@@ -25,7 +25,21 @@ class ServedModel:
     max_model_len: int
 
 
-class Picture(Protocol):
+class Item(Protocol):
+    """What pictures and videos have in common."""
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens in the prompt, without the two markers."""
+        ...
+
+    @property
+    def param(self) -> str:
+        """Where it stands in the request, for messages."""
+        ...
+
+
+class Picture(Item, Protocol):
     """A picture as an engine takes it: pixels on demand, known by its content."""
 
     @property
@@ -43,10 +57,26 @@ class Picture(Protocol):
         ...
 
 
+class Video(Item, Protocol):
+    """A video as an engine takes it: frames on demand, known by its content."""
+
+    @property
+    def key(self) -> str:
+        """Stands for the frames: equal keys have equal frames."""
+        ...
+
+    def frames(self) -> NDArray[np.uint8]:
+        """Return RGB at the model's size, uint8 [frames, height, width, 3], of even length."""
+        ...
+
+
+Medium = Picture | Video
+
+
 class Engine(Protocol):
     """An engine that is up; its errors are ``APIError`` of ``qwen2vl_serve.errors``.
 
-    ``pictures`` are those of the request's image parts, in their order.
+    ``media`` are the pictures and videos of the request's parts, in their order.
     """
 
     @property
@@ -60,7 +90,7 @@ class Engine(Protocol):
         ...
 
     async def complete(
-        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str
     ) -> bytes:
         """Answer at once: a ``chat.completion`` object as JSON.
 
@@ -69,7 +99,7 @@ class Engine(Protocol):
         ...
 
     def stream(
-        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str
     ) -> AsyncGenerator[str, None]:
         """Answer token by token: each value is the JSON of one ``chat.completion.chunk``.
 
@@ -79,7 +109,7 @@ class Engine(Protocol):
         ...
 
     def count_tokens(self, request: ChatRequest) -> int:
-        """Return the prompt's tokens with each picture as one; the engine is not asked."""
+        """Return the prompt's tokens, each picture and video as one; the engine is not asked."""
         ...
 
     async def check(self) -> None:

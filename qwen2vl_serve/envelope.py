@@ -46,6 +46,22 @@ class Metrics:
             "Requests under /v1 being answered",
             registry=self.registry,
         )
+        self.media = Counter(
+            "qwen2vl_media",
+            "Pictures and videos of requests, by kind; decoded, or known from before",
+            ["kind", "outcome"],
+            registry=self.registry,
+        )
+        self.media_bytes = Counter(
+            "qwen2vl_media_bytes",
+            "Bytes of the pictures and videos of requests, by kind",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.files = Gauge("qwen2vl_files", "Uploaded files that are kept", registry=self.registry)
+        self.files_bytes = Gauge(
+            "qwen2vl_files_bytes", "Bytes of the uploaded files", registry=self.registry
+        )
         self.seconds = Histogram(
             "qwen2vl_request_seconds",
             "Time from the request's head to the end of its answer",

@@ -21,10 +21,14 @@
         │   ├── InvalidImageURL    400  invalid_image_url
         │   ├── ImageDownloadTimeout 400 image_download_timeout
         │   ├── InvalidVideo       400  invalid_video
+        │   ├── VideoTooLarge      400  video_too_large
+        │   ├── MediaTooLarge      400  media_too_large
         │   ├── ContextLengthExceeded 400 context_length_exceeded
         │   ├── ModelNotFound      404  model_not_found
+        │   ├── UnknownFile        404  file_not_found
         │   ├── RouteNotFound      404  not_found
         │   ├── MethodNotAllowed   405  method_not_allowed
+        │   ├── RequestTimeout     408  request_timeout
         │   ├── RequestTooLarge    413  request_too_large
         │   └── UnsupportedContentType 415 unsupported_content_type
         ├── InvalidAPIKey          401  invalid_api_key
@@ -166,10 +170,26 @@ class InvalidVideo(RequestError):
     code = "invalid_video"
 
 
+class VideoTooLarge(RequestError):
+    """A video of more bytes, frames or pixels than the profile lets be decoded, or too slow to.
+
+    Also one of more visual tokens than the engine computes of a single item.
+    """
+
+    code = "video_too_large"
+
+
 class ContextLengthExceeded(RequestError):
     """Prompt and requested output do not fit into ``max_model_len``."""
 
     code = "context_length_exceeded"
+
+
+class MediaTooLarge(RequestError):
+    """All media of the request together exceed a budget of the profile's ``limits``."""
+
+    status = 400
+    code = "media_too_large"
 
 
 class ModelNotFound(RequestError):
@@ -177,6 +197,13 @@ class ModelNotFound(RequestError):
 
     status = 404
     code = "model_not_found"
+
+
+class UnknownFile(RequestError):
+    """No uploaded file has this id: it never was, was deleted, expired or made room."""
+
+    status = 404
+    code = "file_not_found"
 
 
 class RouteNotFound(RequestError):
@@ -193,15 +220,22 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
+class RequestTimeout(RequestError):
+    """The body came too slowly."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class RequestTooLarge(RequestError):
-    """The body is larger than ``limits.max_body_bytes``."""
+    """The body is larger than ``limits.max_body_bytes``, a file than ``files.max_file_bytes``."""
 
     status = 413
     code = "request_too_large"
 
 
 class UnsupportedContentType(RequestError):
-    """The body is not declared as ``application/json``, or is compressed."""
+    """The body is not of the content type that its route reads, or is compressed."""
 
     status = 415
     code = "unsupported_content_type"

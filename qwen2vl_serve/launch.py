@@ -34,11 +34,16 @@ from qwen2vl_serve.app import API, build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.engine import Engine
-from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError
+from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
-from qwen2vl_serve.media.loader import MediaLoader
+from qwen2vl_serve.media.files import FileStore
+from qwen2vl_serve.media.image import FORMATS
+from qwen2vl_serve.media.loader import MediaBudget, MediaLoader
+from qwen2vl_serve.media.sampling import FPS, MAX_FRAMES, FrameRules
 from qwen2vl_serve.media.sizing import Bounds
+from qwen2vl_serve.media.video import VideoLimits
 from qwen2vl_serve.profile import Profile
+from qwen2vl_serve.profile_sections import FilesSection
 from qwen2vl_serve.vision import PixelBudget
 
 Report = Callable[[str], None]
@@ -134,12 +139,12 @@ class _Server:
         start_engine = self._import_engine()
         try:
             loader = media_loader(self.profile)
-            async with start_engine(self.profile, loader.fetcher) as engine:
+            async with start_engine(self.profile) as engine:
                 try:
                     return await self._serve(engine, loader, begun)
                 finally:
                     await loader.close()
-        except BootError:
+        except (BootError, SetupError):
             raise
         except Exception as error:
             # vLLM raises whatever failed; its workers' own words are in the log.
@@ -235,8 +240,12 @@ def _config(app: object, profile: Profile) -> uvicorn.Config:
 
 
 def media_loader(profile: Profile) -> MediaLoader:
-    """Return the loader for the profile's ``media`` section."""
-    media = profile.media
+    """Return the loader for the profile's ``media`` and ``files`` sections.
+
+    Raises:
+        PreflightError: the folder for uploads cannot be used.
+    """
+    media, limits = profile.media, profile.limits
     policy = FetchPolicy(
         max_bytes=media.max_download_bytes,
         total_seconds=media.download_seconds,
@@ -249,7 +258,54 @@ def media_loader(profile: Profile) -> MediaLoader:
         default=PixelBudget(media.min_pixels, media.max_pixels),
         limits=PixelBudget(media.least_pixels, media.most_pixels),
     )
-    return MediaLoader(Fetcher(policy), bounds, media.max_image_pixels)
+    frames, sampling = media.videos_kwargs, media.media_io_kwargs.video
+    frame_rules = FrameRules(
+        bounds=Bounds(
+            default=PixelBudget(frames.min_pixels, frames.max_pixels),
+            limits=PixelBudget(frames.least_pixels, frames.most_pixels),
+        ),
+        total_pixels=frames.total_pixels,
+        fps=FPS if sampling.fps is None else sampling.fps,
+        max_frames=MAX_FRAMES if sampling.num_frames is None else sampling.num_frames,
+    )
+    video_limits = VideoLimits(
+        max_bytes=media.max_video_bytes,
+        max_frames=media.max_video_frames,
+        max_pixels=media.max_video_pixels,
+        seconds=media.video_decode_seconds,
+    )
+    return MediaLoader(
+        Fetcher(policy),
+        bounds,
+        media.max_image_pixels,
+        frame_rules,
+        video_limits,
+        folders=media.allowed_local_paths,
+        files=_file_store(profile.files),
+        formats=frozenset(name for name, ours in FORMATS.items() if ours in media.formats),
+        fast_decode=media.fast_decode,
+        budget=MediaBudget(
+            limits.max_media_bytes, limits.max_media_pixels, limits.max_media_frames
+        ),
+        max_decoding_pixels=media.max_decoding_pixels,
+    )
+
+
+def _file_store(files: FilesSection) -> FileStore | None:
+    if files.max_files == 0:
+        return None
+    folder = None if files.folder is None else Path(files.folder).expanduser()
+    try:
+        return FileStore(
+            folder,
+            max_files=files.max_files,
+            max_bytes=files.max_bytes,
+            ttl_seconds=files.ttl_seconds,
+        )
+    except OSError as error:
+        raise PreflightError(
+            f"files.folder: cannot use {folder} ({error.strerror}); name another place."
+        ) from None
 
 
 def server_url(profile: Profile) -> str:

@@ -37,6 +37,7 @@ def check(profile: Profile) -> None:
         lambda: check_tls(profile),
         lambda: check_address(profile),
         lambda: check_log(profile),
+        lambda: check_files(profile),
         lambda: check_devices(profile, build),
         lambda: check_model(profile),
     )
@@ -146,6 +147,19 @@ def check_log(profile: Profile) -> None:
         raise PreflightError(
             f"server.log_file: the disk of {log} has {free // 1024} KiB left, the log needs "
             f"{LOG_BYTES // 1024} KiB; free some or {hint}"
+        )
+
+
+def check_files(profile: Profile) -> None:
+    """See that the folder for uploads can be written or made."""
+    if profile.files.folder is None or profile.files.max_files == 0:
+        return
+    folder = Path(profile.files.folder).expanduser().absolute()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise PreflightError(
+            f"files.folder: {folder} cannot be written by this user; name another, or leave it "
+            "out for a temporary one"
         )
 
 

@@ -21,6 +21,7 @@ from qwen2vl_serve.api_keys import keys_of_environment, keys_of_file
 from qwen2vl_serve.errors import ProfileError
 from qwen2vl_serve.profile_sections import (
     EngineSection,
+    FilesSection,
     HardwareSection,
     LimitsSection,
     MediaSection,
@@ -38,12 +39,19 @@ REHEARSAL_KV_BYTES = 1024**3
 # What a rehearsal keeps of the profile's media section beside the counts.
 MEDIA_SAFETY = (
     "max_image_pixels",
+    "max_video_bytes",
+    "max_video_frames",
+    "max_video_pixels",
+    "video_decode_seconds",
     "max_download_bytes",
     "download_seconds",
     "allowed_ports",
     "allowed_domains",
     "denied_domains",
     "allowed_networks",
+    "allowed_local_paths",
+    "formats",
+    "max_pdf_pages",
 )
 # Options of ``--set``'s kin on the command line: plain text, not YAML.
 BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server.port"}
@@ -62,6 +70,7 @@ class Profile(Section):
     engine: EngineSection = Field(default=EngineSection(), description="vLLM's engine arguments.")
     server: ServerSection = Field(default=ServerSection(), description="The HTTP server.")
     media: MediaSection = Field(default=MediaSection(), description="Pictures and videos.")
+    files: FilesSection = Field(default=FilesSection(), description="Uploads.")
     limits: LimitsSection = Field(
         default=LimitsSection(), description="What one request may ask for."
     )
@@ -139,14 +148,18 @@ class Profile(Section):
         return {name: value for name, value in arguments.items() if value is not None}
 
     def _mm_processor_kwargs(self) -> dict[str, Any]:
-        # Pictures arrive resized; these bounds are what vLLM reserves memory for.
+        # Pictures and frames arrive resized; these bounds are what vLLM reserves memory for.
         bounds: dict[str, Any] = {
             "min_pixels": self.media.least_pixels,
             "max_pixels": self.media.most_pixels,
         }
         if self.media.limit_mm_per_prompt.video:
             # Bounds at the top apply to frames as well, unless frames have their own.
-            bounds["videos_kwargs"] = self.media.videos_kwargs.model_dump()
+            frames = self.media.videos_kwargs
+            bounds["videos_kwargs"] = {
+                "min_pixels": frames.least_pixels,
+                "max_pixels": frames.most_pixels,
+            }
         return bounds
 
     def environment(self) -> dict[str, str]:
@@ -222,6 +235,8 @@ class Profile(Section):
                 "hardware": HardwareSection(device="cpu", cpu_threads_bind=bind),
                 "engine": engine,
                 "media": media,
+                # A folder belongs to one server, and this is another.
+                "files": self.files.model_copy(update={"folder": None}),
             }
         )
         return Profile.model_validate(rehearsed.model_dump()).named(self.name)

@@ -39,6 +39,9 @@ LoadFormat = Literal[
 KVCacheDType = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 
 
+ImageFormat = Literal["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"]
+
+
 def _as_list(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -55,11 +58,22 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def _refuse_disorder(min_pixels: int, max_pixels: int, section: str) -> None:
-    if min_pixels > max_pixels:
+def _refuse_bad_bounds(bounds: MediaSection | VideoPixels, section: str) -> None:
+    if bounds.min_pixels > bounds.max_pixels:
         raise contradiction(
-            f"is {min_pixels}, above max_pixels {max_pixels}; lower one or raise the other",
+            f"is {bounds.min_pixels}, above max_pixels {bounds.max_pixels}; lower one or raise "
+            "the other",
             f"{section}.min_pixels",
+        )
+    if bounds.least_pixels > bounds.min_pixels:
+        raise contradiction(
+            f"is {bounds.least_pixels}, above min_pixels {bounds.min_pixels}; lower it",
+            f"{section}.client_min_pixels",
+        )
+    if bounds.most_pixels < bounds.max_pixels:
+        raise contradiction(
+            f"is {bounds.most_pixels}, below max_pixels {bounds.max_pixels}; raise it",
+            f"{section}.client_max_pixels",
         )
 
 
@@ -286,10 +300,12 @@ class VideoIO(Section):
     """How frames are taken from a video."""
 
     fps: Annotated[float, Field(gt=0, le=30)] | None = Field(
-        default=None, description="Frames taken a second. Unset: 2."
+        default=None,
+        description="Frames taken a second, where a request says nothing. Unset: 2.",
     )
-    num_frames: Positive | None = Field(
-        default=None, description="Most frames of a list that is sent frame by frame. Unset: 32."
+    num_frames: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="Most frames that the model sees of one video. Unset: 768, as qwen-vl-utils.",
     )
 
 
@@ -311,10 +327,33 @@ class VideoPixels(Section):
         description="Larger frames are reduced to at most this many pixels; two frames of "
         "28 × 28 pixels become one token.",
     )
+    client_min_pixels: Positive | None = Field(
+        default=None,
+        description="Least that a request's own fields may ask of a frame. Unset: `min_pixels`.",
+    )
+    client_max_pixels: Positive | None = Field(
+        default=None,
+        description="Most that a request's own fields may ask of a frame. Unset: `max_pixels`.",
+    )
+    total_pixels: Positive = Field(
+        default=int(128_000 * 28 * 28 * 0.9),
+        description="Most pixels that all frames of one video share; many frames are reduced so "
+        "far, but not below 1.05 × `min_pixels` each.",
+    )
+
+    @property
+    def least_pixels(self) -> int:
+        """Lower bound of a frame's pixels, whatever a request asks for."""
+        return self.min_pixels if self.client_min_pixels is None else self.client_min_pixels
+
+    @property
+    def most_pixels(self) -> int:
+        """Upper bound of a frame's pixels, whatever a request asks for."""
+        return self.max_pixels if self.client_max_pixels is None else self.client_max_pixels
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
-        _refuse_disorder(self.min_pixels, self.max_pixels, "media.videos_kwargs")
+        _refuse_bad_bounds(self, "media.videos_kwargs")
         return self
 
 
@@ -347,6 +386,30 @@ class MediaSection(Section):
         default=100_000_000,
         description="Largest picture that is decoded, in pixels of the file.",
     )
+    max_video_bytes: Positive = Field(
+        default=64 * 1024 * 1024,
+        description="Largest video in bytes, from wherever it comes; of a list, its frames' sum.",
+    )
+    max_video_frames: Positive = Field(
+        default=18_000, description="Longest video that is decoded, in frames of the file."
+    )
+    max_video_pixels: Positive = Field(
+        default=4096 * 2304,
+        description="Largest video that is decoded, in pixels of one frame of the file.",
+    )
+    video_decode_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=30.0, description="Time for decoding one video."
+    )
+    max_decoding_pixels: Positive = Field(
+        default=400_000_000,
+        description="Pixels of files that are decoded at once over all requests, about three bytes "
+        "of memory each; further ones wait.",
+    )
+    fast_decode: bool = Field(
+        default=False,
+        description="Decode JPEGs at the nearest of 1/2, 1/4 and 1/8 of their size that is not "
+        "below the model's: faster, but no longer the reference's pixels to the bit.",
+    )
     max_download_bytes: Positive = Field(
         default=32 * 1024 * 1024, description="Largest file that is fetched by URL, in bytes."
     )
@@ -367,6 +430,20 @@ class MediaSection(Section):
         default=(),
         description="Networks in CIDR notation that may be fetched from though they are not "
         "public, as `10.0.0.0/8`; without it no URL reaches this machine or its network.",
+    )
+    allowed_local_paths: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Folders on the server that `file:///…` addresses may lead into. Empty: none.",
+    )
+    formats: Annotated[tuple[ImageFormat, ...], Field(strict=False, min_length=1)] = Field(
+        default=("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"),
+        description="Formats of pictures that are taken, as far as the installed Pillow decodes "
+        "them; HEIC needs the extra `heif`.",
+    )
+    max_pdf_pages: Annotated[int, Field(ge=0, le=512)] = Field(
+        default=16,
+        description="Most pages that one PDF may be shown by, each of them a picture; needs the "
+        "extra `pdf`. 0 refuses PDFs.",
     )
     videos_kwargs: VideoPixels = Field(
         default=VideoPixels(), description="Bounds of a video's frames, where videos are allowed."
@@ -390,18 +467,51 @@ class MediaSection(Section):
             ip_network(network)  # a ValueError here is pydantic's
         return networks
 
+    @field_validator("allowed_local_paths")
+    @classmethod
+    def _absolute(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if not Path(path).expanduser().is_absolute():
+                raise PydanticCustomError(
+                    "not_absolute", "must name folders from the root, as /srv/pictures"
+                )
+        return paths
+
     @model_validator(mode="after")
     def _bounds(self) -> Self:
-        _refuse_disorder(self.min_pixels, self.max_pixels, "media")
-        if self.least_pixels > self.min_pixels:
+        _refuse_bad_bounds(self, "media")
+        return self
+
+
+class FilesSection(Section):
+    """Uploads: `POST /v1/files`."""
+
+    max_files: Annotated[int, Field(ge=0)] = Field(
+        default=1000,
+        description="Most files that are kept; what was unused the longest makes room for new "
+        "ones. 0 turns uploads off.",
+    )
+    max_bytes: Positive = Field(
+        default=1024**3, description="Most bytes that all files take together."
+    )
+    max_file_bytes: Positive = Field(
+        default=32 * 1024 * 1024, description="Largest file that is taken, in bytes."
+    )
+    ttl_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=86400.0, description="How long a file is kept, from its last upload."
+    )
+    folder: Text | None = Field(
+        default=None,
+        description="Folder that keeps the files from one run of the server to the next; no two "
+        "servers may share it. Unset: a temporary folder, removed when the server stops.",
+    )
+
+    @model_validator(mode="after")
+    def _quota(self) -> Self:
+        if self.max_file_bytes > self.max_bytes:
             raise contradiction(
-                f"is {self.least_pixels}, above min_pixels {self.min_pixels}; lower it",
-                "media.client_min_pixels",
-            )
-        if self.most_pixels < self.max_pixels:
-            raise contradiction(
-                f"is {self.most_pixels}, below max_pixels {self.max_pixels}; raise it",
-                "media.client_max_pixels",
+                f"is {self.max_file_bytes}, above max_bytes {self.max_bytes}; lower it",
+                "files.max_file_bytes",
             )
         return self
 
@@ -412,6 +522,17 @@ class LimitsSection(Section):
     max_body_bytes: Positive = Field(
         default=64 * 1024 * 1024,
         description="Largest request body in bytes; pictures come as base64.",
+    )
+    max_media_bytes: Positive = Field(
+        default=128 * 1024 * 1024,
+        description="Most bytes of all pictures and videos of a request, fetched ones as well.",
+    )
+    max_media_pixels: Positive = Field(
+        default=200_000_000,
+        description="Most pixels of all pictures and taken frames of a request, at their own size.",
+    )
+    max_media_frames: Positive = Field(
+        default=1536, description="Most frames taken from all videos of a request."
     )
     max_messages: Positive = Field(default=1000, description="Most messages in one request.")
     overflow: Literal["error", "shrink", "drop_oldest_images"] = Field(

@@ -7,10 +7,20 @@ refused, never ignored. ``validation.parse_chat`` reads a body into these models
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 # Fields of OpenAI's and vLLM's request that would change the answer, the schedule or the
 # memory of the server, and that it does not serve. With each: what to do instead.
@@ -89,31 +99,156 @@ class PixelFields(_Strict):
     resized_width: Positive | None = None
 
 
+UPLOAD = "upload:"
+"""Scheme under which an uploaded file's id is an address like any other."""
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+Detail = Literal["auto", "low", "high"]
+
+
 class ImageURL(PixelFields):
-    """Address of a picture: ``http(s)`` or a base64 ``data:`` URL.
+    """A picture: by ``url`` (``http(s)``, base64 ``data:``, ``file:``) or by ``file_id``.
 
     ``detail`` ``auto`` and ``high`` both mean the profile's default, ``low`` 448 × 448 pixels.
     """
 
-    url: Annotated[str, Field(min_length=1)]
-    detail: Literal["auto", "low", "high"] = "auto"
+    url: NonEmpty | None = None
+    file_id: NonEmpty | None = None
+    detail: Detail = "auto"
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        _need_one_of(self, "url", "file_id")
+        return self
+
+    @property
+    def address(self) -> str:
+        """Where the bytes are: ``url``, or ``upload:`` and the file's id."""
+        return self.url or f"{UPLOAD}{self.file_id}"
 
 
-class ImagePart(PixelFields):
+class PictureFields(PixelFields):
+    """What stands beside a picture; of a PDF, ``pages`` are shown: ``2``, ``1-3`` or ``4-``."""
+
+    pages: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}(-([1-9][0-9]{0,4})?)?$")] | None = None
+
+
+class ImagePart(PictureFields):
     """``{"type": "image_url", "image_url": {"url": …}}``, pixel fields beside it or inside."""
 
     type: Literal["image_url"]
     image_url: ImageURL
 
+    _key: str = PrivateAttr("image_url")
+    _page: bytes | None = PrivateAttr(None)
+    _further: bool = PrivateAttr(False)
 
-class VideoURL(_Strict):
+    @property
+    def key(self) -> str:
+        """Under which key of the part the client put the picture."""
+        return self._key
+
+    @property
+    def page(self) -> bytes | None:
+        """The picture itself, where it was drawn from a PDF."""
+        return self._page
+
+    @property
+    def further(self) -> bool:
+        """Whether it stands for one more page of the part before it, in the client's request."""
+        return self._further
+
+    def showing(self, pages: Sequence[bytes]) -> list[ImagePart]:
+        """Return parts like this one, one for each drawn page."""
+        parts: list[ImagePart] = []
+        for page in pages:
+            part = self.model_copy(update={"pages": None})
+            part._page, part._further = page, bool(parts)
+            parts.append(part)
+        return parts
+
+
+class FileReference(_Strict):
+    """OpenAI's object of an uploaded file, or of one that is sent along as a ``data:`` URL."""
+
+    file_id: NonEmpty | None = None
+    file_data: NonEmpty | None = None
+    filename: str | None = None
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        _need_one_of(self, "file_id", "file_data")
+        return self
+
+
+class FilePart(PictureFields):
+    """OpenAI's ``{"type": "file", "file": {"file_id": …}}``; it becomes an ``ImagePart``."""
+
+    type: Literal["file"]
+    file: FileReference
+
+
+class InputImagePart(PictureFields):
+    """``input_image`` of OpenAI's Responses; it becomes an ``ImagePart``."""
+
+    type: Literal["input_image"]
+    image_url: NonEmpty | None = None
+    file_id: NonEmpty | None = None
+    detail: Detail = "auto"
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        _need_one_of(self, "image_url", "file_id")
+        return self
+
+
+def _need_one_of(model: BaseModel, first: str, second: str) -> None:
+    if (getattr(model, first) is None) == (getattr(model, second) is None):
+        raise PydanticCustomError("one_of", "give one", {"names": (first, second)})
+
+
+def _from_file(value: object) -> ImagePart:
+    part = FilePart.model_validate(value)
+    return _image_part(part, "file", file_id=part.file.file_id, url=part.file.file_data)
+
+
+def _from_input_image(value: object) -> ImagePart:
+    part = InputImagePart.model_validate(value)
+    key = "file_id" if part.image_url is None else "image_url"
+    return _image_part(part, key, url=part.image_url, file_id=part.file_id, detail=part.detail)
+
+
+def _image_part(given: PictureFields, key: str, **inside: Any) -> ImagePart:
+    beside = given.model_dump(include=set(PictureFields.model_fields))
+    part = ImagePart(type="image_url", image_url=ImageURL(**inside), **beside)
+    part._key = key
+    return part
+
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class VideoFields(PixelFields):
+    """Which frames of a video the model shall see, and how large; names of qwen_vl_utils.
+
+    ``min_pixels`` and ``max_pixels`` bound one frame, ``total_pixels`` all of them together.
+    """
+
+    fps: Rate | None = None
+    nframes: Annotated[int, Field(ge=2)] | None = None
+    min_frames: Positive | None = None
+    max_frames: Annotated[int, Field(ge=2)] | None = None
+    total_pixels: Positive | None = None
+
+
+class VideoURL(VideoFields):
     """Address of a video, or its frames as ``data:video/jpeg;base64,<f1>,<f2>…``."""
 
     url: Annotated[str, Field(min_length=1)]
 
 
-class VideoPart(_Strict):
-    """``{"type": "video_url", "video_url": {"url": …}}``."""
+class VideoPart(VideoFields):
+    """``{"type": "video_url", "video_url": {"url": …}}``, video fields beside it or inside."""
 
     type: Literal["video_url"]
     video_url: VideoURL
@@ -121,6 +256,23 @@ class VideoPart(_Strict):
 
 def _content_kind(value: object) -> str:
     return "@text" if isinstance(value, str) else "@parts"
+
+
+MediaURL = Annotated[str, Field(min_length=1)]
+
+
+class FramesPart(VideoFields):
+    """``{"type": "video", "video": [url, …]}``: a video as its frames, in their order.
+
+    Of frames ``fps`` is the rate at which they were taken. One address is a video's.
+    """
+
+    type: Literal["video"]
+    video: Annotated[
+        Annotated[MediaURL, Tag("@text")]
+        | Annotated[list[MediaURL], Field(min_length=1), Tag("@parts")],
+        Discriminator(_content_kind),
+    ]
 
 
 def _part_kind(value: object) -> str | None:
@@ -137,7 +289,16 @@ def _role(value: object) -> str | None:
 UserPart = Annotated[
     Annotated[TextPart, Tag("@text")]
     | Annotated[ImagePart, Tag("@image_url")]
-    | Annotated[VideoPart, Tag("@video_url")],
+    | Annotated[
+        ImagePart, BeforeValidator(_from_file, json_schema_input_type=FilePart), Tag("@file")
+    ]
+    | Annotated[
+        ImagePart,
+        BeforeValidator(_from_input_image, json_schema_input_type=InputImagePart),
+        Tag("@input_image"),
+    ]
+    | Annotated[VideoPart, Tag("@video_url")]
+    | Annotated[FramesPart, Tag("@video")],
     Discriminator(_part_kind),
 ]
 OnlyTextPart = Annotated[Annotated[TextPart, Tag("@text")], Discriminator(_part_kind)]
@@ -216,10 +377,15 @@ class StreamOptions(_Strict):
 
 
 class MMProcessorKwargs(_Strict):
-    """vLLM's way to bound every picture of a request, in pixels."""
+    """vLLM's way to speak of every picture and video of a request at once."""
 
     min_pixels: Positive | None = None
     max_pixels: Positive | None = None
+    fps: Rate | None = None
+    nframes: Annotated[int, Field(ge=2)] | None = None
+    min_frames: Positive | None = None
+    max_frames: Annotated[int, Field(ge=2)] | None = None
+    total_pixels: Positive | None = None
 
 
 Overflow = Literal["error", "shrink", "drop_oldest_images"]

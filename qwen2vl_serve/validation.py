@@ -22,7 +22,15 @@ from qwen2vl_serve.errors import (
     TooManyItems,
     UnsupportedParameter,
 )
-from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest, ImagePart, TextPart, VideoPart
+from qwen2vl_serve.protocol import (
+    UNSUPPORTED,
+    ChatRequest,
+    FramesPart,
+    ImagePart,
+    TextPart,
+    UserPart,
+    VideoPart,
+)
 
 # The model's control tokens: typed by a user they forge a role or take a picture's place.
 # Grounding markers (box, object_ref) are text that users and assistants may write.
@@ -31,7 +39,7 @@ _RESERVED = re.compile(
 )
 
 _ROLES = "system, developer, user, assistant"
-_PARTS = "text everywhere, image_url and video_url in user messages"
+_PARTS = "text everywhere; image_url, input_image, file, video_url and video in user messages"
 
 
 class RequestLimits(BaseModel):
@@ -134,7 +142,7 @@ def _check_messages(request: ChatRequest, limits: RequestLimits) -> None:
                 )
         if not isinstance(message.content, str):
             images += sum(isinstance(part, ImagePart) for part in message.content)
-            videos += sum(isinstance(part, VideoPart) for part in message.content)
+            videos += sum(isinstance(part, VideoPart | FramesPart) for part in message.content)
     for count, limit, noun in ((images, limits.images, "image"), (videos, limits.videos, "video")):
         if count > limit:
             raise TooManyItems(
@@ -145,7 +153,7 @@ def _check_messages(request: ChatRequest, limits: RequestLimits) -> None:
 
 
 def _adjacent_texts(
-    content: str | list[TextPart] | list[TextPart | ImagePart | VideoPart],
+    content: str | list[TextPart] | list[UserPart],
 ) -> Iterator[str]:
     """Yield the texts of a content, runs of adjacent text parts joined.
 
@@ -183,6 +191,8 @@ def _as_request_error(error: ErrorDetails) -> RequestError:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "missing":
         return MissingParameter(f"{param} is required.", param=param)
+    if kind == "one_of":
+        return _as_one_of_error(param, given, context["names"])
     if kind == "extra_forbidden":
         return UnsupportedParameter(f"{param} is not served here: leave it out.", param=param)
     if kind in _TYPE_NAMES:
@@ -195,6 +205,15 @@ def _as_request_error(error: ErrorDetails) -> RequestError:
         )
     message = error["msg"][:1].lower() + error["msg"][1:]
     return InvalidValue(f"{param}: {message}; {_shown(given)} was given.", param=param)
+
+
+def _as_one_of_error(param: str, given: object, names: tuple[str, str]) -> RequestError:
+    """Return the error for none or both of two fields of which one is to be given."""
+    first, second = names
+    path = f"{param}.{first}"
+    if isinstance(given, dict) and given.get(first) is not None:
+        return InvalidValue(f"{path} stands beside {second}; give one of the two.", param=path)
+    return MissingParameter(f"{path} is required.", param=path)
 
 
 def _as_tag_error(param: str, given: object, field: str) -> RequestError:

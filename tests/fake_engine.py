@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-from qwen2vl_serve.engine import Picture, ServedModel
+from qwen2vl_serve.engine import Medium, ServedModel
 from qwen2vl_serve.errors import EngineUnavailable
 from qwen2vl_serve.protocol import ChatRequest
 
@@ -24,6 +24,7 @@ class FakeEngine:
     running: int = 0
     aborted: int = 0
     requests: list[ChatRequest] = field(default_factory=list)
+    media: list[Sequence[Medium]] = field(default_factory=list)
 
     @property
     def models(self) -> Sequence[ServedModel]:
@@ -34,24 +35,24 @@ class FakeEngine:
         return "fake 1"
 
     async def complete(
-        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str
     ) -> bytes:
-        words = [word async for word in self._words(request)]
+        words = [word async for word in self._words(request, media)]
         message = {"role": "assistant", "content": "".join(words)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         answer = {"id": f"chatcmpl-{request_id}", "object": "chat.completion", "choices": [choice]}
         return json.dumps(answer | {"created": 1, "model": "demo"}).encode()
 
     async def stream(
-        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str
     ) -> AsyncGenerator[str, None]:
-        async for word in self._words(request):
+        async for word in self._words(request, media):
             choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
             chunk = {"id": f"chatcmpl-{request_id}", "object": "chat.completion.chunk"}
             yield json.dumps(chunk | {"created": 1, "model": "demo", "choices": [choice]})
 
     def count_tokens(self, request: ChatRequest) -> int:
-        """A token a word, a token a picture."""
+        """A token a word, a token a picture, a token a video."""
         parts = [
             part
             for message in request.messages
@@ -64,8 +65,11 @@ class FakeEngine:
         if self.dead:
             raise EngineUnavailable("The engine has stopped.")
 
-    async def _words(self, request: ChatRequest) -> AsyncGenerator[str, None]:
+    async def _words(
+        self, request: ChatRequest, media: Sequence[Medium]
+    ) -> AsyncGenerator[str, None]:
         self.requests.append(request)
+        self.media.append(media)
         self.running += 1
         try:
             for index, word in enumerate(self.words):

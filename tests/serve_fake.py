@@ -18,14 +18,13 @@ from contextlib import asynccontextmanager
 
 from qwen2vl_serve.errors import ServeError
 from qwen2vl_serve.launch import serve
-from qwen2vl_serve.media.fetch import Fetcher
 from qwen2vl_serve.profile import Profile, load_profile
 from tests.fake_engine import FakeEngine
 
 
 def main(port: str, mode: str, *overrides: str) -> int:
     @asynccontextmanager
-    async def start_engine(profile: Profile, fetcher: Fetcher) -> AsyncIterator[FakeEngine]:
+    async def start_engine(profile: Profile) -> AsyncIterator[FakeEngine]:
         print("words of the engine that belong into its log")
         if mode == "slow-boot":
             time.sleep(60)  # as vLLM does: it blocks the event loop while it waits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ from qwen2vl_serve.errors import EngineUnavailable, InvalidImage, Overloaded
 from qwen2vl_serve.launch import media_loader
 from qwen2vl_serve.profile import Profile, load_profile
 from tests.fake_engine import FakeEngine
+from tests.media.movies import data_url, movie
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -284,6 +286,93 @@ def test_a_draining_server_takes_nothing_new() -> None:
             assert answer.headers["retry-after"]
 
 
+FILM = data_url(movie(40, (320, 240)))
+
+
+def film(**fields: Any) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": FILM}, **fields}
+
+
+def shown(*parts: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    content = [*parts, {"type": "text", "text": "What moves?"}]
+    return {"messages": [{"role": "user", "content": content}], **fields}
+
+
+def test_a_video_reaches_the_engine_decoded_and_is_reported() -> None:
+    """The engine gets frames, the client their number, size, tokens, and what was cut."""
+    with running() as api:
+        answer = api.chat(shown(film(fps=100.0), include_media_info=True)).json()
+        (report,) = answer["media"]
+        assert (report["type"], report["width"], report["duration"]) == ("video", 320, 4.0)
+        assert (report["frames"], report["clamped"]) == (16, True)
+        (video,) = api.engine.media[0]
+        height, width = report["resized_height"], report["resized_width"]
+        assert video.frames().shape == (16, height, width, 3)
+        assert report["visual_tokens"] == 8 * (height // 28) * (width // 28)
+        again = api.chat(shown(film(fps=100.0), include_media_info=True)).json()
+        assert again["media"][0]["cached"]
+
+
+def test_a_stream_reports_its_videos_as_well(api: Running) -> None:
+    """In its first chunk."""
+    text = api.chat(shown(film(), stream=True, include_media_info=True)).text
+    first = json.loads(text.partition("\n\n")[0].removeprefix("data: "))
+    assert first["media"][0]["frames"] == 8
+
+
+def test_a_video_is_explained(api: Running) -> None:
+    """What it costs and which budget would fit, without the engine."""
+    url = f"{api.root}/v1/chat/completions/explain"
+    told = requests.post(url, json=shown(film(nframes=8)), timeout=20).json()
+    (report,) = told["media"]
+    assert told["visual_tokens"] == report["visual_tokens"]
+    assert told["prompt_tokens"] == told["text_tokens"] + told["visual_tokens"]
+    assert told["fits"]
+    body = shown(film(nframes=16, max_pixels=100_000), max_tokens=4096 - 500)
+    tight = requests.post(url, json=body, timeout=20).json()
+    assert not tight["fits"]
+    body["messages"][0]["content"][0]["max_pixels"] = tight["largest_max_pixels"]
+    assert requests.post(url, json=body, timeout=20).json()["fits"]
+
+
+def test_a_video_is_shrunk_to_fit(api: Running) -> None:
+    """By the size of its frames; the answer says to which budget."""
+    body = shown(film(nframes=16, max_pixels=100_000), max_tokens=4096 - 500)
+    answer = api.chat({**body, "overflow": "shrink", "include_media_info": True}).json()
+    (report,) = answer["media"]
+    assert answer["overflow"]["policy"] == "shrink"
+    assert report["resized_height"] * report["resized_width"] <= answer["overflow"]["max_pixels"]
+    assert report["frames"] == 16
+
+
+@pytest.mark.parametrize(
+    ("part", "code", "param"),
+    [
+        (film(nframes=200), "invalid_value", "messages[0].content[0].video_url"),
+        (film(fps=1.0, nframes=4), "invalid_value", "messages[0].content[0].video_url"),
+        (film(fps=0), "invalid_value", "messages[0].content[0].fps"),
+        (film(uuid="mine"), "unsupported_parameter", "messages[0].content[0].uuid"),
+        ({"type": "video", "video": []}, "invalid_value", "messages[0].content[0].video"),
+        ({"type": "video", "video": ["http://127.0.0.1/1.jpg"]}, "invalid_image_url",
+         "messages[0].content[0].video[0]"),
+        ({"type": "video_url", "video_url": {"url": "http://127.0.0.1/x.mp4"}}, "invalid_video",
+         "messages[0].content[0].video_url"),
+        ({"type": "video_url", "video_url": {"url": FILM[:-4000]}}, "invalid_video",
+         "messages[0].content[0].video_url"),
+    ],
+    ids=lambda value: str(value)[:50],
+)  # fmt: skip
+def test_a_bad_video_is_the_clients_error(
+    api: Running, part: dict[str, Any], code: str, param: str
+) -> None:
+    """A 400 that names the field, without a word of a library, and the next one is served."""
+    answer = api.chat(shown(part))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, code, param)
+    assert not re.search(r"av\.|Errno|Invalid data|ffmpeg|127\.0|Traceback", error["message"])
+    assert api.chat(shown(film())).status_code == 200
+
+
 def test_metrics_count_answers_by_route_status_and_code(api: Running) -> None:
     """Each answer is counted once, under the route's pattern rather than the path."""
     line = (
@@ -297,6 +386,18 @@ def test_metrics_count_answers_by_route_status_and_code(api: Running) -> None:
     before = count()
     requests.get(f"{api.root}/v1/models/unknown", timeout=10)
     assert count() == before + 1
+
+
+def test_metrics_count_media_by_kind_and_outcome() -> None:
+    """A video that is sent twice is decoded once; its bytes came twice."""
+    with running() as one:
+        for _ in range(2):
+            assert one.chat(shown(film())).status_code == 200
+        lines = one.metrics().splitlines()
+    assert 'qwen2vl_media_total{kind="video",outcome="decoded"} 1.0' in lines
+    assert 'qwen2vl_media_total{kind="video",outcome="known"} 1.0' in lines
+    (sent,) = (line for line in lines if line.startswith('qwen2vl_media_bytes_total{kind="video"}'))
+    assert float(sent.rpartition(" ")[2]) > 1000
 
 
 def test_the_openapi_document_describes_the_chat_body(api: Running) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,16 +14,20 @@ from qwen2vl_serve.context import REMOVED, Context, fit, largest_max_pixels, mea
 from qwen2vl_serve.errors import ContextLengthExceeded
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.image import Header
-from qwen2vl_serve.media.loader import MediaLoader, Picture
+from qwen2vl_serve.media.loader import MediaLoader, Medium, Picture, Video
+from qwen2vl_serve.media.sampling import FrameRules, Sampling
 from qwen2vl_serve.media.sizing import Bounds, Sizing
+from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoHeader
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget, smart_resize
 from tests.fake_engine import FakeEngine
 
-LIMITS = RequestLimits(max_messages=99, max_n=1, max_tokens=None, images=99, videos=0)
+LIMITS = RequestLimits(max_messages=99, max_n=1, max_tokens=None, images=99, videos=99)
 BUDGET = PixelBudget(4 * 784, 1280 * 784)
-LOADER = MediaLoader(Fetcher(FetchPolicy()), Bounds(BUDGET, BUDGET), 10**8)
+FRAME = PixelBudget(16 * 784, 300 * 784)
+FRAME_RULES = FrameRules(Bounds(FRAME, FRAME), total_pixels=10**8)
+LOADER = MediaLoader(Fetcher(FetchPolicy()), Bounds(BUDGET, BUDGET), 10**8, FRAME_RULES)
 
 
 def pictures(*sizes: tuple[int, int]) -> list[Picture]:
@@ -31,6 +36,16 @@ def pictures(*sizes: tuple[int, int]) -> list[Picture]:
         sizing = Sizing(*smart_resize(height, width, BUDGET), clamped=False)
         header = Header("PNG", width, height)
         made.append(Picture(b"", header, sizing, f"digest{number}", f"messages[{number}]"))
+    return made
+
+
+def videos(*sizes: tuple[int, int], frames: int = 8) -> list[Video]:
+    made = []
+    for number, (width, height) in enumerate(sizes):
+        sizing = Sizing(*smart_resize(height, width, FRAME), clamped=False)
+        sampling = Sampling(frames, (height, width), sizing, listed=False)
+        header = VideoHeader(width, height, 100, 25.0)
+        made.append(Video([b""], header, sampling, DEFAULT_LIMITS, f"film{number}", "film"))
     return made
 
 
@@ -46,7 +61,7 @@ def chat(turns: int, last_pictures: int = 1, **fields: Any) -> ChatRequest:
     return parse_chat(json.dumps(body).encode(), LIMITS)
 
 
-def context(request: ChatRequest, shown: list[Picture], window: int) -> Context:
+def context(request: ChatRequest, shown: Sequence[Medium], window: int) -> Context:
     return measure(request, shown, FakeEngine().count_tokens, window)
 
 
@@ -74,15 +89,20 @@ sizes = st.lists(st.tuples(st.integers(20, 4000), st.integers(20, 4000)), min_si
 
 
 @settings(deadline=None)
-@given(sizes, st.integers(10, 9000))
+@given(
+    sizes,
+    st.lists(st.tuples(st.integers(20, 2000), st.integers(20, 2000)), max_size=2),
+    st.integers(10, 9000),
+)
 def test_the_largest_budget_fits_and_a_larger_one_does_not(
-    shapes: list[tuple[int, int]], window: int
+    shapes: list[tuple[int, int]], films: list[tuple[int, int]], window: int
 ) -> None:
     """What the error advises, and shrink applies, is the best that there is."""
-    request, shown = chat(1, len(shapes)), pictures(*shapes)
+    request = chat(1, len(shapes) + len(films))
+    shown = [*pictures(*shapes), *videos(*films)]
     seen = context(request, shown, window)
     if seen.fits:
-        assert fit(seen, request, "shrink", LOADER).pictures == shown
+        assert fit(seen, request, "shrink", LOADER).media == shown
         return
     budget = largest_max_pixels(seen, LOADER)
     if budget is None:
@@ -90,23 +110,65 @@ def test_the_largest_budget_fits_and_a_larger_one_does_not(
             fit(seen, request, "shrink", LOADER)
         return
     fitted = fit(seen, request, "shrink", LOADER)
-    assert context(request, list(fitted.pictures), window).fits
+    assert context(request, list(fitted.media), window).fits
     assert fitted.report == {"policy": "shrink", "max_pixels": budget}
     larger = [LOADER.resized(picture, budget + 784) for picture in shown]
     assert budget == BUDGET.max_pixels or not context(request, larger, window).fits
+
+
+def test_a_video_costs_its_layers() -> None:
+    """Two frames of 280 × 280 pixels make 100 tokens."""
+    seen = context(chat(1), videos((280, 280), frames=8), 4096)
+    assert (seen.visual, seen.prompt) == (400, seen.text + 400)
+    assert seen.text == len(["question", "0"])
+
+
+def test_a_video_is_shrunk_by_its_frames_and_named_in_the_refusal() -> None:
+    """Never by leaving frames out; what would fit is said of pictures and frames alike."""
+    request, shown = chat(1, 2), [*pictures((560, 560)), *videos((560, 420), frames=8)]
+    seen = context(request, shown, 700)
+    fitted = fit(seen, request, "shrink", LOADER)
+    assert context(request, fitted.media, 700).fits
+    film = fitted.media[1]
+    assert isinstance(film, Video)
+    assert film.sampling.frames == 8
+    assert film.sampling.clamped
+    message = refusal(seen, LOADER).message
+    assert "film 1200 tokens" in message
+    assert "for each picture and each frame would fit" in message
+    hopeless = refusal(context(request, shown, 20), LOADER).message
+    assert "not even the smallest size fits" in hopeless
+
+
+def test_dropping_pictures_leaves_videos_alone() -> None:
+    """A video of an earlier turn stays, whatever comes before or after it."""
+    image = {"type": "image_url", "image_url": {"url": "data:x"}}
+    film = {"type": "video_url", "video_url": {"url": "data:x"}}
+    text = {"type": "text", "text": "words"}
+    turns = [[film, image, text], [image, film, text], [image, text]]
+    body = {"messages": [{"role": "user", "content": content} for content in turns]}
+    request = parse_chat(json.dumps(body).encode(), LIMITS)
+    one, two, three = pictures((560, 560), (560, 560), (560, 560))
+    first, second = videos((112, 112), (112, 112))
+    shown: list[Medium] = [first, one, two, second, three]
+    small = fit(context(request, shown, 600), request, "drop_oldest_images", LOADER)
+    assert [medium.key for medium in small.media] == [m.key for m in (first, second, three)]
+    assert small.report == {"policy": "drop_oldest_images", "dropped_images": 2}
+    larger = fit(context(request, shown, 1000), request, "drop_oldest_images", LOADER)
+    assert list(larger.media) == [first, two, second, three]
 
 
 def test_oldest_pictures_are_dropped_first_and_the_last_turns_never() -> None:
     """Three turns; room for two pictures: the first one's place is told in words."""
     request, shown = chat(3), pictures((560, 560), (560, 560), (560, 560))
     fitted = fit(context(request, shown, 900), request, "drop_oldest_images", LOADER)
-    assert [picture.digest for picture in fitted.pictures] == ["digest1", "digest2"]
+    assert [picture.digest for picture in fitted.media] == ["digest1", "digest2"]
     assert fitted.report == {"policy": "drop_oldest_images", "dropped_images": 1}
     first = fitted.request.messages[0].content[0]
     assert getattr(first, "text", None) == REMOVED
     assert request.messages[0].content[0] != first, "the request itself is unchanged"
     alone = fit(context(request, shown, 500), request, "drop_oldest_images", LOADER)
-    assert [picture.digest for picture in alone.pictures] == ["digest2"]
+    assert [picture.digest for picture in alone.media] == ["digest2"]
     with pytest.raises(ContextLengthExceeded):
         fit(context(request, shown, 350), request, "drop_oldest_images", LOADER)
 

@@ -20,10 +20,17 @@ from qwen2vl_serve.envelope import Metrics
 from qwen2vl_serve.errors import APIError, RequestError, ReservedToken
 from qwen2vl_serve.launch import media_loader
 from qwen2vl_serve.media.image import Header
-from qwen2vl_serve.media.loader import Picture
+from qwen2vl_serve.media.loader import Picture, Video
+from qwen2vl_serve.media.sampling import Sampling
 from qwen2vl_serve.media.sizing import Sizing
+from qwen2vl_serve.media.video import VideoHeader, VideoLimits
 from qwen2vl_serve.profile import load_profile, profile_names
-from qwen2vl_serve.profile_sections import EngineSection, LimitsSection, MediaSection
+from qwen2vl_serve.profile_sections import (
+    EngineSection,
+    FilesSection,
+    LimitsSection,
+    MediaSection,
+)
 from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.fake_engine import FakeEngine
@@ -152,7 +159,14 @@ def test_roles_and_the_keys_of_their_messages(document: Document) -> None:
 @api
 def test_content_parts(document: Document) -> None:
     """The kinds of parts and their keys, inside and beside, are those that the parser takes."""
-    models = (protocol.TextPart, protocol.ImagePart, protocol.VideoPart)
+    models = (
+        protocol.TextPart,
+        protocol.ImagePart,
+        protocol.FilePart,
+        protocol.InputImagePart,
+        protocol.VideoPart,
+        protocol.FramesPart,
+    )
     served = set()
     for model in models:
         (kind,) = model.model_fields["type"].annotation.__args__
@@ -171,7 +185,11 @@ def test_content_parts(document: Document) -> None:
 def test_the_media_report(document: Document) -> None:
     """Every key of an entry of ``media`` is told."""
     picture = Picture(b"", Header("JPEG", 1, 1), Sizing(28, 28, clamped=False), "key", "param")
-    assert picture.info().keys() - {"type"} <= {*document.codes}
+    shape, limits = Sizing(28, 28, clamped=False), VideoLimits()
+    sampling = Sampling(2, (28, 28), shape, listed=False)
+    video = Video([b""], VideoHeader(1, 1, 2, 1.0), sampling, limits, "key", "param")
+    for medium in (picture, video):
+        assert medium.info().keys() - {"type"} <= {*document.codes}
 
 
 @api
@@ -239,8 +257,12 @@ def test_every_header_is_listed(document: Document) -> None:
     """Headers that errors carry, and those that the application sets, are all told of."""
     carried = {name.lower() for kind in errors_with_codes() for name in kind.headers}
     package = ROOT / "qwen2vl_serve"
-    source = "".join((package / name).read_text("utf-8") for name in ("app.py", "envelope.py"))
-    set_by_app = set(re.findall(r'(?:self\.headers|MutableHeaders\([^)]*\))\["([^"]+)"\]', source))
+    source = "".join(
+        (package / name).read_text("utf-8") for name in ("app.py", "connection.py", "envelope.py")
+    )
+    set_by_app = set(
+        re.findall(r'(?:self\.headers|MutableHeaders\([^)]*\))\["([^"]+)"\] =', source)
+    )
     assert len(set_by_app) == 3, "the pattern above no longer finds where headers are set"
     assert document.table_of(carried).keys() == carried | set_by_app
 
@@ -270,8 +292,17 @@ def test_the_defaults_of_the_limits(document: Document) -> None:
     known = {f"limits.{name}": value for name, value in limits.items()}
     known |= {f"media.limit_mm_per_prompt.{k}": v for k, v in media.model_dump().items()}
     known["engine.max_model_len"] = EngineSection().max_model_len
-    for name in ("max_image_pixels", "max_download_bytes", "download_seconds"):
+    for name in (
+        "max_image_pixels",
+        "max_video_bytes",
+        "max_video_frames",
+        "max_video_pixels",
+        "video_decode_seconds",
+        "max_download_bytes",
+        "download_seconds",
+    ):
         known[f"media.{name}"] = getattr(MediaSection(), name)
+    known["files.max_file_bytes"] = FilesSection().max_file_bytes
     table = document.table_of(known)
     assert table.keys() == known.keys()
     for name, value in known.items():

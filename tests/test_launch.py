@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import io
 import ipaddress
 import json
 import signal
@@ -19,9 +21,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
+from PIL import Image
 
-from qwen2vl_serve.launch import server_url
+from qwen2vl_serve.errors import InvalidImage, InvalidImageURL
+from qwen2vl_serve.launch import media_loader, server_url
 from qwen2vl_serve.profile import load_profile
+from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.conftest import ServerProcess
 
 FAKE = [sys.executable, "-m", "tests.serve_fake"]
@@ -193,3 +198,69 @@ def test_https_and_keys_by_profile_file_and_environment(launch: Launch, tmp_path
     told = "\n".join(server.lines)
     assert "$QWEN2VL_API_KEY" in told
     assert "sk-" not in told
+
+
+def upload(server: ServerProcess) -> str:
+    picture = io.BytesIO()
+    Image.new("RGB", (56, 56), "red").save(picture, "PNG")
+    answer = requests.post(
+        f"{server.url}/files",
+        files={"file": ("a.png", picture.getvalue())},
+        data={"purpose": "vision"},
+        timeout=10,
+    )
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def test_uploads_end_with_the_server(launch: Launch, tmp_path: Path) -> None:
+    """Without a folder of their own they lie in a temporary one, which goes with the server."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    server = launch("up", TMPDIR=str(temporary))
+    server.wait_ready()
+    upload(server)
+    assert len(list(temporary.rglob("file-*"))) == 1
+    assert server.stop() == 0
+    assert list(temporary.iterdir()) == []
+
+
+def test_uploads_in_a_folder_outlive_the_server(launch: Launch, tmp_path: Path) -> None:
+    """With ``files.folder`` the next server knows what this one was given."""
+    folder = f"files.folder={tmp_path / 'files'}"
+    first = launch("up", folder)
+    first.wait_ready()
+    file_id = upload(first)
+    assert first.stop() == 0
+    second = launch("up", folder)
+    second.wait_ready()
+    assert requests.get(f"{second.url}/files/{file_id}", timeout=10).json()["id"] == file_id
+
+
+def test_a_folder_of_uploads_that_fails_is_named(launch: Launch, tmp_path: Path) -> None:
+    """One line and no boot, also where it was lost since the preflight."""
+    (tmp_path / "file").write_bytes(b"")
+    server = launch("up", f"files.folder={tmp_path / 'file'}")
+    assert server.process.wait(30) == 1
+    assert any("PreflightError: files.folder" in line for line in server.lines)
+
+
+def test_the_profiles_formats_and_folders_reach_the_loader(tmp_path: Path) -> None:
+    """What a profile switches off is refused, what it opens is read."""
+    with Image.new("RGB", (56, 56), "red") as picture:
+        picture.save(tmp_path / "a.png")
+        picture.save(tmp_path / "a.webp", lossless=True)
+    overrides = [f"media.allowed_local_paths=[{tmp_path}]", "media.formats=[PNG]"]
+    loader = media_loader(load_profile("demo", overrides))
+    limits = RequestLimits(max_messages=9, max_n=1, max_tokens=None, images=9, videos=0)
+
+    def load(name: str) -> None:
+        image = {"type": "image_url", "image_url": {"url": f"file://{tmp_path}/{name}"}}
+        body = {"messages": [{"role": "user", "content": [image]}]}
+        asyncio.run(loader.load(parse_chat(json.dumps(body).encode(), limits)))
+
+    load("a.png")
+    with pytest.raises(InvalidImage, match="holds WebP data; this server takes PNG"):
+        load("a.webp")
+    with pytest.raises(InvalidImageURL):
+        load("b.png")

@@ -34,6 +34,7 @@ LAYERS: dict[str, int] = {
     "auth": 2,
     "connection": 2,
     "context": 2,
+    "uploads": 2,
     "envelope": 2,
     "boot_log": 2,
     "checkpoint": 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,14 +10,18 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from qwen2vl_serve.demo.compose import draw_video
 from qwen2vl_serve.vision import PixelBudget, smart_resize, visual_tokens
 from tests.conftest import ServerProcess
+from tests.media.movies import data_url as movie_url
+from tests.media.movies import movie
 from tests.test_vllm_engine import asked, data_url, drawing
 
 
@@ -141,6 +146,110 @@ def test_what_is_explained_is_what_the_engine_counts(
     assert told["prompt_tokens"] == told["text_tokens"] + told["visual_tokens"]
 
 
+FILM = movie(48, (320, 240), rate=12)
+samplings = st.one_of(
+    st.fixed_dictionaries({"nframes": st.integers(2, 20)}),
+    st.fixed_dictionaries(
+        {}, optional={"fps": st.floats(0.2, 20), "max_frames": st.integers(2, 20)}
+    ),
+)
+frame_budgets = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_pixels": st.integers(20_000, 200_000),
+        "min_pixels": st.integers(3000, 20_000),
+        "total_pixels": st.integers(50_000, 500_000),
+    },
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.tuples(samplings, frame_budgets), st.booleans(), words, st.integers(0, 5))
+def test_a_videos_cost_is_explained_as_the_engine_counts_it(
+    server: ServerProcess,
+    asked_for: tuple[dict[str, Any], dict[str, Any]],
+    inside: bool,
+    text: str,
+    listed: int,
+) -> None:
+    """60 random requests: files and lists of frames, with and without a picture beside."""
+    sampling, budget = asked_for
+    url = {"url": movie_url(FILM), **(sampling if inside else {})}
+    film = {"type": "video_url", "video_url": url, **budget, **({} if inside else sampling)}
+    if listed:
+        frames = [data_url(CANVAS.crop((n, n, n + 200, n + 150))) for n in range(listed)]
+        film = {"type": "video", "video": frames, **budget}
+    messages = asked(text, *([part(PHOTO)] if inside else []), film)
+    told = explain(server, messages)
+    assert told["fits"]
+    answer = chat(server, messages, include_media_info=True)
+    assert told["prompt_tokens"] == answer["usage"]["prompt_tokens"]
+    assert told["media"][-1]["frames"] == answer["media"][-1]["frames"]
+
+
+def test_the_model_sees_where_a_thing_moves(server: ServerProcess) -> None:
+    """Frames come in their order: of 24 films most directions are told, by chance 6 would be."""
+    told = filmed = 0
+    for seed in range(80_000_000, 80_000_200):
+        frames, truth = draw_video(seed)
+        if truth.motion is None or len(frames) % 2 or filmed == 24:
+            continue
+        filmed += 1
+        height, width = (side // 2 * 2 for side in frames[0].shape[:2])
+        even = [np.ascontiguousarray(frame[:height, :width]) for frame in frames]
+        # At 2 frames a second every frame is taken.
+        url = {"url": movie_url(movie(even, (width, height), rate=2))}
+        messages = asked("Which way does it move?", {"type": "video_url", "video_url": url})
+        answer = chat(server, messages, max_tokens=24, include_media_info=True)
+        assert answer["media"][0]["frames"] == len(frames)
+        told += truth.motion in answer["choices"][0]["message"]["content"].lower()
+    assert filmed == 24
+    assert told >= 12
+
+
+def test_a_video_of_an_earlier_turn_is_not_decoded_again(server: ServerProcess) -> None:
+    """Re-sent bytes are known by their hash; the answer says so and is the same."""
+    film = {"type": "video_url", "video_url": {"url": movie_url(movie(30, (322, 202)))}}
+    first, second = (
+        chat(server, asked("What moves?", film), max_tokens=12, include_media_info=True)
+        for _ in range(2)
+    )
+    assert [one["media"][0]["cached"] for one in (first, second)] == [False, True]
+    assert first["choices"][0]["message"] == second["choices"][0]["message"]
+
+
+def test_a_video_beyond_the_engines_room_is_told_in_our_words(server: ServerProcess) -> None:
+    """vLLM encodes an item whole; whether this one fits or not, no word of its own comes out."""
+    film = {"type": "video_url", "video_url": {"url": movie_url(FILM)}, "nframes": 16,
+            "min_pixels": 100_000}  # fmt: skip
+    body = {"messages": asked("x", film), "max_tokens": 1}
+    answer = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
+    if answer.status_code != 200:
+        error = answer.json()["error"]
+        assert error["code"] == "video_too_large"
+        assert "encoder cache" not in error["message"]
+
+
+def test_a_video_is_shrunk_to_the_window(server: ServerProcess) -> None:
+    """By the size of its frames, to what the engine then takes."""
+    film = {"type": "video_url", "video_url": {"url": movie_url(FILM)}, "max_pixels": 100_000}
+    messages = asked("word " * 900, {**film, "nframes": 16})
+    body = {"messages": messages, "max_tokens": 2600}
+    refused = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    answer = chat(
+        server, messages, max_tokens=2600, overflow="shrink", include_media_info=True,
+        stop=["a", "e", "。", " "],
+    )  # fmt: skip
+    assert answer["overflow"]["policy"] == "shrink"
+    assert answer["media"][0]["frames"] == 16
+
+
 def test_explain_and_the_error_agree_on_what_would_fit(server: ServerProcess) -> None:
     """The budget that both name fits; a token more does not."""
     big = [part(drawing(colour, size=(800, 800)), {"max_pixels": 401_408}) for colour in
@@ -206,6 +315,31 @@ def test_two_clients_with_different_pictures_get_their_own_answers(server: Serve
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(60)))
+
+
+def test_an_upload_is_the_picture_that_was_sent(server: ServerProcess) -> None:
+    """By id and inline: the same answer at the same cost, explained alike, and one cache entry."""
+    image = drawing("green", size=(410, 390))
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0)
+    file = client.files.create(file=("a.png", data.getvalue()), purpose="vision")
+    inline, by_id = part(image), {"type": "file", "file": {"file_id": file.id}}
+    answers = [
+        chat(server, asked("What colour is the circle?", one), max_tokens=12, seed=1)
+        for one in (inline, by_id)
+    ]
+    texts = [one["choices"][0]["message"]["content"] for one in answers]
+    assert "green" in texts[0].lower()
+    assert texts[0] == texts[1]
+    assert answers[0]["usage"]["prompt_tokens"] == answers[1]["usage"]["prompt_tokens"]
+    told = explain(server, asked("What colour is the circle?", by_id))
+    assert told["prompt_tokens"] == answers[1]["usage"]["prompt_tokens"]
+    assert told["media"][0]["cached"] is True
+    client.files.delete(file.id)
+    body = {"messages": asked("x", by_id), "max_tokens": 1}
+    gone = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "file_not_found")
 
 
 def test_this_machine_cannot_be_reached_by_url(server: ServerProcess) -> None:

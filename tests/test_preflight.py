@@ -126,6 +126,15 @@ def test_certificate_that_is_missing_is_named():
     assert message == "server.ssl_certfile: there is no file /nonexistent.pem; correct the path"
 
 
+def test_the_folder_of_uploads_needs_a_place(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "files.folder" in refusal(demo(f"files.folder={tmp_path}/file"))
+    assert "cannot be written" in refusal(demo(f"files.folder={tmp_path}/file/x"))
+    preflight.check(demo(f"files.folder={tmp_path}/file/x", "files.max_files=0"))
+    preflight.check(demo(f"files.folder={tmp_path}/new/folder"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_log_file_needs_a_place(tmp_path):
     (tmp_path / "file").write_text("")
     assert "is a folder" in refusal(demo(f"server.log_file={tmp_path}"))

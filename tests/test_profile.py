@@ -114,6 +114,10 @@ def test_profile_is_immutable():
         ("hardware:\n  cpu_threads_bind: 0|1\n", 4, ["2 entries for 1 workers"]),
         ("media:\n  min_pixels: 2000000\n", 4, ["above max_pixels 1003520"]),
         ("media:\n  videos_kwargs: {min_pixels: 9, max_pixels: 4}\n", 4, ["above max_pixels 4"]),
+        ("media:\n  formats: [JPEG, EPS]\n", 4, ["media.formats.1", "'JPEG', 'PNG'", "'EPS'"]),
+        ("media:\n  formats: []\n", 4, ["media.formats", "at least 1"]),
+        ("media:\n  allowed_local_paths: [pictures]\n", 4, ["from the root", "'pictures'"]),
+        ("files:\n  max_bytes: 9\n", 3, ["files.max_file_bytes", "above max_bytes 9"]),
         (
             "hardware: {cpu_kvcache_gib: 1}\nengine: {kv_cache_memory_bytes: 9}\n",
             3,
@@ -267,7 +271,7 @@ plain = st.recursive(
 
 @settings(deadline=None)  # a busy machine is no fault
 @given(
-    st.sampled_from(["model", "hardware", "engine", "server", "media", "limits"]),
+    st.sampled_from(["model", "hardware", "engine", "server", "media", "files", "limits"]),
     st.data(),
     plain,
 )
@@ -381,6 +385,7 @@ def test_rehearsal_keeps_topology_limits_and_address():
     assert rehearsed.engine.max_model_len == 8784
     assert rehearsed.server == profile.server
     assert rehearsed.limits == profile.limits
+    assert rehearsed.files == profile.files
     assert rehearsed.media.limit_mm_per_prompt == profile.media.limit_mm_per_prompt
     assert rehearsed.model.served_names == profile.model.served_names
     assert rehearsed.name == "multi-gpu"
@@ -395,6 +400,14 @@ def test_rehearsal_keeps_topology_limits_and_address():
     # With eager mode a pipeline stage dies on its first request.
     assert "enforce_eager" not in arguments
     assert len(rehearsed.environment()["VLLM_CPU_OMP_THREADS_BIND"].split("|")) == 8
+
+
+def test_rehearsal_leaves_the_deployments_uploads_alone():
+    """A folder belongs to one server; the quota is the deployment's."""
+    overrides = ["files.folder=/srv/files", "files.max_files=7", "media.formats=[PNG]"]
+    rehearsed = load_profile("multi-gpu", overrides).rehearsal()
+    assert (rehearsed.files.folder, rehearsed.files.max_files) == (None, 7)
+    assert rehearsed.media.formats == ("PNG",)
 
 
 def test_rehearsal_of_one_card_is_one_eager_worker():

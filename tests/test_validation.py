@@ -25,6 +25,7 @@ from qwen2vl_serve.validation import RequestLimits, parse_chat
 LIMITS = RequestLimits(max_messages=50, max_n=4, max_tokens=2000, images=2, videos=1)
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64,AAAA"}}
+FRAMES = {"type": "video", "video": ["data:image/jpeg;base64,AAAA"] * 4}
 
 
 def user(content: Any, **fields: Any) -> dict[str, Any]:
@@ -97,11 +98,77 @@ def test_of_a_key_given_twice_the_last_holds() -> None:
             InvalidValue,
             "messages[0].content[0].image_url.url",
         ),
+        (
+            user([{"type": "image_url", "image_url": {}}]),
+            MissingParameter,
+            "messages[0].content[0].image_url.url",
+        ),
+        (
+            user([{"type": "image_url", "image_url": {"url": "x", "file_id": "y"}}]),
+            InvalidValue,
+            "messages[0].content[0].image_url.url",
+        ),
+        (
+            user([{"type": "image_url", "image_url": {"file_id": 5}}]),
+            InvalidType,
+            "messages[0].content[0].image_url.file_id",
+        ),
+        (user([{"type": "file"}]), MissingParameter, "messages[0].content[0].file"),
+        (
+            user([{"type": "file", "file": {"file_id": ""}}]),
+            InvalidValue,
+            "messages[0].content[0].file.file_id",
+        ),
+        (
+            user([{"type": "file", "file": {"file_id": "x", "uuid": "y"}}]),
+            UnsupportedParameter,
+            "messages[0].content[0].file.uuid",
+        ),
+        (user([{"type": "input_image"}]), MissingParameter, "messages[0].content[0].image_url"),
+        (
+            user([{"type": "input_image", "image_url": "x", "file_id": "y"}]),
+            InvalidValue,
+            "messages[0].content[0].image_url",
+        ),
+        (
+            user([{"type": "input_image", "image_url": {"url": "x"}}]),
+            InvalidType,
+            "messages[0].content[0].image_url",
+        ),
+        (
+            {"messages": [{"role": "system", "content": [{"type": "file", "file": {}}]}]},
+            InvalidValue,
+            "messages[0].content[0].type",
+        ),
         (user([{**IMAGE, "uuid": "a"}]), UnsupportedParameter, "messages[0].content[0].uuid"),
         (
             user([{**IMAGE, "fps": 2}]),
             UnsupportedParameter,
             "messages[0].content[0].fps",
+        ),
+        (user([{**VIDEO, "detail": "low"}]), UnsupportedParameter, "messages[0].content[0].detail"),
+        (user([{**VIDEO, "fps": 0}]), InvalidValue, "messages[0].content[0].fps"),
+        (user([{**VIDEO, "fps": "2"}]), InvalidType, "messages[0].content[0].fps"),
+        (user([{**VIDEO, "nframes": 1}]), InvalidValue, "messages[0].content[0].nframes"),
+        (user([{**VIDEO, "nframes": 2.5}]), InvalidType, "messages[0].content[0].nframes"),
+        (user([{**VIDEO, "max_frames": 0}]), InvalidValue, "messages[0].content[0].max_frames"),
+        (user([{"type": "video", "video": 5}]), InvalidType, "messages[0].content[0].video"),
+        (user([{"type": "video", "video": []}]), InvalidValue, "messages[0].content[0].video"),
+        (
+            user([{"type": "video", "video": ["x", 1]}]),
+            InvalidType,
+            "messages[0].content[0].video[1]",
+        ),
+        (user([{"type": "video"}]), MissingParameter, "messages[0].content[0].video"),
+        (
+            user([{"type": "video_url", "video_url": {"url": "x", "total_pixels": 0}}]),
+            InvalidValue,
+            "messages[0].content[0].video_url.total_pixels",
+        ),
+        (
+            user("x", mm_processor_kwargs={"fps": -1}),
+            InvalidValue,
+            "mm_processor_kwargs.fps",
         ),
         (
             user([{"type": "image_url", "image_url": {"url": "x", "detail": "medium"}}]),
@@ -150,6 +217,32 @@ def test_a_bad_field_is_named_and_typed(
     assert param in error.message
 
 
+def test_every_dialect_of_a_picture_is_one_part() -> None:
+    """``file`` and ``input_image`` become what ``image_url`` is, with their fields."""
+    upload = {"file_id": "file-1"}
+    dialects = [
+        {"type": "image_url", "image_url": {**upload, "detail": "low"}, "max_pixels": 9},
+        {"type": "input_image", **upload, "detail": "low", "max_pixels": 9},
+    ]
+    asked = [parse(user([part])).messages[0].content[0] for part in dialects]
+    assert asked[0].model_dump() == asked[1].model_dump()
+    assert [part.key for part in asked] == ["image_url", "file_id"]
+    assert {part.image_url.address for part in asked} == {"upload:file-1"}
+    (plain,) = parse(user([{"type": "file", "file": upload, "resized_width": 8}])).messages
+    assert plain.content[0].resized_width == 8
+    by_url = parse(user([{"type": "input_image", "image_url": "http://x"}])).messages[0]
+    assert by_url.content[0].image_url.address == "http://x"
+
+
+def test_dialects_count_against_the_limit_of_pictures() -> None:
+    """Three pictures are three pictures, whatever they are called."""
+    parts = [IMAGE, {"type": "file", "file": {"file_id": "a"}}]
+    parse(user(parts))
+    assert isinstance(
+        refusal(user([*parts, {"type": "input_image", "file_id": "b"}])), TooManyItems
+    )
+
+
 def test_a_number_beyond_floats_is_refused() -> None:
     """``1e999`` reads as infinity, which no bounded field admits."""
     body = b'{"messages": [{"role": "user", "content": "x"}], "repetition_penalty": 1e999}'
@@ -178,7 +271,7 @@ def test_bookkeeping_fields_are_accepted() -> None:
 
 @pytest.mark.parametrize(
     ("parts", "noun", "count", "limit"),
-    [([IMAGE] * 3, "image", 3, 2), ([VIDEO] * 2, "video", 2, 1)],
+    [([IMAGE] * 3, "image", 3, 2), ([VIDEO] * 2, "video", 2, 1), ([VIDEO, FRAMES], "video", 2, 1)],
 )
 def test_too_many_media_name_the_limit_and_the_count(
     parts: list[Any], noun: str, count: int, limit: int

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -13,14 +16,21 @@ from PIL import ExifTags, Image, ImageOps
 
 from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
-"""Pillow's names of what is decoded, as far as the installed Pillow can."""
+FORMATS = MappingProxyType(
+    {
+        "JPEG": "JPEG",
+        "PNG": "PNG",
+        "WEBP": "WebP",
+        "GIF": "GIF",
+        "BMP": "BMP",
+        "TIFF": "TIFF",
+        "AVIF": "AVIF",
+        "HEIF": "HEIC",
+    }
+)
+"""Pillow's names of what is decoded, as far as the installed Pillow can; with each, ours."""
 
 _SWAPPED = frozenset({5, 6, 7, 8})
-_NO_PICTURE = (
-    "holds no picture that can be decoded; send a JPEG, PNG, WebP, GIF, BMP or TIFF file, as "
-    "data:image/jpeg;base64,… or by URL."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +42,17 @@ class Header:
     height: int
 
 
-def read_header(data: bytes, max_pixels: int, param: str) -> Header:
-    """Return format and size without decoding a pixel.
+def read_header(
+    data: bytes, max_pixels: int, param: str, formats: Collection[str] = FORMATS.keys()
+) -> Header:
+    """Return format and size without decoding a pixel; ``formats`` are Pillow's names.
 
     Raises:
-        InvalidImage: no picture of a served format.
+        InvalidImage: no picture of one of ``formats``; the message names what it is.
         ImageTooLarge: more than ``max_pixels``.
     """
-    with _opened(data, param) as image:
+    accepted = tuple(name for name in installed_formats() if name in formats)
+    with _opened(data, param, accepted) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise ImageTooLarge(
@@ -52,24 +65,30 @@ def read_header(data: bytes, max_pixels: int, param: str) -> Header:
         return Header(str(image.format), width, height)
 
 
-def decode(data: bytes, size: tuple[int, int], param: str) -> np.ndarray:
+def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False) -> np.ndarray:
     """Return the picture at ``size`` (height, width) as RGB, uint8 [height, width, 3].
 
     The steps are those of the reference (qwen_vl_utils 0.0.14 ``fetch_image``: RGB, transparent
     parts on white, Pillow's bicubic resize), after the EXIF orientation is applied. Of an
-    animation the first frame is taken; 16-bit samples are scaled to 8 bits.
+    animation the first frame is taken; 16-bit samples are scaled to 8 bits. With ``fast`` a JPEG
+    is decoded at the smallest of libjpeg's scales (1/2, 1/4, 1/8) that is not below ``size``: its
+    pixels then differ from the reference's.
 
     Raises:
         InvalidImage: the data is corrupt or cut short.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         _verify(data, param)
-    with _opened(data, param) as image:
+    with _opened(data, param, installed_formats()) as image:
         try:
-            image.load()
-            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-            rgb = _to_rgb(upright)
+            orientation = _orientation(image)
             height, width = size
+            if fast and image.format == "JPEG":
+                turned = orientation in _SWAPPED
+                image.draft(None, (height, width) if turned else (width, height))
+            image.load()
+            upright = ImageOps.exif_transpose(image) if orientation != 1 else image
+            rgb = _to_rgb(upright)
             if rgb.size != (width, height):
                 rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
             return np.asarray(rgb)
@@ -78,24 +97,29 @@ def decode(data: bytes, size: tuple[int, int], param: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _installed() -> tuple[str, ...]:
+def installed_formats() -> tuple[str, ...]:
+    """Return those of ``FORMATS`` that can be decoded here; HEIC with the package pillow-heif."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif  # noqa: PLC0415  (optional)
+
+        pillow_heif.register_heif_opener()
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _opened(data: bytes, param: str) -> Image.Image:
+def _opened(data: bytes, param: str, formats: tuple[str, ...]) -> Image.Image:
     with warnings.catch_warnings():
         # Size is judged by ``read_header``, against the profile's limit rather than Pillow's.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            return Image.open(io.BytesIO(data), formats=_installed())
+            return Image.open(io.BytesIO(data), formats=formats)
         except Image.DecompressionBombError:
             raise ImageTooLarge(
                 f"{param} holds a picture of more pixels than are ever decoded: send it smaller.",
                 param=param,
             ) from None
         except (OSError, SyntaxError, ValueError, TypeError, OverflowError) as error:
-            raise _invalid(param) from error
+            raise _unreadable(data, param, formats) from error
 
 
 def _verify(data: bytes, param: str) -> None:
@@ -105,7 +129,58 @@ def _verify(data: bytes, param: str) -> None:
 
 
 def _invalid(param: str) -> InvalidImage:
-    return InvalidImage(f"{param} {_NO_PICTURE}", param=param)
+    return InvalidImage(f"{param} holds a damaged picture; send the file anew.", param=param)
+
+
+def _unreadable(data: bytes, param: str, formats: Collection[str]) -> InvalidImage:
+    """Return the error for bytes that Pillow does not open as one of ``formats``."""
+    kind = file_kind(data)
+    if kind in formats:
+        return _invalid(param)
+    held = f"holds {FORMATS.get(kind, kind)} data" if kind else "holds no picture"
+    named = ", ".join(FORMATS[name] for name in formats) or "no format at all"
+    hint = ' Of a PDF say which pages to show: pages, as "1-3".' if kind == "PDF" else ""
+    return InvalidImage(f"{param} {held}; this server takes {named}.{hint}", param=param)
+
+
+def file_kind(data: bytes) -> str | None:
+    """Name the kind of a file by its first bytes: of ``FORMATS``, or what users mistake for it."""
+    if data[4:8] == b"ftyp":
+        brands = {data[start : start + 4] for start in (8, *range(16, _ftyp_end(data), 4))}
+        if brands & {b"avif", b"avis"}:
+            return "AVIF"
+        return "HEIF" if brands & _HEIF_BRANDS else "MP4"
+    for start, kind in _MAGIC:
+        if data.startswith(start):
+            return kind
+    if data[:4] == b"RIFF":
+        return {b"WEBP": "WEBP", b"AVI ": "AVI"}.get(data[8:12])
+    return "SVG" if b"<svg" in data[:1024].lower() else None
+
+
+def _ftyp_end(data: bytes) -> int:
+    return min(int.from_bytes(data[:4]), 64)
+
+
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"%PDF-", "PDF"),
+    (b"%!PS", "PostScript"),
+    (b"8BPS", "PSD"),
+    (b"\0\0\x01\0", "ICO"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\x1aE\xdf\xa3", "Matroska"),
+)
 
 
 def _orientation(image: Image.Image) -> int:

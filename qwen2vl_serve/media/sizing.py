@@ -50,17 +50,12 @@ def size_for(
         InvalidValue: fields that contradict each other.
         InvalidImage: an aspect ratio beyond 200.
     """
-    exact = _given(part, "resized_height", param), _given(part, "resized_width", param)
-    if (exact[0] is None) != (exact[1] is None):
-        raise InvalidValue(
-            f"{param} gives one of resized_height and resized_width; give both or none.",
-            param=param,
-        )
+    exact = exact_size(
+        _given(part, "resized_height", param), _given(part, "resized_width", param), param
+    )
     try:
-        if exact[0] is not None and exact[1] is not None:
-            wanted = smart_resize(exact[0], exact[1], _UNBOUNDED)
-            height, width = smart_resize(exact[0], exact[1], bounds.limits)
-            return Sizing(height, width, (height, width) != wanted)
+        if exact is not None:
+            return brought_within(*exact, bounds.limits)
         budget, clamped = _budget(part, request, bounds, param)
         height, width = smart_resize(header.height, header.width, budget)
         # Rounding to 28 can leave a tight budget; the processor behind us would resize again.
@@ -70,12 +65,41 @@ def size_for(
     return Sizing(height, width, clamped)
 
 
-def shrunk(header: Header, sizing: Sizing, max_pixels: int, bounds: Bounds) -> Sizing:
-    """Return ``sizing``, or where it exceeds ``max_pixels`` the picture's size under them."""
+def exact_size(height: int | None, width: int | None, param: str) -> tuple[int, int] | None:
+    """Return ``resized_height`` and ``resized_width``, None where neither is given.
+
+    Raises:
+        InvalidValue: one without the other.
+    """
+    if height is not None and width is not None:
+        return height, width
+    if height is None and width is None:
+        return None
+    raise InvalidValue(
+        f"{param} gives one of resized_height and resized_width; give both or none.", param=param
+    )
+
+
+def brought_within(height: int, width: int, limits: PixelBudget) -> Sizing:
+    """Return a size that was asked for, at multiples of 28 within ``limits``.
+
+    Raises:
+        ValueError: an aspect ratio beyond 200.
+    """
+    wanted = smart_resize(height, width, _UNBOUNDED)
+    size = smart_resize(height, width, limits)
+    return Sizing(*size, clamped=size != wanted)
+
+
+def shrunk(shape: tuple[int, int], sizing: Sizing, max_pixels: int, bounds: Bounds) -> Sizing:
+    """Return ``sizing``, or where it exceeds ``max_pixels`` the size of ``shape`` under them.
+
+    ``shape`` is the (height, width) before the model's size was chosen.
+    """
     if sizing.height * sizing.width <= max_pixels:
         return sizing
     low = min(bounds.limits.min_pixels, max_pixels)
-    size = smart_resize(header.height, header.width, PixelBudget(low, max_pixels))
+    size = smart_resize(*shape, PixelBudget(low, max_pixels))
     return Sizing(*smart_resize(*size, bounds.limits), clamped=True)
 
 
@@ -114,10 +138,16 @@ def _given(part: ImagePart, name: str, param: str) -> int | None:
     """Return a field given beside or inside ``image_url``."""
     beside: int | None = getattr(part, name)
     inside: int | None = getattr(part.image_url, name)
+    refuse_twice(name, beside, inside, param)
+    return inside if beside is None else beside
+
+
+def refuse_twice(name: str, beside: float | None, inside: float | None, param: str) -> None:
+    """Raise ``InvalidValue`` where a field stands in two places with two values."""
     if beside is not None and inside is not None and beside != inside:
+        where = param.rpartition(".")[2]
         raise InvalidValue(
-            f"{param} gives {name} twice, {beside} beside image_url and {inside} inside; "
+            f"{param} gives {name} twice, {beside} beside {where} and {inside} inside; "
             "give it once.",
             param=param,
         )
-    return inside if beside is None else beside

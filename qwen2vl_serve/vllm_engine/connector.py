@@ -1,57 +1,63 @@
-"""Where vLLM asks for media: our connector, the only one it may use."""
+"""Where vLLM asks for media: it is handed what is loaded already, and fetches nothing."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from typing import Any, ClassVar
+from typing import Any
 
+from vllm.multimodal.media.base import MediaWithBytes
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
-from qwen2vl_serve.errors import InvalidVideo
-from qwen2vl_serve.media.fetch import Fetcher
-
-logger = logging.getLogger(__name__)
+from qwen2vl_serve.engine import Video
+from qwen2vl_serve.errors import InternalError
 
 MEDIA_CONNECTOR = "qwen2vl_serve"
 """Name under which vLLM finds our connector (environment ``VLLM_MEDIA_CONNECTOR``)."""
 
 
-def register(fetcher: Fetcher) -> None:
-    """Let vLLM fetch through ``fetcher``."""
-    bound = type("BoundConnector", (Connector,), {"fetcher": fetcher})
-    MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)(bound)
+def register() -> None:
+    """Let vLLM know the connector."""
+    MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)(Connector)
+
+
+class Frames(MediaWithBytes):  # type: ignore[misc]  # vLLM ships no type information
+    """A video in vLLM's wrapper, which decodes when its frames are first asked for.
+
+    vLLM does not ask for those of a video whose processed form it has cached under its key.
+    """
+
+    def __init__(self, video: Video) -> None:
+        # The bytes it would hash are not needed: the key (``uuid``) comes with it.
+        self.original_bytes = b""
+        self.io_config = None
+        self._video = video
+
+    def __repr__(self) -> str:
+        # asyncio prints what its tasks hold; vLLM's own would decode for that.
+        return f"Frames({self._video.key})"
+
+    @property
+    def media(self) -> Any:
+        """Frames, uint8 [frames, height, width, 3]."""
+        return self._video.frames()
 
 
 class Connector(MediaConnector):  # type: ignore[misc]  # vLLM ships no type information
-    """Where vLLM asks for the videos that a request names; pictures it is given.
+    """Passes on what stands in the place of an address; of pictures vLLM never asks for it."""
 
-    Addresses go through our ``Fetcher``, and none of vLLM's or a library's words to a client.
-    """
+    async def fetch_video_async(self, video_url: object, **options: Any) -> Any:  # noqa: ARG002
+        """Return a video as (frames, metadata), without a look at the frames."""
+        if not isinstance(video_url, Frames):
+            raise self._refusal()
+        # Without metadata there is nothing that the processor could sample by once more.
+        return video_url, {}
 
-    fetcher: ClassVar[Fetcher]
+    async def load_from_url_async(self, *_: Any, **__: Any) -> Any:
+        """Refuse: addresses are fetched before vLLM is asked."""
+        raise self._refusal()
 
-    async def load_from_url_async(
-        self, url: str, media_io: Any, *, fetch_timeout: int | None = None
-    ) -> Any:
-        """Return the media of a ``data:`` or ``http(s)`` address."""
-        if url[:5].lower() == "data:":
-            return await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
-        data = await self.fetcher.fetch(url)
-        return await asyncio.get_running_loop().run_in_executor(None, media_io.load_bytes, data)
+    def load_from_url(self, *_: Any, **__: Any) -> Any:
+        """Refuse, in the same way."""
+        raise self._refusal()
 
-    async def fetch_video_async(self, video_url: str, **options: Any) -> Any:
-        """Return the frames of a video.
-
-        Raises:
-            InvalidVideo: the address cannot be fetched, or its bytes not be decoded.
-        """
-        try:
-            return await super().fetch_video_async(video_url, **options)
-        except Exception as error:
-            logger.info("video refused: %s", type(error).__name__)
-            raise InvalidVideo(
-                "video_url could not be fetched or decoded; send an mp4 or webm file, or frames "
-                "as data:video/jpeg;base64,<frame>,<frame>….",
-                param="messages",
-            ) from None
+    def _refusal(self) -> InternalError:
+        return InternalError("The engine asked for a medium that was not loaded.")

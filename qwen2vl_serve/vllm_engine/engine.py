@@ -27,7 +27,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from qwen2vl_serve.engine import Picture, ServedModel
+from qwen2vl_serve.engine import Medium, ServedModel
 from qwen2vl_serve.errors import (
     APIError,
     ContextLengthExceeded,
@@ -36,8 +36,8 @@ from qwen2vl_serve.errors import (
     InvalidValue,
     ModelNotFound,
     Overloaded,
+    VideoTooLarge,
 )
-from qwen2vl_serve.media.fetch import Fetcher
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.vllm_engine import connector
@@ -74,30 +74,30 @@ class VLLMEngine:
         return f"vllm {vllm_version}"
 
     async def complete(
-        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str
     ) -> bytes:
         """Answer at once: a ``chat.completion`` object as JSON."""
         try:
-            answer = await self._start(request, pictures, request_id)
+            answer = await self._start(request, media, request_id)
         except InternalError:
-            if not pictures:
+            if not media:
                 raise
-            answer = await self._start(request, pictures, request_id)  # see ``stream``
+            answer = await self._start(request, media, request_id)  # see ``stream``
         body: str = answer.model_dump_json()
         return body.encode()
 
     async def stream(
-        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str
     ) -> AsyncGenerator[str, None]:
         """Answer token by token, one ``chat.completion.chunk`` a value.
 
         A request that fails between its rendering and the engine leaves vLLM's front end
-        believing that the engine holds its pictures. vLLM fails the next request with one of
-        them and mends the error by that, so a request with pictures is tried twice.
+        believing that the engine holds its media. vLLM fails the next request with one of
+        them and mends the error by that, so a request with media is tried twice.
         """
-        begun = not pictures
+        begun = not media
         try:
-            async with aclosing(self._chunks(request, pictures, request_id)) as chunks:
+            async with aclosing(self._chunks(request, media, request_id)) as chunks:
                 async for chunk in _held_back(chunks, request.n or 1):
                     begun = True
                     yield chunk
@@ -105,19 +105,19 @@ class VLLMEngine:
         except InternalError:
             if begun:
                 raise
-        async with aclosing(self._chunks(request, pictures, request_id)) as chunks:
+        async with aclosing(self._chunks(request, media, request_id)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def _chunks(
-        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str
     ) -> AsyncGenerator[str, None]:
         """Yield the JSON of vLLM's events.
 
         vLLM reports a failure in mid-stream as one more event and closes with ``[DONE]``,
         which clients read as a whole answer; here it is raised.
         """
-        events = await self._start(request, pictures, request_id)
+        events = await self._start(request, media, request_id)
         async with aclosing(events):
             async for event in events:
                 if event.startswith(_DONE):
@@ -127,7 +127,7 @@ class VLLMEngine:
                 yield event[len("data: ") :].rstrip("\n")
 
     def count_tokens(self, request: ChatRequest) -> int:
-        """Return the prompt's tokens with each picture as one; the engine is not asked.
+        """Return the prompt's tokens, each picture and video as one; the engine is not asked.
 
         Template and tokenizer are those that vLLM renders the prompt with.
         """
@@ -145,12 +145,11 @@ class VLLMEngine:
         except EngineDeadError:
             raise EngineUnavailable("The engine has stopped; the server is going down.") from None
 
-    async def _start(
-        self, request: ChatRequest, pictures: Sequence[Picture], request_id: str
-    ) -> Any:
+    async def _start(self, request: ChatRequest, media: Sequence[Medium], request_id: str) -> Any:
         """Return vLLM's response object, or its event generator for ``stream: true``."""
+        self._refuse_long_items(media)
         try:
-            answer = await self._chat.create_chat_completion(as_vllm(request, pictures, request_id))
+            answer = await self._chat.create_chat_completion(as_vllm(request, media, request_id))
         except APIError:
             raise
         except Exception as error:
@@ -158,6 +157,22 @@ class VLLMEngine:
         if isinstance(answer, ErrorResponse):
             self._raise_error(answer)
         return answer
+
+    def _refuse_long_items(self, media: Sequence[Medium]) -> None:
+        """Say in our words what vLLM would say of a video that its encoder has no room for.
+
+        vLLM takes an item whole: the room is ``max_num_batched_tokens``, or the largest item
+        that it reserved memory for, of at most 14 frames.
+        """
+        room = self._client.input_processor.mm_encoder_cache_size
+        for medium in media:
+            if medium.visual_tokens > room:
+                raise VideoTooLarge(
+                    f"{medium.param} takes {medium.visual_tokens} visual tokens; of one item at "
+                    f"most {room} are computed: ask for fewer or smaller frames, or raise "
+                    "engine.max_num_batched_tokens in the server's profile.",
+                    param=medium.param,
+                )
 
     def _translated(self, error: Exception) -> APIError:
         """Return our error for one that vLLM raised; library text passes only where typed."""
@@ -240,14 +255,12 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
 
 
 @asynccontextmanager
-async def start_engine(profile: Profile, fetcher: Fetcher) -> AsyncIterator[VLLMEngine]:
+async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
     """Boot vLLM with ``profile.engine_args()``; shut it down on the way out.
-
-    vLLM fetches through ``fetcher``, by the connector that ``VLLM_MEDIA_CONNECTOR`` names.
 
     Whatever vLLM raises at start passes unchanged: the launcher explains it.
     """
-    connector.register(fetcher)
+    connector.register()
     args = AsyncEngineArgs(**profile.engine_args())
     async with build_async_engine_client_from_engine_args(args) as client:
         names = profile.model.served_names

@@ -15,8 +15,9 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.multimodal.media.base import MediaWithBytes
 
 from qwen2vl_serve import protocol
-from qwen2vl_serve.engine import Picture
-from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart, VideoPart
+from qwen2vl_serve.engine import Medium, Picture
+from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart, UserPart
+from qwen2vl_serve.vllm_engine.connector import Frames
 
 
 class _Pixels(Image.Image):
@@ -39,14 +40,14 @@ class _Pixels(Image.Image):
         return super().load()
 
 
-def _media(picture: Picture) -> Any:
+def _wrapped(picture: Picture) -> Any:
     # In vLLM's wrapper the image is not touched while its parts are parsed. The bytes it would
     # hash are not needed: the key (``uuid``) comes with it.
     return MediaWithBytes(_Pixels(picture), b"")
 
 
 def as_vllm(
-    request: ChatRequest, pictures: Sequence[Picture], request_id: str
+    request: ChatRequest, media: Sequence[Medium], request_id: str
 ) -> ChatCompletionRequest:
     """Return vLLM's request object.
 
@@ -58,7 +59,7 @@ def as_vllm(
         given["stream_options"] = StreamOptions(**request.stream_options.model_dump())
     if request.response_format is not None:
         given["response_format"] = _as_response_format(request.response_format)
-    rest = iter(pictures)
+    rest = iter(media)
     return ChatCompletionRequest.model_construct(
         messages=[_as_message(message, rest) for message in request.messages],
         request_id=request_id,
@@ -81,11 +82,11 @@ _TRANSLATED = {
 }
 
 
-def _as_message(message: Message, pictures: Iterator[Picture]) -> dict[str, Any]:
+def _as_message(message: Message, media: Iterator[Medium]) -> dict[str, Any]:
     role = _role(message)
     if isinstance(message.content, str):
         return {"role": role, "content": message.content}
-    return {"role": role, "content": [_as_part(part, pictures) for part in message.content]}
+    return {"role": role, "content": [_as_part(part, media) for part in message.content]}
 
 
 def as_template_message(message: Message) -> dict[str, Any]:
@@ -96,13 +97,13 @@ def as_template_message(message: Message) -> dict[str, Any]:
     return {"role": role, "content": [_as_template_part(part) for part in message.content]}
 
 
-def _as_template_part(part: TextPart | ImagePart | VideoPart) -> dict[str, str]:
+def _as_template_part(part: UserPart) -> dict[str, str]:
     match part:
         case TextPart():
             return {"type": "text", "text": part.text}
         case ImagePart():
             return {"type": "image"}
-        case VideoPart():
+        case _:
             return {"type": "video"}
 
 
@@ -111,15 +112,14 @@ def _role(message: Message) -> str:
     return "system" if message.role == "developer" else message.role
 
 
-def _as_part(part: TextPart | ImagePart | VideoPart, pictures: Iterator[Picture]) -> dict[str, Any]:
-    match part:
-        case TextPart():
-            return {"type": "text", "text": part.text}
-        case ImagePart():
-            picture = next(pictures)
-            return {"type": "image_pil", "image_pil": _media(picture), "uuid": picture.key}
-        case VideoPart():
-            return {"type": "video_url", "video_url": {"url": part.video_url.url}}
+def _as_part(part: UserPart, media: Iterator[Medium]) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    medium: Any = next(media)  # a picture or a video: the part says which
+    if isinstance(part, ImagePart):
+        return {"type": "image_pil", "image_pil": _wrapped(medium), "uuid": medium.key}
+    # What stands for the address reaches our connector as it is.
+    return {"type": "video_url", "video_url": Frames(medium), "uuid": medium.key}
 
 
 def _as_response_format(wanted: protocol.ResponseFormat) -> ResponseFormat:

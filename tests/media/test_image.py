@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
-from qwen2vl_serve.media.image import decode, read_header
+from qwen2vl_serve.media.image import decode, file_kind, installed_formats, read_header
 from qwen2vl_serve.vision import PixelBudget, smart_resize
 
 BUDGET = PixelBudget(3136, 1_003_520)
@@ -190,3 +190,91 @@ def test_a_mutated_file_gives_pixels_or_a_clear_error(name: str, seed: int, coun
         pass
     except ValueError as error:
         assert "pixels" in str(error)  # an aspect ratio that no picture may have
+
+
+SERVED = {
+    "JPEG": "JPEG",
+    "PNG": "PNG",
+    "WebP": "WEBP",
+    "GIF": "GIF",
+    "BMP": "BMP",
+    "TIFF": "TIFF",
+    "AVIF": "AVIF",
+    "HEIC": "HEIF",
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_each_format_can_be_switched_off(name: str) -> None:
+    """On, it is read; off, the error names it and what is taken instead."""
+    kind = SERVED[name]
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif")
+    read_header(FILES["PNG"], LIMIT, "p")
+    data = encoded(photo(300, 200), kind)
+    assert read_header(data, LIMIT, "p", [kind]).format in (kind, "MPO")
+    assert ours(data).shape == (196, 308, 3)
+    others = [one for one in installed_formats() if one != kind]
+    with pytest.raises(InvalidImage) as caught:
+        read_header(data, LIMIT, "p", others)
+    held, _, taken = caught.value.message.partition(";")
+    assert held == f"p holds {name} data"
+    shown = {one for one, pillows in SERVED.items() if pillows in others}
+    assert set(taken.removeprefix(" this server takes ").rstrip(".").split(", ")) == shown
+
+
+def test_heic_pixels_are_pillows() -> None:
+    """With the extra, HEIC goes the way of the others, turned upright once."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    read_header(FILES["PNG"], LIMIT, "p")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = encoded(photo(300, 200), "HEIF", exif=exif.tobytes())
+    header = read_header(data, LIMIT, "p")
+    assert (header.width, header.height) == (200, 300)
+    assert np.array_equal(ours(data), reference(data))
+    assert pillow_heif.open_heif(io.BytesIO(data)).size == (200, 300)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"%PDF-1.7", "PDF"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"\xff\x0a", "JPEG XL"),
+        (b"RIFF\0\0\0\0AVI LIST", "AVI"),
+        (b"RIFF\0\0\0\0WAVEfmt ", None),
+        (b"<?xml version='1.0'?>\n<svg/>", "SVG"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "MP4"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0avifmif1", "AVIF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF"),
+        (b"\xff\xff\xff\xffftyp", "MP4"),
+        (b"\x1aE\xdf\xa3", "Matroska"),
+        (b"GIF8", None),
+        (b"", None),
+    ],
+)
+def test_a_file_is_known_by_its_first_bytes(data: bytes, kind: str | None) -> None:
+    """What users send by mistake is named, so that they see which file it was."""
+    assert file_kind(data) == kind
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_fast_decode_is_near_the_exact_one(orientation: int) -> None:
+    """Small against a large JPEG, upright as well: the mean error stays under two levels."""
+    image = photo(1200, 900)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encoded(image, "JPEG", quality=92, exif=exif)
+    size = (168, 224) if orientation == 1 else (224, 168)
+    exact, fast = decode(data, size, "p"), decode(data, size, "p", fast=True)
+    assert fast.shape == exact.shape == (*size, 3)
+    assert 0 < np.abs(exact.astype(int) - fast).mean() < 2
+
+
+def test_a_fast_decode_changes_only_large_jpegs() -> None:
+    """A PNG, and a JPEG that the model sees at more than half its size, stay exact."""
+    image = photo(400, 300)
+    for kind, size in (("PNG", (56, 84)), ("JPEG", (168, 224))):
+        data = encoded(image, kind)
+        assert np.array_equal(decode(data, size, "p"), decode(data, size, "p", fast=True))

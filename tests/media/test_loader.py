@@ -6,15 +6,17 @@ import asyncio
 import base64
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from qwen2vl_serve.errors import InvalidImage, InvalidImageURL, RequestError
+from qwen2vl_serve.errors import InvalidImage, InvalidImageURL, MediaTooLarge, RequestError
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
-from qwen2vl_serve.media.loader import MediaLoader, Picture
+from qwen2vl_serve.media.gate import Gate
+from qwen2vl_serve.media.loader import MediaBudget, MediaLoader, Picture
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget
@@ -126,3 +128,26 @@ def test_damage_is_found_before_the_engine_is_asked() -> None:
 def test_a_request_without_pictures_loads_nothing() -> None:
     """Text alone passes through."""
     assert Loading().load() == []
+
+
+@pytest.mark.parametrize("named", ["max_media_bytes", "max_media_pixels"])
+def test_a_request_keeps_to_its_budget_over_all_pictures(named: str) -> None:
+    """Each picture is small enough, together they are not: refused before any is decoded."""
+    pictures = [part(data_url(colour)) for colour in ("red", "blue", "lime")]
+    one = len(base64.b64decode(data_url("red").partition(",")[2]))
+    limit = {"max_media_bytes": 2 * one, "max_media_pixels": 2 * 280 * 280}[named]
+    loading = Loading()
+    loading.loader.budget = replace(MediaBudget(), **{named: limit})
+    with pytest.raises(MediaTooLarge, match=rf"limits\.{named}"):
+        loading.load(*pictures)
+    assert not loading.loader._known
+    assert len(loading.load(pictures[0])) == 1
+
+
+def test_decoding_waits_its_turn_and_gives_its_place_back() -> None:
+    """More pixels than may be decoded at once still come, one after another."""
+    loading = Loading()
+    loading.loader.decoding = Gate(280 * 280)
+    urls = [data_url(colour) for colour in ("red", "blue", "lime", "gray")]
+    assert len(loading.load(*map(part, urls))) == 4
+    assert loading.loader.decoding.held == 0

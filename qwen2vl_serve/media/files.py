@@ -1,0 +1,234 @@
+"""Uploaded files: kept by their content for a while, so that a picture is sent once.
+
+A file's id is the hash of its bytes. In the folder each is one file of that name: a line of JSON
+(name, purpose, times), then the bytes; written aside and renamed, so that none is ever half there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from blake3 import blake3
+from pydantic import BaseModel, ConfigDict
+
+SWEEP_SECONDS = 60.0
+"""How late an expired file may leave the disk; it is not served in the meantime."""
+
+_FILE_ID = re.compile(r"file-[0-9a-f]{64}")
+_UNFINISHED = ".upload-"
+_LONGEST_HEAD = 64 * 1024
+
+
+class NoSuchFile(Exception):
+    """No file has this id: never uploaded, deleted, expired or evicted."""
+
+
+class StoredFile(BaseModel):
+    """What is known of a file; ``bytes`` its size, times in whole seconds since the epoch."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    created_at: int
+    expires_at: int
+
+
+class FileStore:
+    """Files within a quota; thread-safe. What was unused the longest makes room for what is new.
+
+    Without a ``folder`` they lie in a temporary one that ``close`` removes. A folder belongs to one
+    server: what it holds is read once, here. Raises ``OSError`` when it cannot be used.
+    """
+
+    def __init__(
+        self, folder: Path | None, *, max_files: int, max_bytes: int, ttl_seconds: float
+    ) -> None:
+        self.max_files = max_files
+        self.max_bytes = max_bytes
+        self.ttl_seconds = ttl_seconds
+        self._folder = folder
+        self._temporary = folder is None
+        self._lock = threading.Lock()
+        self._files: OrderedDict[str, StoredFile] = OrderedDict()  # the longest unused first
+        self._total = 0
+        self._closed = threading.Event()
+        self._sweeper: threading.Thread | None = None
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._read_folder(folder)
+
+    def add(
+        self, data: bytes, filename: str, purpose: str, seconds: float | None = None
+    ) -> StoredFile:
+        """Keep ``data`` for ``seconds`` (at most, and by default, ``ttl_seconds``).
+
+        Bytes that are there already begin their time anew under the name given now. Raises
+        ``ValueError`` when they alone exceed ``max_bytes``.
+        """
+        if len(data) > self.max_bytes:
+            raise ValueError(f"{len(data)} bytes exceed the {self.max_bytes} of all files")
+        now = int(time.time())
+        kept = min(self.ttl_seconds if seconds is None else seconds, self.ttl_seconds)
+        digest = blake3(data).hexdigest()
+        file = StoredFile(
+            id=f"file-{digest}",
+            filename=filename,
+            purpose=purpose,
+            bytes=len(data),
+            created_at=now,
+            expires_at=now + math.ceil(kept),
+        )
+        unfinished = self._write_aside(file, data)
+        with self._lock:
+            self._forget(file.id)
+            unfinished.replace(self._path(file.id))
+            self._remember(file)
+            self._expire()
+            self._make_room()
+        return file
+
+    def read(self, file_id: str) -> bytes:
+        """Return a file's bytes; raises ``NoSuchFile``."""
+        with self._lock:
+            self._find(file_id)
+            self._files.move_to_end(file_id)
+            # Opened under the lock; once open, its bytes stay whoever deletes it.
+            try:
+                source = self._path(file_id).open("rb")
+            except FileNotFoundError:
+                self._forget(file_id)
+                raise NoSuchFile(file_id) from None
+        with source:
+            source.readline()
+            return source.read()
+
+    def find(self, file_id: str) -> StoredFile:
+        """Return what is known of a file; raises ``NoSuchFile``."""
+        with self._lock:
+            return self._find(file_id)
+
+    def listing(self) -> Sequence[StoredFile]:
+        """Return all files, the newest first."""
+        with self._lock:
+            self._expire()
+            return sorted(self._files.values(), key=lambda file: (-file.created_at, file.id))
+
+    def count(self) -> int:
+        """Return how many files are kept."""
+        return len(self._files)
+
+    def size(self) -> int:
+        """Return how many bytes they hold together."""
+        return self._total
+
+    def delete(self, file_id: str) -> None:
+        """Remove a file; raises ``NoSuchFile``."""
+        with self._lock:
+            self._remove(self._find(file_id))
+
+    def close(self) -> None:
+        """Stop; remove the folder where it was a temporary one."""
+        self._closed.set()
+        with self._lock:
+            if self._temporary and self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _find(self, file_id: str) -> StoredFile:
+        file = self._files.get(file_id)
+        if file is not None and file.expires_at <= time.time():
+            self._remove(file)
+            file = None
+        if file is None:
+            raise NoSuchFile(file_id)
+        return file
+
+    def _write_aside(self, file: StoredFile, data: bytes) -> Path:
+        head = file.model_dump_json().encode() + b"\n"
+        folder = self._prepared_folder()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=_UNFINISHED, delete=False) as target:
+            path = Path(target.name)
+            try:
+                target.write(head)
+                target.write(data)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+        return path
+
+    def _prepared_folder(self) -> Path:
+        with self._lock:
+            # Systems clear away temporary folders that lay idle for long.
+            if self._folder is None or (self._temporary and not self._folder.is_dir()):
+                self._folder = Path(tempfile.mkdtemp(prefix="qwen2vl-files-"))
+            return self._folder
+
+    def _path(self, file_id: str) -> Path:
+        if self._folder is None:
+            raise NoSuchFile(file_id)
+        return self._folder / file_id
+
+    def _read_folder(self, folder: Path) -> None:
+        """Take over what an earlier server left; what it left unfinished goes."""
+        for path in folder.glob(f"{_UNFINISHED}*"):
+            path.unlink(missing_ok=True)
+        found = [file for path in folder.glob("file-*") if (file := _head(path)) is not None]
+        for file in sorted(found, key=lambda file: file.created_at):
+            self._remember(file)
+        self._expire()
+        self._make_room()
+
+    def _remember(self, file: StoredFile) -> None:
+        self._files[file.id] = file
+        self._total += file.bytes
+        if self._sweeper is None:
+            self._sweeper = threading.Thread(target=self._sweep, name="files", daemon=True)
+            self._sweeper.start()
+
+    def _forget(self, file_id: str) -> None:
+        if (file := self._files.pop(file_id, None)) is not None:
+            self._total -= file.bytes
+
+    def _remove(self, file: StoredFile) -> None:
+        self._forget(file.id)
+        self._path(file.id).unlink(missing_ok=True)
+
+    def _make_room(self) -> None:
+        while len(self._files) > self.max_files or self._total > self.max_bytes:
+            self._remove(next(iter(self._files.values())))
+
+    def _expire(self) -> None:
+        now = time.time()
+        for file in [one for one in self._files.values() if one.expires_at <= now]:
+            self._remove(file)
+
+    def _sweep(self) -> None:
+        while not self._closed.wait(SWEEP_SECONDS):
+            with self._lock:
+                self._expire()
+
+
+def _head(path: Path) -> StoredFile | None:
+    """Return what a file of the folder says of itself; None, and gone, where it is damaged."""
+    if _FILE_ID.fullmatch(path.name) is None:
+        return None
+    with contextlib.suppress(OSError):
+        with path.open("rb") as source:
+            head = source.readline(_LONGEST_HEAD)
+        with contextlib.suppress(ValueError):
+            file = StoredFile.model_validate_json(head)
+            if file.id == path.name and path.stat().st_size == len(head) + file.bytes:
+                return file
+        path.unlink()
+    return None

@@ -1,0 +1,119 @@
+"""Where the bytes of media come from: one address, whatever its kind, to bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pybase64
+
+from qwen2vl_serve.media.fetch import Fetcher, FetchError
+from qwen2vl_serve.media.files import FileStore, NoSuchFile
+from qwen2vl_serve.protocol import UPLOAD
+
+
+class DataURLError(FetchError):
+    """A ``data:`` URL that cannot be read; the text completes a sentence for the client."""
+
+
+class UnknownFileID(FetchError):
+    """The address is a file's id, and no such file is kept."""
+
+
+class Sources:
+    """Reads addresses: base64 ``data:``, ``http(s)``, ``file:`` and ``upload:`` with a file's id.
+
+    ``folders`` are those that ``file:`` may lead into; none at all turns it off.
+    """
+
+    def __init__(
+        self, fetcher: Fetcher, folders: Sequence[str] = (), files: FileStore | None = None
+    ) -> None:
+        self.fetcher = fetcher
+        self.files = files
+        self._folders = tuple(Path(folder).expanduser().resolve() for folder in folders)
+
+    async def read(self, address: str) -> bytes:
+        """Return the bytes at ``address``, at most ``fetcher.policy.max_bytes`` of a file or URL.
+
+        Raises:
+            DataURLError: a malformed ``data:`` URL.
+            UnknownFileID: no such upload.
+            FetchTimeout: the other side was too slow.
+            FetchError: the rest; blocked, missing and unreachable are not told apart.
+        """
+        scheme = address[:5].lower()
+        if scheme == "data:":
+            return _data_url(address)
+        if scheme == "file:":
+            return await asyncio.to_thread(self._local, address)
+        if address.startswith(UPLOAD):
+            return await asyncio.to_thread(self._uploaded, address.removeprefix(UPLOAD))
+        return await self.fetcher.fetch(address)
+
+    async def close(self) -> None:
+        """Close connections; temporary uploads go."""
+        await self.fetcher.close()
+        if self.files is not None:
+            self.files.close()
+
+    def _uploaded(self, file_id: str) -> bytes:
+        if self.files is None:
+            raise UnknownFileID("uploads are off")
+        try:
+            return self.files.read(file_id)
+        except NoSuchFile:
+            raise UnknownFileID(file_id) from None
+
+    def _local(self, url: str) -> bytes:
+        try:
+            path = _local_path(url).resolve(strict=True)
+            if not self._admits(path):
+                raise FetchError("outside of the allowed folders")
+            # A pipe must not block, and the last step not follow a link put there meanwhile.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(path, flags), "rb") as source:  # noqa: PTH123  (a descriptor)
+                # Of what is open now, not of what the path named a moment ago.
+                real = Path(f"/proc/self/fd/{source.fileno()}").resolve()
+                if not self._admits(real):
+                    raise FetchError("moved out of the allowed folders")
+                if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
+                    raise FetchError("not a regular file")
+                limit = self.fetcher.policy.max_bytes
+                data = source.read(limit + 1)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise FetchError(f"{type(error).__name__}: {error}") from None
+        if len(data) > limit:
+            raise FetchError(f"more than {limit} bytes")
+        return data
+
+    def _admits(self, path: Path) -> bool:
+        return any(path.is_relative_to(folder) for folder in self._folders)
+
+
+def _local_path(url: str) -> Path:
+    parsed = urlsplit(url)
+    if parsed.netloc not in ("", "localhost") or parsed.query or parsed.fragment:
+        raise FetchError("not a plain file URL of this machine")
+    path = unquote(parsed.path, errors="strict")
+    if not path.startswith("/"):
+        raise FetchError("not an absolute path")
+    return Path(path)
+
+
+def _data_url(url: str) -> bytes:
+    head, comma, text = url.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise DataURLError("is a data URL without base64; send data:image/jpeg;base64,….")
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise DataURLError(
+            "is not valid base64; encode the file with the standard alphabet (+ and /), padded, "
+            "without line breaks."
+        ) from None

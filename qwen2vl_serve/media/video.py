@@ -1,0 +1,278 @@
+"""From a video's bytes to the frames that the model sees."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from qwen2vl_serve.errors import APIError, InvalidVideo, VideoTooLarge
+from qwen2vl_serve.media import image
+from qwen2vl_serve.vision import FRAME_FACTOR
+
+CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"})
+"""FFmpeg's names of what is decoded; its many other decoders are never given a stranger's bytes."""
+
+_HELP = "send an mp4, webm or mkv file with H.264, H.265, VP8, VP9, AV1 or MPEG-4 video"
+
+
+@dataclass(frozen=True, slots=True)
+class VideoHeader:
+    """What a video is: sides in pixels as it is shown, frames, and frames a second.
+
+    Of a list of frames ``fps`` is 0 where nobody says it.
+    """
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds, where known."""
+        return round(self.frames / self.fps, 3) if self.fps else None
+
+
+@dataclass(frozen=True, slots=True)
+class VideoLimits:
+    """What is decoded at most: bytes of the file, its frames, pixels of one, seconds of work."""
+
+    max_bytes: int = 64 * 1024 * 1024
+    max_frames: int = 18_000
+    max_pixels: int = 4096 * 2304
+    seconds: float = 30.0
+
+
+DEFAULT_LIMITS = VideoLimits()
+
+
+def read_header(data: bytes, limits: VideoLimits, param: str) -> VideoHeader:
+    """Return what a container holds, reading all of its packets and decoding one frame.
+
+    Raises:
+        InvalidVideo: no container or codec that is served, or one that is damaged.
+        VideoTooLarge: beyond ``limits``.
+    """
+    deadline = _Deadline(limits, param)
+    with _opened(data, limits, param) as (container, stream):
+        count = _count(container, stream, limits, deadline, param)
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        if count == 0 or rate <= 0:
+            raise _invalid(param)
+    with _opened(data, limits, param) as (container, stream):
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise _invalid(param)
+        width, height = first.width, first.height
+        if first.rotation % 180:
+            width, height = height, width
+        return VideoHeader(width, height, count, rate)
+
+
+def decode(
+    data: bytes, indices: Sequence[int], size: tuple[int, int], limits: VideoLimits, param: str
+) -> np.ndarray:
+    """Return the frames at ``indices``, ascending, as RGB, uint8 [frames, height, width, 3].
+
+    They stand upright and are brought to ``size`` (height, width) as by qwen_vl_utils 0.0.14
+    (``fetch_video``).
+
+    Raises:
+        InvalidVideo: the data is damaged; no frame is ever made up for a missing one.
+        VideoTooLarge: it takes longer than ``limits.seconds``.
+    """
+    deadline = _Deadline(limits, param)
+    count = len(indices)
+    frames = np.empty((count, *size, 3), np.uint8)
+    filled, shape = 0, None
+    with _opened(data, limits, param) as (container, stream):
+        for number, frame in enumerate(container.decode(stream)):
+            deadline.check()
+            shape = shape or (frame.width, frame.height)
+            if frame.is_corrupt or shape != (frame.width, frame.height):
+                raise _invalid(param)
+            while filled < count and indices[filled] == number:
+                frames[filled] = resize(_upright(frame), size)
+                filled += 1
+            if filled == count:
+                return frames
+    raise _invalid(param)
+
+
+def read_listed_header(
+    frames: Sequence[bytes], fps: float | None, limits: VideoLimits, param: str
+) -> VideoHeader:
+    """Return what a list of pictures is as a video.
+
+    Raises:
+        InvalidImage, ImageTooLarge: one of them cannot be used; the message names it.
+        InvalidVideo: their sizes differ.
+    """
+    first = image.read_header(frames[0], limits.max_pixels, f"{param}[0]")
+    for number, data in enumerate(frames[1:], 1):
+        other = image.read_header(data, limits.max_pixels, f"{param}[{number}]")
+        if (other.width, other.height) != (first.width, first.height):
+            raise InvalidVideo(
+                f"{param}: frame {number} is {other.width} × {other.height} pixels, frame 0 "
+                f"{first.width} × {first.height}; send frames of one size.",
+                param=param,
+            )
+    return VideoHeader(first.width, first.height, len(frames), fps or 0.0)
+
+
+def decode_listed(
+    frames: Sequence[bytes],
+    shape: tuple[int, int],
+    size: tuple[int, int],
+    limits: VideoLimits,
+    param: str,
+) -> np.ndarray:
+    """Return a list's frames as RGB, uint8 [frames, h, w, 3]; an odd one out is taken twice.
+
+    As by qwen_vl_utils 0.0.14: each is brought to ``shape`` by Pillow, then to ``size``.
+
+    Raises:
+        InvalidImage: one of them is damaged.
+        VideoTooLarge: it takes longer than ``limits.seconds``.
+    """
+    deadline = _Deadline(limits, param)
+    made = np.empty((len(frames) + len(frames) % FRAME_FACTOR, *size, 3), np.uint8)
+    for number, data in enumerate(frames):
+        deadline.check()
+        made[number] = resize(image.decode(data, shape, f"{param}[{number}]"), size)
+    made[len(frames) :] = made[len(frames) - 1]
+    return made
+
+
+def frame_indices(total: int, count: int) -> list[int]:
+    """Return which frames are taken, as qwen_vl_utils: evenly, the first and the last among them.
+
+    In torch, since its ``linspace`` is of single precision.
+    """
+    import torch  # noqa: PLC0415  # heavy: only where videos are decoded
+
+    return [int(i) for i in torch.linspace(0, total - 1, count).round().long().tolist()]
+
+
+def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a frame, uint8 [h, w, 3], at ``size`` (height, width).
+
+    Source: torchvision's ``resize`` of a tensor (bicubic, antialiased), which qwen_vl_utils calls.
+    """
+    import torch  # noqa: PLC0415  # heavy: only where videos are decoded
+
+    if frame.shape[:2] == size:
+        return frame
+    planes = torch.tensor(frame).permute(2, 0, 1)[None].float()
+    resized = torch.nn.functional.interpolate(
+        planes, size=size, mode="bicubic", align_corners=False, antialias=True
+    )
+    made: np.ndarray = resized.clamp(0, 255).round()[0].permute(1, 2, 0).byte().numpy()
+    return made
+
+
+class _Deadline:
+    """Ends work on a video that takes too long."""
+
+    def __init__(self, limits: VideoLimits, param: str) -> None:
+        self._seconds, self._param = limits.seconds, param
+        self._end = time.monotonic() + limits.seconds
+
+    def check(self) -> None:
+        if time.monotonic() > self._end:
+            raise VideoTooLarge(
+                f"{self._param} takes more than {self._seconds:g} seconds to decode; send it "
+                "shorter or smaller, or its frames.",
+                param=self._param,
+            )
+
+
+@contextmanager
+def _opened(data: bytes, limits: VideoLimits, param: str) -> Iterator[tuple[Any, Any]]:
+    """Open a container and its video stream; whatever FFmpeg dislikes becomes ``InvalidVideo``.
+
+    The format is named, not guessed: playlists among FFmpeg's formats open files and addresses.
+    """
+    import av  # noqa: PLC0415  # FFmpeg: loaded by the first video
+
+    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        form = "mov"
+    elif data[:4] == b"\x1aE\xdf\xa3":
+        form = "matroska"
+    else:
+        raise _invalid(param)
+    try:
+        with av.open(io.BytesIO(data), format=form) as container:
+            stream = next((s for s in container.streams.video), None)
+            if stream is None or stream.codec_context.codec.canonical_name not in CODECS:
+                raise _invalid(param)
+            context = stream.codec_context
+            width, height = context.width, context.height
+            if width * height > limits.max_pixels:
+                raise VideoTooLarge(
+                    f"{param} holds a video of {width} × {height} pixels; at most "
+                    f"{limits.max_pixels} pixels a frame are decoded: send it smaller.",
+                    param=param,
+                )
+            context.options = {"err_detect": "explode", "max_pixels": str(limits.max_pixels)}
+            context.thread_type = "AUTO"
+            yield container, stream
+    except APIError:
+        raise
+    except (av.FFmpegError, ArithmeticError, AttributeError, LookupError, ValueError) as error:
+        # PyAV lets what damaged fields cause in its own code through.
+        raise _invalid(param) from error
+
+
+def _count(
+    container: Any, stream: Any, limits: VideoLimits, deadline: _Deadline, param: str
+) -> int:
+    """Return how many frames the stream's packets show; nothing is decoded."""
+    frames = packets = 0
+    end = Fraction(0)
+    for packet in container.demux():
+        deadline.check()
+        if packet.pts is not None and packet.time_base is not None:
+            end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+        if packet.stream_index != stream.index or not packet.size:
+            continue
+        if packet.is_corrupt:
+            raise _invalid(param)
+        packets += 1
+        frames += not packet.is_discard and not _hidden(packet, stream)
+        if frames > limits.max_frames:
+            raise VideoTooLarge(
+                f"{param} holds a video of more than {limits.max_frames} frames; send it shorter.",
+                param=param,
+            )
+    # A file cut short: mp4 tells how many packets there should be, Matroska until when.
+    announced = Fraction(container.duration or 0, 1_000_000) - Fraction(1, 4)
+    if packets < stream.frames or ("matroska" in container.format.name and end < announced):
+        raise _invalid(param)
+    return frames
+
+
+def _hidden(packet: Any, stream: Any) -> bool:
+    """Tell a VP8 frame that is only referred to, never shown (RFC 6386, 9.1: bit 4 is clear)."""
+    return stream.codec_context.codec.canonical_name == "vp8" and not bytes(packet)[0] & 0x10
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """Return RGB, uint8 [h, w, 3], turned as the container says it is to be shown."""
+    rgb: np.ndarray = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+
+
+def _invalid(param: str) -> InvalidVideo:
+    return InvalidVideo(
+        f"{param} holds no video that can be decoded whole; {_HELP}, or its frames as pictures.",
+        param=param,
+    )

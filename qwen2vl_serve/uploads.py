@@ -1,0 +1,272 @@
+"""The routes of uploaded files, in OpenAI's shapes: send a picture once, name it afterwards.
+
+Files belong to the server, not to a key: whoever may use the server may list, use and delete them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from qwen2vl_serve.errors import (
+    InvalidType,
+    InvalidValue,
+    MissingParameter,
+    Overloaded,
+    RequestTimeout,
+    RequestTooLarge,
+    RouteNotFound,
+    UnknownFile,
+    UnsupportedContentType,
+)
+from qwen2vl_serve.media.files import FileStore, NoSuchFile, StoredFile
+
+PURPOSES = ("vision", "user_data")
+"""What OpenAI's clients say of files that are shown to a model."""
+
+AT_ONCE = 16
+"""Most uploads that are received at a time; each may take ``RECEIVE_SECONDS``."""
+
+RECEIVE_SECONDS = 300.0
+
+FORM_BYTES = 64 * 1024
+"""What a form may hold beside its file: boundaries, part headers, fields."""
+
+MAX_LIST = 10_000
+
+UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": list(PURPOSES)},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": 1},
+                    },
+                }
+            }
+        },
+    }
+}
+"""The upload's body for the OpenAPI document."""
+
+
+class FilesAPI:
+    """The routes under ``/v1/files``, over a store; without one they say that uploads are off.
+
+    ``inspect`` raises an ``APIError`` for bytes that are not to be kept.
+    """
+
+    def __init__(
+        self,
+        store: FileStore | None,
+        inspect: Callable[[bytes, str], object],
+        max_file_bytes: int,
+    ) -> None:
+        self.store = store
+        self.inspect = inspect
+        self.max_file_bytes = max_file_bytes
+        self._receiving = 0
+        # Few threads: each holds a whole file while it is looked at and written.
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="upload")
+
+    async def create(self, request: Request) -> JSONResponse:
+        """Take a picture and keep it for a while; the same bytes have the same id."""
+        store = self._store()
+        _check_kind(request.headers)
+        if self._receiving >= AT_ONCE:
+            raise Overloaded(f"{AT_ONCE} uploads are under way already; try again shortly.")
+        self._receiving += 1
+        try:
+            form = await self._receive(request)
+        finally:
+            self._receiving -= 1
+        try:
+            upload, purpose, seconds = _fields(form, store.ttl_seconds)
+            file = await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._keep, store, upload, purpose, seconds
+            )
+        finally:
+            await form.close()
+        return JSONResponse(_object(file))
+
+    async def list(self, request: Request) -> JSONResponse:
+        """List the files that are kept."""
+        query = request.query_params
+        limit = _limit(query.get("limit"))
+        order = _one_of(query.get("order", "desc"), ("asc", "desc"), "order")
+        files = [
+            file for file in self._store().listing() if query.get("purpose") in (None, file.purpose)
+        ]
+        if order == "asc":
+            files.reverse()
+        if (after := query.get("after")) is not None:
+            place = next((n for n, file in enumerate(files, 1) if file.id == after), len(files))
+            files = files[place:]
+        page = files[:limit]
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [_object(file) for file in page],
+                "first_id": page[0].id if page else None,
+                "last_id": page[-1].id if page else None,
+                "has_more": len(files) > limit,
+            }
+        )
+
+    async def retrieve(self, file_id: str) -> JSONResponse:
+        """Describe one file."""
+        try:
+            return JSONResponse(_object(self._store().find(file_id)))
+        except NoSuchFile:
+            raise _unknown(file_id) from None
+
+    async def delete(self, file_id: str) -> JSONResponse:
+        """Delete one file."""
+        try:
+            await asyncio.to_thread(self._store().delete, file_id)
+        except NoSuchFile:
+            raise _unknown(file_id) from None
+        return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+
+    def _store(self) -> FileStore:
+        if self.store is None:
+            raise RouteNotFound("Uploads are off: files.max_files is 0 in the server's profile.")
+        return self.store
+
+    async def _receive(self, request: Request) -> FormData:
+        """Read the form; what exceeds a small part of it waits on disk, not in memory."""
+        parser = MultiPartParser(
+            request.headers,
+            self._capped(request),
+            max_files=1,
+            max_fields=16,
+            max_part_size=4096,
+        )
+        try:
+            async with asyncio.timeout(RECEIVE_SECONDS):
+                return await parser.parse()
+        except TimeoutError:
+            raise RequestTimeout(
+                f"The upload took more than {RECEIVE_SECONDS:.0f} seconds; send a smaller file."
+            ) from None
+        except MultiPartException:
+            raise InvalidValue(
+                "The body is not a form of one file and a few short fields: send it as "
+                "multipart/form-data with file and purpose."
+            ) from None
+
+    async def _capped(self, request: Request) -> AsyncGenerator[bytes, None]:
+        limit = self.max_file_bytes + FORM_BYTES
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
+            raise self._too_large(int(declared))
+        size = 0
+        async for piece in request.stream():
+            size += len(piece)
+            if size > limit:
+                raise self._too_large(size)
+            yield piece
+
+    def _keep(
+        self, store: FileStore, upload: UploadFile, purpose: str, seconds: float | None
+    ) -> StoredFile:
+        data = upload.file.read()
+        if len(data) > self.max_file_bytes:
+            raise self._too_large(len(data))
+        self.inspect(data, "file")
+        return store.add(data, _plain_name(upload.filename or ""), purpose, seconds)
+
+    def _too_large(self, size: int) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"file holds {size} bytes or more; at most {self.max_file_bytes} are taken: send it "
+            "smaller, or raise files.max_file_bytes in the server's profile.",
+            param="file",
+        )
+
+
+def _check_kind(headers: Headers) -> None:
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise UnsupportedContentType(
+            f"The body is encoded as {encoding[:60]!r}; send it uncompressed."
+        )
+    kind = headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise UnsupportedContentType(
+            f"The content type is {kind[:60]!r}; send multipart/form-data with file and purpose."
+        )
+
+
+def _fields(form: FormData, ttl_seconds: float) -> tuple[UploadFile, str, float | None]:
+    """Return file, purpose and the seconds that ``expires_after`` asks for."""
+    upload = form.get("file")
+    if upload is None:
+        raise MissingParameter("file is required.", param="file")
+    if not isinstance(upload, UploadFile):
+        raise InvalidType("file must be a file with a name, not a plain field.", param="file")
+    if "purpose" not in form:
+        raise MissingParameter(f"purpose is required: {' or '.join(PURPOSES)}.", param="purpose")
+    purpose = _one_of(form["purpose"], PURPOSES, "purpose")
+    anchor, text = (form.get(f"expires_after[{key}]") for key in ("anchor", "seconds"))
+    if anchor is None and text is None:
+        return upload, purpose, None
+    _one_of(anchor, ("created_at",), "expires_after[anchor]")
+    most = int(ttl_seconds)
+    digits = isinstance(text, str) and re.fullmatch(r"[0-9]{1,12}", text) is not None
+    if not digits or not 1 <= int(str(text)) <= most:
+        raise InvalidValue(
+            f"expires_after[seconds] is {str(text)[:40]!r}; it must be a number from 1 to {most} "
+            "(files.ttl_seconds in the server's profile).",
+            param="expires_after[seconds]",
+        )
+    return upload, purpose, float(str(text))
+
+
+def _one_of(given: object, choices: tuple[str, ...], name: str) -> str:
+    if given not in choices:
+        raise InvalidValue(
+            f"{name} is {str(given)[:40]!r}; served: {', '.join(choices)}.", param=name
+        )
+    return str(given)
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return MAX_LIST
+    if re.fullmatch(r"[0-9]{1,5}", text) is None or not 1 <= int(text) <= MAX_LIST:
+        raise InvalidValue(
+            f"limit is {text[:40]!r}; it must be a number from 1 to {MAX_LIST}.", param="limit"
+        )
+    return int(text)
+
+
+def _plain_name(name: str) -> str:
+    """Return the last part of a name or path, without control characters, cut to 255."""
+    last = re.split(r"[/\\]", name)[-1]
+    return "".join(letter for letter in last if letter.isprintable())[:255] or "file"
+
+
+def _unknown(file_id: str) -> UnknownFile:
+    return UnknownFile(
+        f"No file {file_id[:80]!r} is here: it was never uploaded, was deleted, has expired or "
+        "made room for others.",
+        param="file_id",
+    )
+
+
+def _object(file: StoredFile) -> dict[str, Any]:
+    return {"object": "file", **file.model_dump(), "status": "processed"}

@@ -1,0 +1,364 @@
+"""Frames and their sizes: those of qwen_vl_utils, and what a profile makes of a request."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from qwen2vl_serve.errors import InvalidValue, InvalidVideo
+from qwen2vl_serve.launch import media_loader
+from qwen2vl_serve.media.sampling import (
+    REFERENCE,
+    FrameRules,
+    Sampling,
+    sample_file,
+    sample_list,
+    wishes,
+)
+from qwen2vl_serve.media.sizing import Bounds
+from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoHeader, frame_indices
+from qwen2vl_serve.profile import Profile
+from qwen2vl_serve.protocol import FramesPart, VideoFields, VideoPart
+from qwen2vl_serve.torchvision_ops import declare_missing_operators
+from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.vision import PixelBudget
+
+LIMITS = RequestLimits(max_messages=9, max_n=1, max_tokens=None, images=9, videos=9)
+TOKEN = 28 * 28
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    declare_missing_operators()
+    return importlib.import_module("qwen_vl_utils.vision_process")
+
+
+@pytest.fixture(scope="module")
+def their_size(theirs: Any) -> Any:
+    """Their (height, width) of a video without the work: nothing is decoded or resized."""
+    torch: Any = importlib.import_module("torch")
+    asked: list[tuple[int, int]] = []
+
+    def resize(video: Any, size: list[int], **_: Any) -> Any:
+        asked.append((size[0], size[1]))
+        return torch.zeros(1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        functional = SimpleNamespace(functional=SimpleNamespace(resize=resize))
+        patch.setattr(theirs, "transforms", functional)
+
+        def pillows(image: Image.Image, size: tuple[int, int]) -> Any:
+            return np.broadcast_to(np.uint8(0), (size[1], size[0], 3))
+
+        def size_of(video: Any, fields: dict[str, Any]) -> tuple[int, int]:
+            if isinstance(video, tuple):
+                count, height, width = video
+                frames = torch.zeros(1, dtype=torch.uint8).expand(count, 3, height, width)
+                reader = {"fake": lambda _: (frames, {}, 2.0)}
+                patch.setattr(theirs, "VIDEO_READER_BACKENDS", reader)
+                patch.setattr(theirs, "get_video_reader_backend", lambda: "fake")
+                theirs.fetch_video({"video": "x", **fields})
+            else:
+                with pytest.MonkeyPatch.context() as inner:
+                    inner.setattr(Image.Image, "resize", pillows)
+                    theirs.fetch_video({"video": video, **fields})
+            return asked[-1]
+
+        yield size_of
+
+
+def sampled(header: VideoHeader, rules: FrameRules = REFERENCE, **fields: Any) -> Sampling:
+    return sample_file(header, VideoFields(**fields), rules, "it")
+
+
+rates = st.floats(0.5, 120) | st.sampled_from([23.976, 24.0, 25.0, 29.97, 30.0, 59.94])
+ways = st.fixed_dictionaries({"nframes": st.integers(2, 900)}) | st.fixed_dictionaries(
+    {},
+    optional={
+        "fps": st.floats(0.01, 60),
+        "min_frames": st.integers(1, 50),
+        "max_frames": st.integers(50, 900),
+    },
+)
+
+
+@settings(max_examples=3000, deadline=None)
+@given(st.integers(2, 5000), rates, ways)
+def test_as_many_frames_as_the_reference(
+    theirs: Any, total: int, rate: float, fields: dict[str, Any]
+) -> None:
+    """``smart_nframes`` for any length, rate and wish, where it answers at all."""
+    header = VideoHeader(320, 240, total, rate)
+    # Their own default is the only cap; a request's max_frames is above it or below.
+    rules = FrameRules(REFERENCE.bounds, REFERENCE.total_pixels, max_frames=10**9)
+    if "max_frames" not in fields and "nframes" not in fields:
+        rules = REFERENCE
+    try:
+        expected = theirs.smart_nframes(fields, total, rate)
+    except ValueError:
+        with pytest.raises(InvalidValue, match="nframes is"):
+            sampled(header, rules, **fields)
+        return
+    assert sampled(header, rules, **fields).frames == expected
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(2, 20_000), st.integers(1, 384))
+def test_frames_are_spread_as_the_reference_spreads_them(total: int, pairs: int) -> None:
+    """``torch.linspace`` in single precision, rounded: first and last are always taken."""
+    count = min(2 * pairs, total - total % 2)
+    torch: Any = importlib.import_module("torch")
+    expected = torch.linspace(0, total - 1, count).round().long().tolist()
+    indices = frame_indices(total, count)
+    assert indices == expected
+    assert (indices[0], indices[-1]) == (0, total - 1)
+    assert indices == sorted(set(indices))
+
+
+sides = st.integers(16, 4000)
+budgets = st.fixed_dictionaries(
+    {},
+    optional={
+        "min_pixels": st.integers(4 * TOKEN, 200 * TOKEN),
+        "max_pixels": st.integers(200 * TOKEN, 2000 * TOKEN),
+        "total_pixels": st.integers(4 * TOKEN, REFERENCE.total_pixels),
+    },
+)
+WIDE = FrameRules(
+    Bounds(REFERENCE.bounds.default, PixelBudget(TOKEN, 768 * TOKEN)), REFERENCE.total_pixels
+)
+
+
+@settings(
+    max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(sides, sides, st.integers(1, 384), budgets)
+def test_frames_are_as_large_as_the_references(
+    their_size: Callable[..., tuple[int, int]],
+    height: int,
+    width: int,
+    pairs: int,
+    fields: dict[str, int],
+) -> None:
+    """``fetch_video``'s rule for one frame and for all together, for any shape and wish."""
+    if max(height, width) > 100 * min(height, width):
+        return
+    fields = {"min_pixels": 128 * TOKEN, **fields} if "max_pixels" in fields else fields
+    expected = their_size((2 * pairs, height, width), fields)
+    header = VideoHeader(width, height, 2 * pairs, 2.0)
+    sizing = sampled(header, WIDE, nframes=2 * pairs, **fields).sizing
+    if TOKEN <= expected[0] * expected[1] <= 768 * TOKEN:
+        assert (sizing.height, sizing.width) == expected
+    else:
+        assert sizing.height * sizing.width <= 768 * TOKEN
+    tokens = sizing.height * sizing.width // TOKEN
+    assert sampled(header, WIDE, nframes=2 * pairs, **fields).visual_tokens == pairs * tokens
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.integers(30, 1500),
+    st.integers(30, 1500),
+    st.integers(1, 3),
+    st.sampled_from([{}, {"max_pixels": 160 * TOKEN}, {"min_pixels": 130 * TOKEN}])
+    | st.builds(
+        lambda h, w: {"resized_height": h, "resized_width": w},
+        st.integers(280, 700),
+        st.integers(280, 700),
+    ),
+)
+def test_listed_frames_are_as_large_as_the_references(
+    their_size: Callable[..., tuple[int, int]],
+    height: int,
+    width: int,
+    count: int,
+    fields: dict[str, int],
+) -> None:
+    """Frames of a list go through multiples of 56, as theirs do; an odd one out is doubled."""
+    picture = Image.new("RGB", (width, height))
+    expected = their_size([picture] * count, {"min_pixels": 128 * TOKEN, **fields})
+    wish = VideoFields(**{"min_pixels": 128 * TOKEN, **fields})
+    sampling = sample_list(VideoHeader(width, height, count, 0.0), wish, WIDE, "it")
+    assert (sampling.sizing.height, sampling.sizing.width) == expected
+    assert sampling.frames == count + count % 2
+
+
+def test_a_profile_that_says_nothing_has_the_references_rules() -> None:
+    """The defaults of the profile's sections and those of this module are the same."""
+    loader = media_loader(Profile.model_validate({"model": {"model": "demo"}}))
+    assert loader.frame_rules == REFERENCE
+    assert loader.video_limits == DEFAULT_LIMITS
+
+
+NARROW = FrameRules(
+    Bounds(
+        PixelBudget(50 * TOKEN, 100 * TOKEN),
+        PixelBudget(20 * TOKEN, 200 * TOKEN),
+    ),
+    total_pixels=2000 * TOKEN,
+    fps=1.0,
+    max_frames=17,
+)
+MINUTE = VideoHeader(1280, 720, 1500, 25.0)
+
+
+def test_the_profile_decides_where_nothing_is_asked() -> None:
+    """Its rate and cap, its default size; nothing of that is a clamp."""
+    seen = sampled(MINUTE, NARROW)
+    assert (seen.frames, seen.clamped) == (16, False)
+    assert 50 * TOKEN <= seen.sizing.height * seen.sizing.width <= 100 * TOKEN
+    assert sampled(VideoHeader(1280, 720, 250, 25.0), NARROW).frames == 10
+
+
+@pytest.mark.parametrize(
+    ("fields", "frames"),
+    [
+        ({"nframes": 40}, 16),
+        ({"fps": 2.0}, 16),
+        ({"min_frames": 20}, 16),
+        ({"max_frames": 900}, 16),
+    ],
+)
+def test_more_frames_than_the_profile_admits_are_cut_and_told(
+    fields: dict[str, Any], frames: int
+) -> None:
+    """Whichever field asks for them."""
+    seen = sampled(MINUTE, NARROW, **fields)
+    assert (seen.frames, seen.clamped) == (frames, True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_pixels": 10**9},
+        {"min_pixels": 1, "max_pixels": TOKEN},
+        {"min_pixels": 10**9},
+        {"total_pixels": 10**9},
+        {"resized_height": 2800, "resized_width": 2800},
+        {"max_pixels": 190 * TOKEN, "total_pixels": 160 * TOKEN},
+    ],
+    ids=str,
+)
+def test_sizes_beyond_the_bounds_are_brought_to_them_and_told(fields: dict[str, Any]) -> None:
+    """Every frame stays within what the profile lets a request ask for."""
+    seen = sampled(MINUTE, NARROW, nframes=4, **fields)
+    assert 20 * TOKEN <= seen.sizing.height * seen.sizing.width <= 200 * TOKEN
+    assert seen.clamped
+
+
+def test_what_fits_is_not_told_as_clamped() -> None:
+    """A wish within the bounds is kept as it is."""
+    seen = sampled(MINUTE, NARROW, nframes=4, max_pixels=190 * TOKEN)
+    assert not seen.clamped
+    assert 100 * TOKEN < seen.sizing.height * seen.sizing.width <= 190 * TOKEN
+    exact = sampled(MINUTE, NARROW, nframes=4, resized_height=140, resized_width=280)
+    assert (exact.sizing.height, exact.sizing.width, exact.clamped) == (140, 280, False)
+
+
+def test_a_single_frame_is_no_video() -> None:
+    """Nor is it one for the reference."""
+    with pytest.raises(InvalidVideo, match="single frame"):
+        sampled(VideoHeader(320, 240, 1, 1.0))
+
+
+def test_a_strip_is_no_video() -> None:
+    """Beyond 200 to 1 the model has no size for it."""
+    with pytest.raises(InvalidVideo, match="aspect ratio"):
+        sampled(VideoHeader(4000, 16, 20, 10.0))
+
+
+def wished(
+    beside: dict[str, Any] | None = None,
+    inside: dict[str, Any] | None = None,
+    *,
+    listed: bool = False,
+    **whole: Any,
+) -> VideoFields:
+    part = {"type": "video_url", "video_url": {"url": "data:x", **(inside or {})}, **(beside or {})}
+    if listed:
+        part = {"type": "video", "video": ["data:x"], **(beside or {})}
+    body = {"messages": [{"role": "user", "content": [part]}], **whole}
+    chat = parse_chat(json.dumps(body).encode(), LIMITS)
+    first = chat.messages[0].content[0]
+    assert isinstance(first, VideoPart | FramesPart)
+    return wishes(first, chat, "it", listed=listed)
+
+
+FIELDS = {
+    "fps": 1.5,
+    "min_frames": 6,
+    "max_frames": 12,
+    "min_pixels": 10,
+    "max_pixels": 20,
+    "total_pixels": 30,
+}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda fields: {"beside": fields},
+        lambda fields: {"inside": fields},
+        lambda fields: {"mm_processor_kwargs": fields},
+    ],
+    ids=["beside", "inside", "request"],
+)
+def test_every_field_is_heard_in_every_place(place: Callable[[Any], dict[str, Any]]) -> None:
+    """Model Studio's place, LMDeploy's and vLLM's."""
+    wish = wished(**place(FIELDS))
+    assert {name: getattr(wish, name) for name in FIELDS} == FIELDS
+    assert wished(**place({"nframes": 8})).nframes == 8
+
+
+def test_a_part_goes_before_the_request() -> None:
+    """Also where it chooses frames in another way."""
+    whole = {"fps": 3.0, "min_frames": 8, "max_pixels": 5000}
+    wish = wished({"nframes": 4, "max_pixels": 4000}, mm_processor_kwargs=whole)
+    assert (wish.nframes, wish.fps, wish.min_frames, wish.max_pixels) == (4, None, None, 4000)
+    assert wished({"min_frames": 2}, mm_processor_kwargs=whole).fps == 3.0
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"beside": {"fps": 2.0, "nframes": 4}},
+        {"beside": {"nframes": 4, "max_frames": 8}},
+        {"beside": {"min_frames": 9}, "inside": {"max_frames": 8}},
+        {"beside": {"min_pixels": 9, "max_pixels": 8}},
+        {"beside": {"fps": 1.0}, "inside": {"fps": 2.0}},
+        {"mm_processor_kwargs": {"fps": 1.0, "nframes": 4}},
+    ],
+    ids=str,
+)
+def test_contradictions_are_named(places: dict[str, Any]) -> None:
+    """Two answers to one question: neither is guessed to be the one that is meant."""
+    with pytest.raises(InvalidValue):
+        wished(**places)
+
+
+@pytest.mark.parametrize("field", ["nframes", "min_frames", "max_frames"])
+def test_a_list_of_frames_is_not_sampled_again(field: str) -> None:
+    """Asked of the list itself it is refused; said of all videos it is meant for others."""
+    header = VideoHeader(320, 240, 5, 0.0)
+    with pytest.raises(InvalidValue, match=f"leave {field} out"):
+        sample_list(header, wished({field: 4}, listed=True), REFERENCE, "it")
+    wish = wished(listed=True, mm_processor_kwargs={field: 4})
+    assert sample_list(header, wish, REFERENCE, "it").frames == 6
+
+
+@pytest.mark.parametrize("size", [{"resized_height": 280}, {"resized_width": 280}])
+def test_half_a_size_is_refused(size: dict[str, int]) -> None:
+    """Both sides or none."""
+    with pytest.raises(InvalidValue, match="give both or none"):
+        sampled(MINUTE, nframes=4, **size)
