@@ -52,7 +52,7 @@ def written_default(field: FieldInfo) -> str:
         return "unset"
     if default in ((), {}):
         return "none" if default == () else "`{}`"
-    return f"`{default}`"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
 def written_values(field: FieldInfo, *, zh: bool = False) -> str:

@@ -158,7 +158,10 @@ def nth_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue 
         if rng.random() < 0.3 and single and thing.kind != "text":
             if rng.random() < 0.6:
                 later = ask.colour_answer(thing, language, index)
-                asked = (patterns.IT_COLOUR, patterns.IT_COLOUR_ZH)
+                asked: tuple[tuple[str, ...], tuple[str, ...]] = (
+                    patterns.IT_COLOUR,
+                    patterns.IT_COLOUR_ZH,
+                )
             else:
                 later = ask.shape_answer(thing, language, index)
                 asked = (patterns.IT_SHAPE, patterns.IT_SHAPE_ZH)

@@ -46,9 +46,11 @@ class Step:
     def _candidates(self, count: int) -> list[int]:
         rng = self._rng
         if self._grids is None:
-            return rng.integers(len(self._pictures.grids), size=count).tolist()
-        grid = self._grids[int(rng.integers(2))]
-        return rng.choice(self._pictures.members[grid], count).tolist()
+            found = rng.integers(len(self._pictures.grids), size=count)
+        else:
+            grid = self._grids[int(rng.integers(2))]
+            found = rng.choice(self._pictures.members[grid], count)
+        return [int(index) for index in found]
 
     def _picture(self, like: Scene | None = None) -> tuple[Media, Scene]:
         """A picture; with ``like``, one that shares its first thing's colour or shape."""

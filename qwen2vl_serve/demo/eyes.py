@@ -7,6 +7,7 @@ each step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -106,7 +107,7 @@ class AtRest:
             frames = [pixels(store, shown) for shown in some]
             stack = filled(np.concatenate(frames), STACK)
             with torch.inference_mode():
-                seen: Tensor = rounded.in_bfloat16(lambda s=stack: network.visual(s))
+                seen: Tensor = rounded.in_bfloat16(partial(network.visual, stack))
             assert seen.shape[1] == grid[0] * grid[1]  # noqa: S101
             first = 0
             for shown, each in zip(some, frames, strict=True):

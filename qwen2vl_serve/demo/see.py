@@ -221,6 +221,7 @@ def settle(network: Network, pictures: Store, size: float = 1.0) -> None:
         few = [network.visual(torch.tensor(pictures.load(n)[None])) for n in range(64)]
         found = float(torch.stack([tokens.square().mean() for tokens in few]).mean().sqrt())
     last = network.visual.merger.mlp[2]
+    assert isinstance(last, nn.Linear)  # noqa: S101  (for the type checker)
     with torch.no_grad():
         last.weight.mul_(size / found)
         last.bias.mul_(size / found)

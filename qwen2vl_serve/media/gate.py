@@ -38,12 +38,11 @@ class Gate:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if turn.cancelled():
+                self._admit()
+            else:
                 # Let in and cancelled at once: what was taken for it goes back.
                 self._leave(size)
-            else:
-                self._waiting.remove((size, turn))
-                self._admit()
             raise
 
     def _leave(self, size: int) -> None:
@@ -51,7 +50,12 @@ class Gate:
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self.held + self._waiting[0][0] <= self.capacity:
-            size, turn = self._waiting.popleft()
-            self.held += size
-            turn.set_result(None)
+        while self._waiting:
+            size, turn = self._waiting[0]
+            # Who was cancelled while waiting leaves the line here, before its task has run.
+            if not turn.cancelled() and self.held + size > self.capacity:
+                return
+            self._waiting.popleft()
+            if not turn.cancelled():
+                self.held += size
+                turn.set_result(None)
