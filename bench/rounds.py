@@ -123,7 +123,7 @@ def _pair(
     for server, client in order if number % 2 else reversed(order):
         samples[server.name], answers[server.name] = case.measure(server, client, number)
     theirs, mine = (answers[server.name] for server in servers)
-    if theirs != mine and case.streams == 1:
+    if theirs != mine and case.streams == 1 and case.same_answers:
         raise BenchError(f"{case.name}: stock answered {theirs!r}, ours {mine!r}")
     return [samples[server.name] for server in servers]
 
