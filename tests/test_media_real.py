@@ -108,6 +108,7 @@ def test_a_picture_of_an_earlier_turn_is_not_decoded_again(server: ServerProcess
              include_media_info=True)
         for _ in range(2)
     )  # fmt: skip
+    assert [one["media"][0]["cached"] for one in (first, second)] == [False, True]
     assert first["choices"][0]["message"] == second["choices"][0]["message"]
 
 
@@ -211,13 +212,14 @@ def test_the_model_sees_where_a_thing_moves(server: ServerProcess) -> None:
     assert told >= 12
 
 
-def test_a_video_that_is_sent_again_gets_the_same_answer(server: ServerProcess) -> None:
-    """Also when the engine knows its processed form by then."""
+def test_a_video_of_an_earlier_turn_is_not_decoded_again(server: ServerProcess) -> None:
+    """Re-sent bytes are known by their hash; the answer says so and is the same."""
     film = {"type": "video_url", "video_url": {"url": movie_url(movie(30, (322, 202)))}}
     first, second = (
         chat(server, asked("What moves?", film), max_tokens=12, include_media_info=True)
         for _ in range(2)
     )
+    assert [one["media"][0]["cached"] for one in (first, second)] == [False, True]
     assert first["choices"][0]["message"] == second["choices"][0]["message"]
 
 

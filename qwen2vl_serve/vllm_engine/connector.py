@@ -22,8 +22,8 @@ def register() -> None:
 class Frames(MediaWithBytes):  # type: ignore[misc]  # vLLM ships no type information
     """A video in vLLM's wrapper, which decodes when its frames are first asked for.
 
-    vLLM asks also for those of a video whose processed form it has cached: it looks at every item
-    of a request to see that it is there, and an array has no way to put that off.
+    vLLM does not ask for those of a video whose processed form it has cached under its key
+    (``start_engine`` takes away the check that would).
     """
 
     def __init__(self, video: Video) -> None:
