@@ -304,6 +304,22 @@ def test_no_field_of_vllms_request_is_silently_ignored() -> None:
     assert known - set(ChatRequest.model_fields) - set(UNSUPPORTED) == bookkeeping
 
 
+def test_no_default_of_vllms_request_is_left_to_its_factory() -> None:
+    """Fields with a default factory are given: pydantic inspects absent ones each time."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    from qwen2vl_serve.vllm_engine.request import as_vllm
+
+    request = as_vllm(
+        ChatRequest.model_validate({"messages": [{"role": "user", "content": "Hello"}]}), [], "id"
+    )
+    made_by_factory = {
+        name for name, field in ChatCompletionRequest.model_fields.items() if field.default_factory
+    }
+    assert made_by_factory <= request.model_fields_set
+    assert request.bad_words == []
+
+
 def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_1(
     launch_server: Callable[..., ServerProcess],
 ) -> None:

@@ -22,6 +22,7 @@ from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.envs import enable_envs_cache
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.utils.gc_utils import freeze_gc_heap
@@ -280,6 +281,9 @@ async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
             chat_template_content_format="auto",
         )
         renderer.warmup()
+        # vLLM's front end asks the environment for one of its variables at every token. Its own
+        # workers keep them once they have started; its API server does not.
+        enable_envs_cache()
         chat = Chat(
             client,
             models,

@@ -63,6 +63,9 @@ def as_vllm(
     return ChatCompletionRequest.model_construct(
         messages=[_as_message(message, rest) for message in request.messages],
         request_id=request_id,
+        # Left to pydantic, it reads the signature of the default's factory at each request, which
+        # takes a sixth of the whole request's CPU time. No other field has a factory.
+        bad_words=[],
         **given,
     )
 
