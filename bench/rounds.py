@@ -13,6 +13,7 @@ of the concurrent case says little on few cores and is left out.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -94,13 +95,13 @@ def compare(
         for case in cases:
             for number in range(case.warm_up):
                 _pair(case, servers, clients, number)
-        number = max(case.warm_up for case in cases)
+        # Each case counts on for itself: some numbers begin a conversation that others continue.
+        numbers = {case.name: itertools.count(case.warm_up) for case in cases}
         for _ in range(rounds):
             for case in cases:
                 pairs = requests if case.streams == 1 else 1
                 sides: tuple[list[Sample], list[Sample]] = ([], [])
-                for _ in range(pairs):
-                    number += 1
+                for number in itertools.islice(numbers[case.name], pairs):
                     for side, sample in zip(
                         sides, _pair(case, servers, clients, number), strict=True
                     ):

@@ -21,6 +21,7 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
+from qwen2vl_serve.media import resample
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.media.image import FORMATS
@@ -136,7 +138,12 @@ class _Server:
 
     async def run(self) -> int:
         begun = time.monotonic()
+        # Compiles while vLLM is imported. It is gone before vLLM forks, and before a wait in which
+        # a signal that another thread receives would not be noticed.
+        compiler = threading.Thread(target=resample.equals_pillow)
+        compiler.start()
         start_engine = self._import_engine()
+        compiler.join()
         try:
             loader = media_loader(self.profile)
             async with start_engine(self.profile) as engine:

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -237,6 +238,23 @@ def test_every_case_is_compared_on_both_sides(two: list[_Stub]) -> None:
         (streams, "API CPU"),
     ]
     assert all(line.stock.least > 0 and line.ours.least > 0 for line in lines)
+
+
+def test_each_case_counts_on_for_itself(two: list[_Stub]) -> None:
+    """What one request begins the next of its case continues, whatever is measured in between."""
+    asked: dict[str, list[int]] = {"one": [], "other": []}
+
+    def body(name: str) -> Callable[[str, int], dict[str, Any]]:
+        def made(model: str, number: int) -> dict[str, Any]:
+            asked[name].append(number)
+            return traffic.text(model, number)
+
+        return made
+
+    cases = [traffic.Case(name, body(name), warm_up=4) for name in asked]
+    compare(_pair(two), cases, rounds=2, requests=3)
+    for numbers in asked.values():
+        assert numbers == [number for number in range(10) for _ in two]
 
 
 def test_servers_that_answer_differently_are_not_compared(two: list[_Stub]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
+from qwen2vl_serve.media.resample import resize
 
 FORMATS = MappingProxyType(
     {
@@ -89,9 +90,7 @@ def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False
             image.load()
             upright = ImageOps.exif_transpose(image) if orientation != 1 else image
             rgb = _to_rgb(upright)
-            if rgb.size != (width, height):
-                rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
-            return np.asarray(rgb)
+            return np.asarray(rgb) if rgb.size == (width, height) else resize(rgb, size)
         except (OSError, SyntaxError, ValueError, MemoryError) as error:
             raise _invalid(param) from error
 
