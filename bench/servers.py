@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +48,12 @@ class Server:
 
 
 @contextmanager
-def both(profile_name: str, folder: Path) -> Iterator[tuple[Server, Server]]:
+def both(
+    profile_name: str, folder: Path, ours: Sequence[str] = ()
+) -> Iterator[tuple[Server, Server]]:
     """Start stock vLLM and our server with one profile; yield (stock, ours).
 
+    ``ours`` sets fields for ours alone, such as stock does not have (``media.fast_decode=true``).
     Their output goes to ``stock.log`` and ``ours.log`` in ``folder``. Both are gone when the
     block is left, and also when this process is killed.
 
@@ -59,10 +62,12 @@ def both(profile_name: str, folder: Path) -> Iterator[tuple[Server, Server]]:
     """
     with ExitStack() as stack:
         running = []
+        settings = [word for field in ours for word in ("--set", field)]
         for name, command in (("stock", stock_command), ("ours", our_command)):
             profile = load_profile(profile_name, [f"host={HOST}", f"port={free_port()}"])
             log = folder / f"{name}.log"
-            process = stack.enter_context(_process(command(profile), log, _environment(folder)))
+            words = [*command(profile), *(settings if name == "ours" else ())]
+            process = stack.enter_context(_process(words, log, _environment(folder)))
             port, model = profile.server.port, profile.model.served_names[0]
             running.append((process, log, Server(name, port, process.pid, model)))
         for process, log, server in running:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import requests
 from PIL import Image, ImageDraw
 
 from bench.servers import HOST, BenchError, Server
@@ -39,7 +40,9 @@ class Sample:
 class Case:
     """A kind of request; ``body(model, number)`` is its body and never twice the same.
 
-    ``before(model, number)`` gives a body that is sent first and not measured, or None.
+    ``before(model, number)`` gives a body that is sent first and not measured, or None. With
+    ``by_id`` ours is sent the pictures' bytes once, and then the ids of the uploads; stock, which
+    keeps no files, is sent the bytes.
     """
 
     name: str
@@ -50,16 +53,18 @@ class Case:
     # Large pictures are brought to the model's size by two libraries, whose pixels differ by a
     # level of 255 here and there: enough to turn a close decision.
     same_answers: bool = True
+    by_id: bool = False
 
     def measure(self, server: Server, client: Client, number: int) -> tuple[Sample, list[str]]:
         """Send what ``number`` stands for; return the cost of a request and the answers."""
+        upload = self.by_id and server.name == "ours"
         bodies = [
-            json.dumps(self.body(server.model, number * self.streams + stream)).encode()
+            _written(self.body(server.model, number * self.streams + stream), client, upload)
             for stream in range(self.streams)
         ]
         opening = self.before and self.before(server.model, number)
         if opening:
-            client.ask([json.dumps(opening).encode()])
+            client.ask([_written(opening, client, upload)])
         time.sleep(SETTLE_SECONDS)
         cpu, begun = server.cpu_seconds(), time.perf_counter()
         answers = client.ask(bodies)
@@ -78,6 +83,8 @@ class Client:
         ]
         self._pool = ThreadPoolExecutor(STREAMS)
         self._last = 0.0
+        self._files = f"http://{HOST}:{server.port}/v1/files"
+        self._ids: dict[str, str] = {}
 
     def ask(self, bodies: list[bytes]) -> list[str]:
         """Send the bodies at once and return the texts of the answers in their order.
@@ -91,6 +98,22 @@ class Client:
         self._last = time.monotonic()
         return answers
 
+    def upload(self, url: str) -> str:
+        """Return the id of the file in a data URL, which is sent when it is new.
+
+        Raises:
+            BenchError: it was refused.
+        """
+        if url not in self._ids:
+            data = base64.b64decode(url.partition(",")[2])
+            answer = requests.post(
+                self._files, files={"file": data}, data={"purpose": "vision"}, timeout=120
+            )
+            if answer.status_code != 200:
+                raise BenchError(f"upload: HTTP {answer.status_code}: {answer.text[:300]}")
+            self._ids[url] = answer.json()["id"]
+        return self._ids[url]
+
     def close(self) -> None:
         """Close the connections for good."""
         self._pool.shutdown()
@@ -99,6 +122,16 @@ class Client:
     def _disconnect(self) -> None:
         for connection in self._connections:
             connection.close()
+
+
+def _written(body: dict[str, Any], client: Client, upload: bool) -> bytes:
+    """Return the body as JSON, its pictures as ids of uploads if so wished."""
+    if upload:
+        for message in body["messages"]:
+            for part in message["content"] if isinstance(message["content"], list) else ():
+                if part["type"] == "image_url":
+                    part["image_url"] = {"file_id": client.upload(part["image_url"]["url"])}
+    return json.dumps(body).encode()
 
 
 def _ask(connection: http.client.HTTPConnection, body: bytes) -> str:

@@ -127,7 +127,8 @@ def test_no_two_pictures_are_alike() -> None:
 
 def test_a_photo_is_sent_again_in_every_turn() -> None:
     """The conversation's picture stays, its questions grow; the first turn is not measured."""
-    again, fresh = media.CASES
+    again, by_id, fresh = media.CASES
+    assert by_id.by_id and not again.by_id
     assert again.before is not None
     opening = again.before("m", 4)
     assert opening is not None
@@ -181,11 +182,14 @@ class _Answers(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        given = self.rfile.read(int(self.headers["Content-Length"]))
         assert isinstance(self.server, _Stub)
+        self.server.asked.append((self.path, given))
+        upload = self.path == "/v1/files"
+        body = {} if upload else json.loads(given)
         text = self.server.text
         kind = "text/event-stream" if body.get("stream") else "application/json"
-        data = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+        data = json.dumps({"id": "file-1", "choices": [{"message": {"content": text}}]}).encode()
         if body.get("stream"):
             data = _event(text) + _event(None, 64) + b"data: [DONE]\n\n"
         self.send_response(self.server.status)
@@ -204,6 +208,10 @@ class _Stub(ThreadingHTTPServer):
     request_queue_size = 2 * traffic.STREAMS
     text = "red"
     status = 200
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.asked: list[tuple[str, bytes]] = []
 
 
 @pytest.fixture
@@ -238,6 +246,26 @@ def test_every_case_is_compared_on_both_sides(two: list[_Stub]) -> None:
         (streams, "API CPU"),
     ]
     assert all(line.stock.least > 0 and line.ours.least > 0 for line in lines)
+
+
+def test_pictures_by_id_are_uploaded_once_and_to_ours_alone(two: list[_Stub]) -> None:
+    """Stock gets the bytes each time; ours gets them once, then the id."""
+    url = "data:image/png;base64,AAAA"
+
+    def body(model: str, number: int) -> dict[str, Any]:
+        content = [{"type": "image_url", "image_url": {"url": url}}]
+        return traffic.text(model, number) | {"messages": [{"role": "user", "content": content}]}
+
+    case = traffic.Case("by id", body, warm_up=1, by_id=True)
+    compare(_pair(two), [case], rounds=1, requests=2)
+    stock, ours = ([path for path, _ in one.asked] for one in two)
+    assert stock == ["/v1/chat/completions"] * 3
+    assert ours == ["/v1/files", *["/v1/chat/completions"] * 3]
+    shown = [
+        json.loads(body)["messages"][0]["content"][0]["image_url"] for _, body in two[1].asked[1:]
+    ]
+    assert shown == [{"file_id": "file-1"}] * 3
+    assert b"AAAA" in two[0].asked[0][1]
 
 
 def test_each_case_counts_on_for_itself(two: list[_Stub]) -> None:
