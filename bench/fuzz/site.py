@@ -115,7 +115,7 @@ def hostile(rng: random.Random, data: bytes, here: str) -> Script:  # noqa: PLR0
             pieces = (head + piece + b"\r\n" + data + tail,)
         case "encoded":
             name = rng.choice((b"gzip", b"deflate", b"br", b"x", b"identity, gzip", b"zstd"))
-            body = gzip.compress(b"\0" * rng.choice((10, 4_000_000)))
+            body = gzip.compress(b"\0" * rng.choice((10, 4_000_000)), mtime=0)
             pieces = (ok + b"Content-Encoding: %s\r\n\r\n" % name + body,)
         case "drip":
             pieces = (ok + length + b"\r\n", *(data[i : i + 1] for i in range(40)))
