@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -166,6 +167,7 @@ def main(overrides: Sequence[str]) -> int:
 
     @asynccontextmanager
     async def start_engine(_profile: Profile) -> AsyncIterator[FakeEngine]:
+        importlib.import_module("torch")  # as vLLM does; else the first video would wait for it
         yield LookingEngine()
 
     seam = types.ModuleType("qwen2vl_serve.vllm_engine")
