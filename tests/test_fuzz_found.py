@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import struct
 import subprocess
 import sys
@@ -39,6 +41,21 @@ def test_damage_of_any_byte_is_a_picture_or_a_clear_error(
         except (InvalidImage, ImageTooLarge):
             refused += 1
     assert refused > 30
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "jpeg"])
+def test_tags_of_another_type_are_a_picture_or_a_clear_error(compression: str | None) -> None:
+    """A TIFF's tag may be text where Pillow goes on to count with it: a ``TypeError``."""
+    data = encoded("TIFF", compression=compression)
+    start = int.from_bytes(data[4:8], "little")
+    entries = int.from_bytes(data[start : start + 2], "little")
+    assert entries > 8
+    for entry, kind in itertools.product(range(entries), range(14)):
+        at = start + 2 + 12 * entry + 2
+        damaged = data[:at] + bytes([kind, 0]) + data[at + 2 :]
+        with contextlib.suppress(InvalidImage, ImageTooLarge):
+            read_header(damaged, 4_000_000, "p")
+            decode(damaged, (28, 28), "p")
 
 
 PROGRAM = """
