@@ -25,11 +25,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
+from PIL import Image
 
 from bench.engineless import engineless
 from bench.media import QUALITY, landscape
@@ -55,14 +55,13 @@ class Target:
     caches: int
 
 
-@lru_cache(maxsize=1)
-def _rows() -> tuple[bytes, list[bytes], bytes]:
-    """Return one photo as the JPEG's head, its rows of blocks, and its end.
+def _rows(picture: Image.Image) -> tuple[bytes, list[bytes], bytes]:
+    """Return a picture as the JPEG's head, its rows of blocks, and its end.
 
     With restart markers the rows stand alone, so that any order of them is a picture of its own.
     """
     data = io.BytesIO()
-    landscape().save(data, "JPEG", quality=QUALITY, restart_marker_rows=1)
+    picture.save(data, "JPEG", quality=QUALITY, restart_marker_rows=1)
     whole = data.getvalue()
     scan = whole.index(b"\xff\xda")
     start = scan + 2 + int.from_bytes(whole[scan + 2 : scan + 4])
@@ -70,9 +69,9 @@ def _rows() -> tuple[bytes, list[bytes], bytes]:
     return whole[:start], rows, whole[-2:]
 
 
-def photos() -> Iterator[bytes]:
-    """Yield 12-megapixel JPEGs, no two alike: two rows of blocks have changed places."""
-    head, rows, end = _rows()
+def photos(picture: Image.Image) -> Iterator[bytes]:
+    """Yield JPEGs of a picture, no two alike: two rows of blocks have changed places."""
+    head, rows, end = _rows(picture)
     for one, other in itertools.combinations(range(len(rows)), 2):
         order = [*rows]
         order[one], order[other] = order[other], order[one]
@@ -91,7 +90,7 @@ def fill(target: Target, pictures: int, every: int) -> list[tuple[int, int]]:
         BenchError: a picture was not answered, or not decoded anew.
     """
     samples = [(0, target.rss())]
-    fresh = photos()
+    fresh = photos(landscape())
     sent = 0
     with ThreadPoolExecutor(CLIENTS) as clients:
         while sent < pictures:

@@ -92,7 +92,7 @@ def _unfit_error(case: Case, answer: Answer) -> str | None:
         return "an error in another shape"
     if not (whole and strings and error["type"] == "invalid_request_error"):
         return "an error in another shape"
-    message = error["message"] + str(error["param"])
+    message = f"{error['message']} {error['param']}"
     told = _TELLTALE.search(message)
     if told and told.group().encode() not in case.request:
         return f"the message tells {told.group()!r}"
