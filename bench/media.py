@@ -37,7 +37,7 @@ ROUNDS = 8
 
 
 @lru_cache(maxsize=1)
-def _landscape() -> Image.Image:
+def landscape() -> Image.Image:
     """Structure at every scale and a sensor's noise: it packs like a photo."""
     rng = np.random.default_rng(0)
     total = np.zeros((HEIGHT, WIDTH, 3), np.float32)
@@ -55,7 +55,7 @@ def _landscape() -> Image.Image:
 @lru_cache(maxsize=4)
 def photo(number: int) -> str:
     """Return the data URL of a 12-megapixel JPEG; no two numbers share one."""
-    picture = _landscape().copy()
+    picture = landscape().copy()
     mark = Image.new("RGB", (64, 64), tuple((number >> shift) % 256 for shift in (0, 8, 16)))
     picture.paste(mark, (number * 64 % (WIDTH - 64), 100))
     data = io.BytesIO()

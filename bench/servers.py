@@ -76,6 +76,22 @@ def both(
         yield stock, ours
 
 
+@contextmanager
+def ours(profile_name: str, folder: Path) -> Iterator[Server]:
+    """Start our server alone, as ``both`` does.
+
+    Raises:
+        BenchError: it did not become ready.
+    """
+    profile = load_profile(profile_name, [f"host={HOST}", f"port={free_port()}"])
+    log = folder / "ours.log"
+    with _process(our_command(profile), log, _environment(folder)) as process:
+        port, model = profile.server.port, profile.model.served_names[0]
+        server = Server("ours", port, process.pid, model)
+        _wait(process, log, server)
+        yield server
+
+
 def stock_command(profile: Profile) -> list[str]:
     """Return the command of vLLM's own server, with the arguments of ``vllm serve``.
 

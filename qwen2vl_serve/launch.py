@@ -36,6 +36,7 @@ from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
+from qwen2vl_serve.idle_memory import IdleMemory, give_back
 from qwen2vl_serve.media import resample
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.files import FileStore
@@ -185,8 +186,11 @@ class _Server:
         return 1 if http.engine_lost else 0
 
     async def _watch(self, engine: Engine, http: _HTTPServer) -> None:
+        idle = IdleMemory(http.api.metrics)
         while True:
             await asyncio.sleep(WATCH_SECONDS)
+            if idle.look():
+                await asyncio.to_thread(give_back)
             try:
                 await engine.check()
             except EngineUnavailable as error:

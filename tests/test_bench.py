@@ -128,7 +128,7 @@ def test_no_two_pictures_are_alike() -> None:
 def test_a_photo_is_sent_again_in_every_turn() -> None:
     """The conversation's picture stays, its questions grow; the first turn is not measured."""
     again, by_id, fresh = media.CASES
-    assert by_id.by_id and not again.by_id
+    assert (again.by_id, by_id.by_id) == (False, True)
     assert again.before is not None
     opening = again.before("m", 4)
     assert opening is not None

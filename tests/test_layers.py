@@ -39,6 +39,7 @@ LAYERS: dict[str, int] = {
     "boot_log": 2,
     "checkpoint": 2,
     "hardware": 2,
+    "idle_memory": 2,
     "memory": 2,
     # L3: the seam, the gate, the application
     "vllm_engine": 3,

@@ -1,0 +1,1 @@
+"""Hostile input by the thousand against the running server; ``python -m bench.fuzz``."""
