@@ -36,7 +36,8 @@ from qwen2vl_serve.errors import (
     UnsupportedContentType,
 )
 from qwen2vl_serve.media.documents import Documents
-from qwen2vl_serve.media.loader import MediaLoader, Medium, Picture
+from qwen2vl_serve.media.loader import MediaLoader, Medium
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.uploads import UPLOAD_BODY, FilesAPI

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from qwen2vl_serve.errors import ContextLengthExceeded
-from qwen2vl_serve.media.loader import MediaLoader, Medium, Picture
+from qwen2vl_serve.media.loader import MediaLoader, Medium
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.protocol import ChatRequest, ImagePart, Overflow, TextPart
 from qwen2vl_serve.vision import FACTOR
 

@@ -43,7 +43,7 @@ from qwen2vl_serve.media.sampling import FPS, MAX_FRAMES, FrameRules
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.media.video import VideoLimits
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.profile_sections import FilesSection
+from qwen2vl_serve.profile_media import FilesSection
 from qwen2vl_serve.vision import PixelBudget
 
 Report = Callable[[str], None]

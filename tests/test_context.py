@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from qwen2vl_serve.context import REMOVED, Context, fit, largest_max_pixels, measure, refusal
 from qwen2vl_serve.errors import ContextLengthExceeded
+from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.image import Header
-from qwen2vl_serve.media.loader import MediaLoader, Medium, Picture, Video
+from qwen2vl_serve.media.loader import MediaLoader, Medium
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sampling import FrameRules, Sampling
 from qwen2vl_serve.media.sizing import Bounds, Sizing
 from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoHeader

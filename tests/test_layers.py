@@ -23,6 +23,7 @@ LAYERS: dict[str, int] = {
     # L1: what is asked for
     "api_keys": 1,
     "profile": 1,
+    "profile_media": 1,
     "profile_sections": 1,
     "profile_yaml": 1,
     "protocol": 1,

@@ -12,10 +12,9 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
 from blake3 import blake3
 
 from qwen2vl_serve.errors import (
@@ -30,21 +29,22 @@ from qwen2vl_serve.errors import (
     VideoTooLarge,
 )
 from qwen2vl_serve.media import video
+from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
 from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.media.gate import Gate
-from qwen2vl_serve.media.image import FORMATS, Header, decode, read_header
+from qwen2vl_serve.media.image import FORMATS, Header, read_header
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sampling import (
     REFERENCE,
     FrameRules,
-    Sampling,
     sample_file,
     sample_list,
     wishes,
 )
-from qwen2vl_serve.media.sizing import Bounds, Sizing, shrunk, size_for
+from qwen2vl_serve.media.sizing import Bounds, shrunk, size_for
 from qwen2vl_serve.media.sources import DataURLError, Sources, UnknownFileID
-from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoHeader, VideoLimits
+from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoLimits
 from qwen2vl_serve.protocol import (
     ChatRequest,
     FramesPart,
@@ -62,164 +62,6 @@ KNOWN_KEYS = 65_536
 """How many keys are remembered as decodable; 64 hex digits and a size each."""
 
 DECODE_THREADS = 4
-
-
-@dataclass(slots=True)
-class Picture:
-    """One picture of a request; ``digest`` is the hash of its bytes."""
-
-    data: bytes = field(repr=False)
-    header: Header
-    sizing: Sizing
-    digest: str
-    param: str
-    fast: bool = False
-    decoded: bool = False
-    _pixels: np.ndarray | None = field(default=None, repr=False)
-
-    @property
-    def key(self) -> str:
-        """Stands for its content at its size."""
-        way = "-fast" if self.fast else ""
-        return f"{self.digest}-{self.sizing.height}x{self.sizing.width}{way}"
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of ``pixels``."""
-        return self.sizing.width, self.sizing.height
-
-    @property
-    def visual_tokens(self) -> int:
-        """Tokens in the prompt, without the two markers."""
-        return self.sizing.visual_tokens
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file."""
-        return len(self.data)
-
-    @property
-    def source_pixels(self) -> int:
-        """Pixels of the file, which decoding holds in memory."""
-        return self.header.width * self.header.height
-
-    @property
-    def frames_taken(self) -> int:
-        """None: a picture has no frames."""
-        return 0
-
-    def decode(self) -> None:
-        """Have ``pixels`` ready."""
-        self.pixels()
-
-    def pixels(self) -> np.ndarray:
-        """Return RGB at the model's size, uint8 [height, width, 3]; decodes once.
-
-        Raises:
-            InvalidImage: the data is corrupt.
-        """
-        if self._pixels is None:
-            size = self.sizing.height, self.sizing.width
-            self._pixels = decode(self.data, size, self.param, fast=self.fast)
-            self.decoded = True
-        return self._pixels
-
-    def info(self) -> dict[str, object]:
-        """What ``include_media_info`` reports; sides in pixels."""
-        return {
-            "type": "image",
-            "width": self.header.width,
-            "height": self.header.height,
-            "resized_width": self.sizing.width,
-            "resized_height": self.sizing.height,
-            "visual_tokens": self.sizing.visual_tokens,
-            "clamped": self.sizing.clamped,
-            "cached": not self.decoded,
-        }
-
-
-@dataclass(slots=True)
-class Video:
-    """One video of a request: a container's bytes, or those of each frame.
-
-    ``digest`` is the hash of them all.
-    """
-
-    data: Sequence[bytes] = field(repr=False)
-    header: VideoHeader
-    sampling: Sampling
-    limits: VideoLimits
-    digest: str
-    param: str
-    decoded: bool = False
-    _frames: np.ndarray | None = field(default=None, repr=False)
-
-    @property
-    def key(self) -> str:
-        """Stands for its content, the frames that are taken and their size."""
-        # A file could be made whose hash is that of a list: the kind tells them apart.
-        kind = "frames" if self.sampling.listed else "video"
-        return f"{kind}-{self.digest}-{self.sampling.key}"
-
-    @property
-    def visual_tokens(self) -> int:
-        """Tokens in the prompt, without the two markers."""
-        return self.sampling.visual_tokens
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file, or of all frames' files."""
-        return sum(map(len, self.data))
-
-    @property
-    def source_pixels(self) -> int:
-        """Pixels of the frames that are taken, at their own size."""
-        return self.sampling.frames * self.header.width * self.header.height
-
-    @property
-    def frames_taken(self) -> int:
-        """How many frames are shown to the model."""
-        return self.sampling.frames
-
-    def decode(self) -> None:
-        """Have ``frames`` ready."""
-        self.frames()
-
-    def frames(self) -> np.ndarray:
-        """Return RGB at the model's size, uint8 [frames, height, width, 3]; decodes once.
-
-        Raises:
-            InvalidVideo, InvalidImage: the data is damaged.
-            VideoTooLarge: decoding takes too long.
-        """
-        if self._frames is None:
-            sizing, limits = self.sampling.sizing, self.limits
-            size = sizing.height, sizing.width
-            if self.sampling.listed:
-                shape = self.sampling.shape
-                self._frames = video.decode_listed(self.data, shape, size, limits, self.param)
-            else:
-                indices = video.frame_indices(self.header.frames, self.sampling.frames)
-                self._frames = video.decode(self.data[0], indices, size, limits, self.param)
-            self.decoded = True
-        return self._frames
-
-    def info(self) -> dict[str, object]:
-        """What ``include_media_info`` reports; sides in pixels, duration in seconds."""
-        return {
-            "type": "video",
-            "width": self.header.width,
-            "height": self.header.height,
-            "duration": self.header.duration,
-            "fps": round(self.header.fps, 3) or None,
-            "source_frames": self.header.frames,
-            "frames": self.sampling.frames,
-            "resized_width": self.sampling.sizing.width,
-            "resized_height": self.sampling.sizing.height,
-            "visual_tokens": self.visual_tokens,
-            "clamped": self.sampling.clamped,
-            "cached": not self.decoded,
-        }
 
 
 Medium = Picture | Video

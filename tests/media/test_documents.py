@@ -13,7 +13,8 @@ from qwen2vl_serve.errors import InvalidImage, InvalidValue, TooManyItems
 from qwen2vl_serve.media.documents import Documents
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.files import FileStore
-from qwen2vl_serve.media.loader import MediaLoader, Picture
+from qwen2vl_serve.media.loader import MediaLoader
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.media.test_loader import BOUNDS, data_url, part

@@ -16,7 +16,8 @@ from PIL import Image
 from qwen2vl_serve.errors import InvalidImage, InvalidImageURL, MediaTooLarge, RequestError
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.gate import Gate
-from qwen2vl_serve.media.loader import MediaBudget, MediaLoader, Picture
+from qwen2vl_serve.media.loader import MediaBudget, MediaLoader
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget

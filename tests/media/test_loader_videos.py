@@ -24,8 +24,10 @@ from qwen2vl_serve.errors import (
     TooManyItems,
     VideoTooLarge,
 )
+from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
-from qwen2vl_serve.media.loader import MediaLoader, Picture, Video
+from qwen2vl_serve.media.loader import MediaLoader
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sampling import FrameRules
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.media.video import VideoLimits
