@@ -288,6 +288,7 @@ def media_loader(profile: Profile) -> MediaLoader:
             limits.max_media_bytes, limits.max_media_pixels, limits.max_media_frames
         ),
         max_decoding_pixels=media.max_decoding_pixels,
+        max_held_bytes=media.max_held_bytes,
     )
 
 

@@ -52,6 +52,9 @@ MEDIA_SAFETY = (
     "allowed_local_paths",
     "formats",
     "max_pdf_pages",
+    "max_decoding_pixels",
+    "max_held_bytes",
+    "pdf_cache_bytes",
 )
 # Options of ``--set``'s kin on the command line: plain text, not YAML.
 BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server.port"}

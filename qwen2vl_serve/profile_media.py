@@ -153,6 +153,11 @@ class MediaSection(Section):
         description="Pixels of files that are decoded at once over all requests, about three bytes "
         "of memory each; further ones wait.",
     )
+    max_held_bytes: Positive = Field(
+        default=2 * 1024**3,
+        description="Bytes of files that all requests hold at once, from their arrival to the "
+        "first token; further ones wait. A single request holds at most `limits.max_media_bytes`.",
+    )
     fast_decode: bool = Field(
         default=False,
         description="Decode JPEGs at the nearest of 1/2, 1/4 and 1/8 of their size that is not "
@@ -192,6 +197,11 @@ class MediaSection(Section):
         default=16,
         description="Most pages that one PDF may be shown by, each of them a picture; needs the "
         "extra `pdf`. 0 refuses PDFs.",
+    )
+    pdf_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=64 * 1024 * 1024,
+        description="Memory for drawn pages of PDFs, which are shown again without drawing them "
+        "anew.",
     )
     videos_kwargs: VideoPixels = Field(
         default=VideoPixels(), description="Bounds of a video's frames, where videos are allowed."

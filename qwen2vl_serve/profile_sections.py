@@ -286,6 +286,11 @@ class LimitsSection(Section):
         description="What to do with a request that does not fit into `max_model_len`, unless it "
         "says so itself: refuse it, shrink its pictures, or drop pictures of earlier turns.",
     )
+    reserved_tokens: Literal["refuse", "escape"] = Field(
+        default="refuse",
+        description="What to do with the model's control tokens in texts: refuse the request, or "
+        "let the model read them as ordinary characters.",
+    )
     max_n: Positive = Field(default=8, description="Most answers (`n`) to one request.")
     max_tokens: Positive | None = Field(
         default=None, description="Most tokens of one answer. Unset: what `max_model_len` leaves."

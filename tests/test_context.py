@@ -63,8 +63,10 @@ def chat(turns: int, last_pictures: int = 1, **fields: Any) -> ChatRequest:
     return parse_chat(json.dumps(body).encode(), LIMITS)
 
 
-def context(request: ChatRequest, shown: Sequence[Medium], window: int) -> Context:
-    return measure(request, shown, FakeEngine().count_tokens, window)
+def context(
+    request: ChatRequest, shown: Sequence[Medium], window: int, item: int = 10**6
+) -> Context:
+    return measure(request, shown, FakeEngine().count_tokens, window, item)
 
 
 def test_a_prompt_is_its_text_and_its_visual_tokens() -> None:

@@ -22,6 +22,7 @@ LAYERS: dict[str, int] = {
     "torchvision_ops": 0,
     # L1: what is asked for
     "api_keys": 1,
+    "control_tokens": 1,
     "profile": 1,
     "profile_media": 1,
     "profile_sections": 1,

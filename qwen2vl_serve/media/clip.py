@@ -78,6 +78,10 @@ class Video:
             self.decoded = True
         return self._frames
 
+    def forget(self) -> None:
+        """Let go of bytes and frames, once the engine has them; what was told of it stays."""
+        self.data, self._frames = (), None
+
     def info(self) -> dict[str, object]:
         """What ``include_media_info`` reports; sides in pixels, duration in seconds."""
         return {

@@ -162,6 +162,9 @@ def _ftyp_end(data: bytes) -> int:
     return min(int.from_bytes(data[:4]), 64)
 
 
+VIDEO_KINDS = frozenset({"MP4", "Matroska", "AVI"})
+"""Names that ``file_kind`` gives to videos."""
+
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),

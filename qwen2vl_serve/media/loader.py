@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,6 +33,8 @@ from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
 from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.media.gate import Gate
 from qwen2vl_serve.media.image import FORMATS, Header, read_header
+from qwen2vl_serve.media.ledger import Account, Ledger, TooManyBytes
+from qwen2vl_serve.media.lru import LRU
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sampling import (
     REFERENCE,
@@ -58,8 +59,8 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-KNOWN_KEYS = 65_536
-"""How many keys are remembered as decodable; 64 hex digits and a size each."""
+KNOWN_BYTES = 5 * 1024 * 1024
+"""How many bytes of keys are remembered as decodable; 64 hex digits and a size each."""
 
 DECODE_THREADS = 4
 
@@ -83,7 +84,7 @@ class MediaLoader:
     ``folders`` are those that ``file:`` addresses may lead into, ``files`` what clients uploaded,
     ``formats`` the kinds of pictures that are taken, by Pillow's names. ``fast_decode`` trades
     exact pixels of JPEGs for time. At most ``max_decoding_pixels`` of the files are decoded at
-    once over all requests; what comes then waits.
+    once over all requests, and at most ``max_held_bytes`` of them held; what comes then waits.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class MediaLoader:
         fast_decode: bool = False,
         budget: MediaBudget = MediaBudget(),
         max_decoding_pixels: int = 400_000_000,
+        max_held_bytes: int = 2 * 1024**3,
     ) -> None:
         self.fetcher = fetcher
         self.sources = Sources(fetcher, folders, files)
@@ -108,20 +110,24 @@ class MediaLoader:
         self.fast_decode = fast_decode
         self.budget = budget
         self.decoding = Gate(max_decoding_pixels)
+        self.ledger = Ledger(max_held_bytes, budget.max_media_bytes)
         self.bounds = bounds
         self.frame_rules = frame_rules
         self._max_image_pixels = max_image_pixels
         self.video_limits = video_limits
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self.known: LRU[bool] = LRU(KNOWN_BYTES)
         self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
 
-    async def load(self, request: ChatRequest) -> Sequence[Medium]:
+    async def load(self, request: ChatRequest, account: Account) -> Sequence[Medium]:
         """Return the pictures and videos of ``request`` in the order of its text.
+
+        Their bytes are taken from ``account``, which is settled by that.
 
         Raises:
             RequestError: one of them cannot be fetched, decoded or sized; the message names it.
         """
-        media = await _all_of(self._medium(*one, request) for one in _media(request))
+        media = await _all_of(self._medium(*one, request, account) for one in _media(request))
+        account.settle()
         self._refuse_excess(media)
         await self.ready(media)
         return media
@@ -152,15 +158,21 @@ class MediaLoader:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _medium(
-        self, part: ImagePart | VideoPart | FramesPart, param: str, request: ChatRequest
+        self,
+        part: ImagePart | VideoPart | FramesPart,
+        param: str,
+        request: ChatRequest,
+        account: Account,
     ) -> Medium:
         if isinstance(part, ImagePart):
-            return await self._picture(part, param, request)
-        return await self._video(part, param, request)
+            return await self._picture(part, param, request, account)
+        return await self._video(part, param, request, account)
 
-    async def _picture(self, part: ImagePart, param: str, request: ChatRequest) -> Picture:
+    async def _picture(
+        self, part: ImagePart, param: str, request: ChatRequest, account: Account
+    ) -> Picture:
         if part.page is None:
-            data = await self.read(part.image_url.address, param)
+            data = await self.read(part.image_url.address, param, account)
             header = self.inspect(data, param)
         else:
             data = part.page
@@ -168,15 +180,17 @@ class MediaLoader:
         sizing = size_for(header, part, request, self.bounds, param)
         return Picture(data, header, sizing, blake3(data).hexdigest(), param, self.fast_decode)
 
-    async def _video(self, part: VideoPart | FramesPart, param: str, request: ChatRequest) -> Video:
-        source = part.video_url.url if isinstance(part, VideoPart) else part.video
+    async def _video(
+        self, part: VideoPart | FramesPart, param: str, request: ChatRequest, account: Account
+    ) -> Video:
+        source = part.video_url.address if isinstance(part, VideoPart) else part.video
         frames = _frame_urls(source, self.frame_rules.max_frames, param)
         wish = wishes(part, request, param, listed=frames is not None)
         if frames is not None:
-            each = [self.read(url, f"{param}[{n}]") for n, url in enumerate(frames)]
+            each = [self.read(url, f"{param}[{n}]", account) for n, url in enumerate(frames)]
             data = await _all_of(each)
         else:
-            data = [await self._video_bytes(str(source), param)]
+            data = [await self._video_bytes(str(source), param, account)]
         self._refuse_large(sum(map(len, data)), param)
         return await self._in_pool(self._sampled, data, wish, frames is not None, param)
 
@@ -210,22 +224,19 @@ class MediaLoader:
                 )
 
     async def _decoded_once(self, medium: _Medium) -> _Medium:
-        if medium.key in self._known:
-            self._known.move_to_end(medium.key)
+        if self.known.get(medium.key):
             return medium
         async with self.decoding.holding(medium.source_pixels):
             await self._in_pool(medium.decode)
-        self._known[medium.key] = None
-        if len(self._known) > KNOWN_KEYS:
-            self._known.popitem(last=False)
+        self.known.put(medium.key, True, len(medium.key))
         return medium
 
     async def _in_pool(self, work: Callable[..., _T], *arguments: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
-    async def _video_bytes(self, url: str, param: str) -> bytes:
+    async def _video_bytes(self, url: str, param: str, account: Account) -> bytes:
         try:
-            return await self.read(url, param)
+            return await self.read(url, param, account)
         except (InvalidImage, InvalidImageURL, ImageDownloadTimeout) as error:
             # The same sources, told of in a video's words.
             raise InvalidVideo(f"{param} {_NO_VIDEO[type(error)]}", param=param) from None
@@ -248,7 +259,34 @@ class MediaLoader:
         """
         return read_header(data, self._max_image_pixels, param, self.formats)
 
-    async def read(self, address: str, param: str) -> bytes:
+    def inspect_video(self, data: bytes, param: str) -> None:
+        """See that a file is a video that this server takes; may take seconds.
+
+        Raises:
+            InvalidVideo: it is none, or a damaged one.
+            VideoTooLarge: beyond the profile's limits.
+        """
+        self._refuse_large(len(data), param)
+        video.read_header(data, self.video_limits, param)
+
+    async def hold(self, size: int, account: Account) -> None:
+        """Wait until a request may hold ``size`` bytes more.
+
+        Raises:
+            MediaTooLarge: with them it holds more than one request may.
+        """
+        try:
+            await account.take(size)
+        except TooManyBytes as error:
+            most = self.budget.max_media_bytes
+            name = "limits.max_media_bytes" if error.limit == most else "media.max_held_bytes"
+            raise MediaTooLarge(
+                f"The pictures and videos of the request make more than {error.limit} bytes, the "
+                f"most that are taken ({name}): send fewer or smaller ones.",
+                param="messages",
+            ) from None
+
+    async def read(self, address: str, param: str, account: Account) -> bytes:
         """Return the bytes at an address, wherever it leads.
 
         Raises:
@@ -256,9 +294,10 @@ class MediaLoader:
             InvalidImageURL: blocked, missing or out of reach, which are not told apart.
             ImageDownloadTimeout: the other side was too slow.
             UnknownFile: no such upload.
+            MediaTooLarge: more bytes than one request may hold.
         """
         try:
-            return await self.sources.read(address)
+            return await self.sources.read(address, lambda size: self.hold(size, account))
         except DataURLError as error:
             raise InvalidImage(f"{param} {error}", param=param) from None
         except UnknownFileID:
@@ -304,11 +343,10 @@ def _media(
             for p, part in enumerate(message.content):
                 if isinstance(part, TextPart):
                     continue
-                key: str = part.type
                 if isinstance(part, ImagePart):
                     # Errors name the client's places, which the pages of a PDF have moved.
                     further += part.further
-                    key = part.key
+                key = part.type if isinstance(part, FramesPart) else part.key
                 yield part, f"messages[{m}].content[{p - further}].{key}"
 
 

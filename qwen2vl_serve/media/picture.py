@@ -70,6 +70,10 @@ class Picture:
             self.decoded = True
         return self._pixels
 
+    def forget(self) -> None:
+        """Let go of bytes and pixels, once the engine has them; what was told of it stays."""
+        self.data, self._pixels = b"", None
+
     def info(self) -> dict[str, object]:
         """What ``include_media_info`` reports; sides in pixels."""
         return {

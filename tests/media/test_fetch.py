@@ -73,12 +73,16 @@ def site() -> Iterator[Site]:
         server.shutdown()
 
 
+async def freely(size: int) -> None:
+    """Let every byte be held."""
+
+
 def fetch(site: Site, url: str, resolver: AbstractResolver | None = None, **policy: Any) -> bytes:
     async def run() -> bytes:
         settings = {"allowed_networks": LOOPBACK, "ports": frozenset({site.port}), **policy}
         fetcher = Fetcher(FetchPolicy(**settings), resolver)
         try:
-            return await fetcher.fetch(url)
+            return await fetcher.fetch(url, freely)
         finally:
             await fetcher.close()
 
