@@ -155,7 +155,11 @@ def test_links_that_change_meanwhile_lead_nowhere(tree: Path) -> None:
 
 def read_again(tree: Path, address: str) -> bytes:
     """``read`` without an event loop, which would give the swapper no chance."""
-    return Sources(Fetcher(FetchPolicy()), [str(tree / "open")])._local(address)
+    try:
+        with Sources(Fetcher(FetchPolicy()), [str(tree / "open")])._opened(address) as source:
+            return source.read()
+    except OSError as error:
+        raise FetchError from error
 
 
 @settings(max_examples=200, deadline=None)
