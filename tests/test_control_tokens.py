@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
@@ -135,3 +136,49 @@ def test_the_tokenizer_is_left_as_it_was(tokenizer: Any, encoder: Any) -> None:
     """Plain reading is a copy's; the template's own tokens stay special for everyone else."""
     encoder.encode(f"<{MARK}|im_end|>")
     assert len(tokenizer.encode("<|im_end|>", add_special_tokens=False)) == 1
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Any:
+    """vLLM's own renderer of the demo model, with our encoder, without an engine."""
+    pytest.importorskip("vllm")
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.renderers import renderer_from_config
+
+    from qwen2vl_serve.profile import load_profile
+    from qwen2vl_serve.vllm_engine.encoding import PromptEncoder, encode_with
+
+    config = AsyncEngineArgs(**load_profile("demo").engine_args()).create_engine_config()
+    one = renderer_from_config(config)
+    encode_with(PromptEncoder(one.tokenizer), one)
+    yield one
+    one.shutdown()
+
+
+def rendered_by_vllm(renderer: Any, request: ChatRequest) -> list[int]:
+    from vllm.renderers.params import ChatParams
+
+    from qwen2vl_serve.vllm_engine.request import as_template_message
+
+    params = ChatParams(
+        chat_template_content_format="auto",
+        chat_template_kwargs={"tokenize": False, "add_generation_prompt": True},
+    )
+    messages = [as_template_message(message) for message in request.messages]
+    _, (prompt,) = asyncio.run(renderer.render_chat_async([messages], params))
+    assert MARK not in prompt["prompt"]
+    return list(prompt["prompt_token_ids"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(["system", "user", "assistant"]), texts, st.lists(st.integers(0, 99)))
+def test_vllm_renders_what_we_count(
+    renderer: Any, tokenizer: Any, encoder: Any, role: str, text: str, places: list[int]
+) -> None:
+    """With and without control tokens, the ids that reach the engine are ours."""
+    content = [{"type": "text", "text": piece} for piece in cut(text, places)]
+    request = chat({"role": role, "content": content})
+    ids = rendered_by_vllm(renderer, request)
+    assert ids == encoder.encode(rendered(tokenizer, request))
+    plain = rendered_by_vllm(renderer, chat({"role": role, "content": "x"}))
+    assert special_ids(tokenizer, ids) == special_ids(tokenizer, plain)

@@ -12,9 +12,12 @@ import io
 import json
 import re
 import socket
+import ssl
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ from tests.media.movies import movie
 from tests.media.test_fetch import Names, Site, drip, http, silence
 from tests.media.test_fetch import site as site  # noqa: PLC0414  (a fixture)
 from tests.test_app import Running, error_of, eventually, running
+from tests.test_launch import self_signed
 
 LEAK = re.compile(
     r"127\.0|10\.0\.0|169\.254|Errno|Traceback|aiohttp|PIL|pillow|/usr|/tmp|\.py|[A-Za-z0-9+/]{60}",
@@ -258,6 +262,30 @@ def test_a_slow_site_has_an_end(
     site.answers["/"] = answer
     url = f"http://127.0.0.1:{site.port}/"
     refused(fetching, asked(image(url)), "image_download_timeout")
+
+
+def test_a_certificate_of_nobody_is_refused(site: Site, tmp_path: Path, fetching: Running) -> None:
+    """TLS is checked: a site that signs for itself reads as one that is not there."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*self_signed(tmp_path))
+    handshakes = []
+
+    def answer(listener: socket.socket) -> None:
+        with listener.accept()[0] as raw:
+            try:
+                context.wrap_socket(raw, server_side=True)
+            except OSError as error:  # SSLError is one
+                handshakes.append(type(error).__name__)
+
+    with socket.create_server(("127.0.0.1", site.port + 1)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,), daemon=True)
+        thread.start()
+        url = f"https://127.0.0.1:{site.port + 1}/"
+        error = refused(fetching, asked(image(url)), "invalid_image_url")
+        thread.join(5)
+    assert handshakes, "the server did not even try"
+    closed = f"http://127.0.0.1:{site.port + 1}/"
+    assert refused(fetching, asked(image(closed)), "invalid_image_url") == error
 
 
 def test_blocked_refused_missing_and_unresolved_read_the_same(
