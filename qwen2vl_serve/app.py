@@ -22,7 +22,15 @@ from starlette.exceptions import HTTPException
 from qwen2vl_serve import __version__
 from qwen2vl_serve.auth import Keys, RequireKey
 from qwen2vl_serve.connection import EventStream, WhileConnected
-from qwen2vl_serve.context import Context, Fitted, fit, largest_max_pixels, measure, refusal
+from qwen2vl_serve.context import (
+    Context,
+    Fitted,
+    fit,
+    largest_max_pixels,
+    measure,
+    refusal,
+    refuse_large_items,
+)
 from qwen2vl_serve.engine import Engine, ServedModel
 from qwen2vl_serve.envelope import OPEN_PATHS, Envelope, Metrics
 from qwen2vl_serve.errors import (
@@ -36,7 +44,9 @@ from qwen2vl_serve.errors import (
     UnsupportedContentType,
 )
 from qwen2vl_serve.media.documents import Documents
-from qwen2vl_serve.media.loader import MediaLoader, Medium, Picture
+from qwen2vl_serve.media.ledger import Account
+from qwen2vl_serve.media.loader import MediaLoader, Medium
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.uploads import UPLOAD_BODY, FilesAPI
@@ -61,18 +71,25 @@ class API:
             max_tokens=profile.limits.max_tokens,
             images=profile.media.limit_mm_per_prompt.image,
             videos=profile.media.limit_mm_per_prompt.video,
+            reserved_tokens=profile.limits.reserved_tokens,
         )
-        self.documents = Documents(loader, profile.media.max_pdf_pages, self.limits.images)
+        self.documents = Documents(
+            loader,
+            profile.media.max_pdf_pages,
+            self.limits.images,
+            self.limits.videos,
+            profile.media.pdf_cache_bytes,
+        )
         self.overflow = profile.limits.overflow
         self.draining = False
 
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation about text, pictures and videos."""
-        self._refuse_while_draining()
+        self.refuse_while_draining()
         chat = parse_chat(await self._read(request), self.limits)
         self._find(chat.model)
-        async with WhileConnected(request.receive):
-            fitted = await self._load(chat)
+        async with WhileConnected(request.receive), self.loader.ledger.account() as account:
+            fitted = await self._load(chat, account)
             if not chat.stream:
                 answer = self.engine.complete(fitted.request, fitted.media, request.state.id)
                 body = await self._explained(answer, fitted)
@@ -84,15 +101,18 @@ class API:
             except BaseException:
                 await chunks.aclose()
                 raise
+            # The engine has seen them; the account ends here, however long the answer takes.
+            for medium in fitted.media:
+                medium.forget()
         return EventStream(_with_reports(first.encode(), fitted).decode(), chunks)
 
     async def explain(self, request: Request) -> JSONResponse:
         """Tell what a chat request would cost, without generating: tokens, sizes, what fits."""
         chat = parse_chat(await self._read(request), self.limits)
         model = self._find(chat.model)
-        async with WhileConnected(request.receive):
-            chat = await self.documents.with_pages(chat)
-            media = await self.loader.load(chat)
+        async with WhileConnected(request.receive), self.loader.ledger.account() as account:
+            chat = await self.documents.with_pages(chat, account)
+            media = await self.loader.load(chat, account)
             context = await self._measure(chat, media)
         budget = None if context.fits else largest_max_pixels(context, self.loader)
         return JSONResponse(
@@ -104,6 +124,8 @@ class API:
                 "visual_tokens": context.visual,
                 "max_model_len": context.window,
                 "context_left": max(context.window - context.prompt, 0),
+                "max_item_tokens": context.item,
+                "too_large": [medium.param for medium in context.too_large],
                 "fits": context.fits,
                 "largest_max_pixels": budget,
                 "media": [medium.info() for medium in media],
@@ -126,7 +148,7 @@ class API:
 
     async def ready(self) -> JSONResponse:
         """Tell that the engine answers and that new requests are taken."""
-        self._refuse_while_draining()
+        self.refuse_while_draining()
         await self.engine.check()
         return JSONResponse({"status": "ready"})
 
@@ -138,10 +160,10 @@ class API:
         """Return vLLM's figures and ours for Prometheus."""
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def _load(self, chat: ChatRequest) -> Fitted:
+    async def _load(self, chat: ChatRequest, account: Account) -> Fitted:
         """Load pictures and videos and, under an overflow policy, make the request fit."""
-        chat = await self.documents.with_pages(chat)
-        media = await self.loader.load(chat)
+        chat = await self.documents.with_pages(chat, account)
+        media = await self.loader.load(chat, account)
         for one in media:
             kind = "image" if isinstance(one, Picture) else "video"
             self.metrics.media.labels(kind, "decoded" if one.decoded else "known").inc()
@@ -149,15 +171,16 @@ class API:
         policy = chat.overflow or self.overflow
         if policy == "error":
             # The engine counts anyway; its refusal is explained when it comes.
+            refuse_large_items(media, self.engine.max_item_tokens)
             return Fitted(chat, media)
         fitted = fit(await self._measure(chat, media), chat, policy, self.loader)
         await self.loader.ready(fitted.media)
         return fitted
 
     async def _measure(self, chat: ChatRequest, media: Sequence[Medium]) -> Context:
-        window = self.engine.models[0].max_model_len
+        window, item = self.engine.models[0].max_model_len, self.engine.max_item_tokens
         count = self.engine.count_tokens
-        return await asyncio.to_thread(measure, chat, media, count, window)
+        return await asyncio.to_thread(measure, chat, media, count, window, item)
 
     async def _explained(self, answer: Awaitable[_T], fitted: Fitted) -> _T:
         """Await the engine's answer; say of what does not fit what would."""
@@ -167,7 +190,8 @@ class API:
             context = await self._measure(fitted.request, fitted.media)
             raise refusal(context, self.loader) from None
 
-    def _refuse_while_draining(self) -> None:
+    def refuse_while_draining(self) -> None:
+        """Raise ``ShuttingDown`` once the server drains."""
         if self.draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
 
@@ -217,10 +241,19 @@ def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys)
     app.state.api = api
     app.add_api_route("/v1/chat/completions", api.chat_completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions/explain", api.explain, methods=["POST"])
-    files = FilesAPI(loader.files, api.documents.inspect, profile.files.max_file_bytes)
+    files = FilesAPI(
+        loader.files,
+        api.documents.inspect,
+        profile.files.max_file_bytes,
+        api.refuse_while_draining,
+    )
+    metrics.held_bytes.set_function(lambda: loader.ledger.held)
+    metrics.held_waiting.set_function(lambda: loader.ledger.waiting)
+    metrics.caches.update(known=loader.known.figures, pdf_pages=api.documents.drawn.figures)
     if loader.files is not None:
         metrics.files.set_function(loader.files.count)
         metrics.files_bytes.set_function(loader.files.size)
+        metrics.caches["files"] = loader.files.figures
     app.add_api_route("/v1/files", files.create, methods=["POST"], openapi_extra=UPLOAD_BODY)
     app.add_api_route("/v1/files", files.list)
     app.add_api_route("/v1/files/{file_id}", files.retrieve)

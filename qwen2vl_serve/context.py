@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from qwen2vl_serve.errors import ContextLengthExceeded
-from qwen2vl_serve.media.loader import MediaLoader, Medium, Picture
+from qwen2vl_serve.errors import ContextLengthExceeded, ImageTooLarge, VideoTooLarge
+from qwen2vl_serve.media.loader import MediaLoader, Medium
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.protocol import ChatRequest, ImagePart, Overflow, TextPart
 from qwen2vl_serve.vision import FACTOR
 
@@ -25,13 +26,15 @@ class Context:
     """A request against the window; all figures in tokens.
 
     ``text`` holds the template's tokens and the media's markers as well; ``answer`` is what
-    must be left for it: ``max_tokens``, or 1.
+    must be left for it: ``max_tokens``, or 1; ``item`` is the most that the engine computes of a
+    single picture or video.
     """
 
     text: int
     media: Sequence[Medium]
     window: int
     answer: int
+    item: int
 
     @property
     def visual(self) -> int:
@@ -45,17 +48,25 @@ class Context:
 
     @property
     def fits(self) -> bool:
-        """Whether prompt and answer fit into the window."""
-        return self.prompt + self.answer <= self.window
+        """Whether prompt and answer fit into the window, and each item into the engine."""
+        return self.prompt + self.answer <= self.window and not self.too_large
+
+    @property
+    def too_large(self) -> Sequence[Medium]:
+        """The pictures and videos that the engine does not take."""
+        return [medium for medium in self.media if medium.visual_tokens > self.item]
 
 
 def measure(
-    request: ChatRequest, media: Sequence[Medium], count_text: CountText, window: int
+    request: ChatRequest, media: Sequence[Medium], count_text: CountText, window: int, item: int
 ) -> Context:
-    """Return the request's context; ``window`` is ``max_model_len``."""
+    """Return the request's context.
+
+    ``window`` is ``max_model_len``, ``item`` the engine's ``max_item_tokens``.
+    """
     # The count has one token for each of the media, which its visual tokens replace.
     text = count_text(request) - len(media)
-    return Context(text, media, window, request.output_limit or 1)
+    return Context(text, media, window, request.output_limit or 1, item)
 
 
 def largest_max_pixels(context: Context, loader: MediaLoader) -> int | None:
@@ -81,6 +92,25 @@ def largest_max_pixels(context: Context, loader: MediaLoader) -> int | None:
         middle = (least + most + 1) // 2
         least, most = (middle, most) if fits(middle) else (least, middle - 1)
     return least * FACTOR**2
+
+
+def refuse_large_items(media: Sequence[Medium], item: int) -> None:
+    """Raise for the first of ``media`` that takes more than ``item`` tokens.
+
+    Raises:
+        VideoTooLarge: a video does.
+        ImageTooLarge: a picture does.
+    """
+    for medium in media:
+        if medium.visual_tokens > item:
+            picture = isinstance(medium, Picture)
+            what = "a smaller max_pixels" if picture else "fewer or smaller frames"
+            raise (ImageTooLarge if picture else VideoTooLarge)(
+                f"{medium.param} takes {medium.visual_tokens} visual tokens; of one item at "
+                f"most {item} are computed: ask for {what}, or raise "
+                "engine.max_num_batched_tokens in the server's profile.",
+                param=medium.param,
+            )
 
 
 def refusal(context: Context, loader: MediaLoader) -> ContextLengthExceeded:
@@ -125,6 +155,7 @@ def fit(context: Context, request: ChatRequest, policy: Overflow, loader: MediaL
 
     Raises:
         ContextLengthExceeded: the policy is ``error``, or does not suffice.
+        VideoTooLarge, ImageTooLarge: it leaves an item that the engine does not take.
     """
     if context.fits:
         return Fitted(request, context.media)
@@ -135,6 +166,7 @@ def fit(context: Context, request: ChatRequest, policy: Overflow, loader: MediaL
             return Fitted(request, media, {"policy": policy, "max_pixels": budget})
     if policy == "drop_oldest_images":
         return _without_oldest(context, request, loader)
+    refuse_large_items(context.media, context.item)
     raise refusal(context, loader)
 
 
@@ -170,6 +202,7 @@ def _without_oldest(context: Context, request: ChatRequest, loader: MediaLoader)
                     "dropped_images": dropped,
                 }
                 return Fitted(request.model_copy(update={"messages": messages}), media, report)
+    refuse_large_items(media, context.item)
     raise refusal(context, loader)
 
 

@@ -89,6 +89,11 @@ class Engine(Protocol):
         """Name and version of the engine, as ``vllm 0.32.0``."""
         ...
 
+    @property
+    def max_item_tokens(self) -> int:
+        """Most visual tokens that are computed of a single picture or video."""
+        ...
+
     async def complete(
         self, request: ChatRequest, media: Sequence[Medium], request_id: str
     ) -> bytes:

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable, Iterator, Mapping
 
 from fastapi.responses import JSONResponse
 from prometheus_client import (
@@ -16,11 +17,14 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen2vl_serve.errors import APIError, InternalError
+from qwen2vl_serve.media.lru import CacheFigures
 
 logger = logging.getLogger("qwen2vl_serve.requests")
 
@@ -62,6 +66,18 @@ class Metrics:
         self.files_bytes = Gauge(
             "qwen2vl_files_bytes", "Bytes of the uploaded files", registry=self.registry
         )
+        self.held_bytes = Gauge(
+            "qwen2vl_media_held_bytes",
+            "Bytes of pictures and videos that requests hold",
+            registry=self.registry,
+        )
+        self.held_waiting = Gauge(
+            "qwen2vl_media_held_waiting",
+            "Requests that wait until others hold fewer bytes",
+            registry=self.registry,
+        )
+        self.caches: dict[str, Callable[[], CacheFigures]] = {}
+        self.registry.register(_Caches(self.caches))
         self.seconds = Histogram(
             "qwen2vl_request_seconds",
             "Time from the request's head to the end of its answer",
@@ -73,6 +89,34 @@ class Metrics:
     def text(self) -> bytes:
         """Return vLLM's figures and ours in Prometheus's text format."""
         return generate_latest(REGISTRY) + generate_latest(self.registry)
+
+
+class _Caches(Collector):
+    """Reads the figures of every cache when Prometheus asks for them."""
+
+    def __init__(self, caches: Mapping[str, Callable[[], CacheFigures]]) -> None:
+        self._caches = caches
+
+    def collect(self) -> Iterator[Metric]:
+        hits = CounterMetricFamily(
+            "qwen2vl_cache_hits", "Look-ups that found something", labels=["cache"]
+        )
+        misses = CounterMetricFamily(
+            "qwen2vl_cache_misses", "Look-ups that found nothing", labels=["cache"]
+        )
+        evictions = CounterMetricFamily(
+            "qwen2vl_cache_evictions", "Entries that made room for others", labels=["cache"]
+        )
+        entries = GaugeMetricFamily("qwen2vl_cache_entries", "What is kept now", labels=["cache"])
+        held = GaugeMetricFamily("qwen2vl_cache_bytes", "Its bytes", labels=["cache"])
+        for name, figures in self._caches.items():
+            now = figures()
+            hits.add_metric([name], now.hits)
+            misses.add_metric([name], now.misses)
+            evictions.add_metric([name], now.evictions)
+            entries.add_metric([name], now.entries)
+            held.add_metric([name], now.bytes)
+        yield from (hits, misses, evictions, entries, held)
 
 
 class Envelope:

@@ -46,7 +46,7 @@ from qwen2vl_serve.media.sampling import FPS, MAX_FRAMES, FrameRules
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.media.video import VideoLimits
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.profile_sections import FilesSection
+from qwen2vl_serve.profile_media import FilesSection
 from qwen2vl_serve.vision import PixelBudget
 
 Report = Callable[[str], None]
@@ -299,6 +299,7 @@ def media_loader(profile: Profile) -> MediaLoader:
             limits.max_media_bytes, limits.max_media_pixels, limits.max_media_frames
         ),
         max_decoding_pixels=media.max_decoding_pixels,
+        max_held_bytes=media.max_held_bytes,
     )
 
 

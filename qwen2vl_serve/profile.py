@@ -1,6 +1,7 @@
 """Deployment profiles: which model, on which cards, within which limits.
 
-A profile is a YAML file with the sections of ``profile_sections``; it is immutable once loaded.
+A profile is a YAML file with the sections of ``profile_sections`` and ``profile_media``; it is
+immutable once loaded.
 Nothing here imports vLLM: ``engine_args`` returns plain values.
 """
 
@@ -19,12 +20,11 @@ from pydantic_core import ErrorDetails
 
 from qwen2vl_serve.api_keys import keys_of_environment, keys_of_file
 from qwen2vl_serve.errors import ProfileError
+from qwen2vl_serve.profile_media import FilesSection, MediaSection
 from qwen2vl_serve.profile_sections import (
     EngineSection,
-    FilesSection,
     HardwareSection,
     LimitsSection,
-    MediaSection,
     ModelSection,
     Section,
     ServerSection,
@@ -52,6 +52,9 @@ MEDIA_SAFETY = (
     "allowed_local_paths",
     "formats",
     "max_pdf_pages",
+    "max_decoding_pixels",
+    "max_held_bytes",
+    "pdf_cache_bytes",
 )
 # Options of ``--set``'s kin on the command line: plain text, not YAML.
 BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server.port"}

@@ -1,4 +1,4 @@
-"""The sections of a profile; keys are vLLM's own parameter names, without aliases.
+"""The sections of a profile but for media; keys are vLLM's own parameter names, without aliases.
 
 Every field has a description and an effect: ``docs/profiles.md`` is held against them by a test.
 """
@@ -6,7 +6,6 @@ Every field has a description and an effect: ``docs/profiles.md`` is held agains
 from __future__ import annotations
 
 import re
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -39,9 +38,6 @@ LoadFormat = Literal[
 KVCacheDType = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 
 
-ImageFormat = Literal["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"]
-
-
 def _as_list(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -56,25 +52,6 @@ class Section(BaseModel):
     """Strict, immutable and closed: no coercion, no unknown key, no NaN."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _refuse_bad_bounds(bounds: MediaSection | VideoPixels, section: str) -> None:
-    if bounds.min_pixels > bounds.max_pixels:
-        raise contradiction(
-            f"is {bounds.min_pixels}, above max_pixels {bounds.max_pixels}; lower one or raise "
-            "the other",
-            f"{section}.min_pixels",
-        )
-    if bounds.least_pixels > bounds.min_pixels:
-        raise contradiction(
-            f"is {bounds.least_pixels}, above min_pixels {bounds.min_pixels}; lower it",
-            f"{section}.client_min_pixels",
-        )
-    if bounds.most_pixels < bounds.max_pixels:
-        raise contradiction(
-            f"is {bounds.most_pixels}, below max_pixels {bounds.max_pixels}; raise it",
-            f"{section}.client_max_pixels",
-        )
 
 
 def contradiction(text: str, at: str) -> PydanticCustomError:
@@ -285,237 +262,6 @@ class ServerSection(Section):
         return self
 
 
-class MediaLimits(Section):
-    """How many of each kind one request may hold; what is not named is refused."""
-
-    image: Annotated[int, Field(ge=0, le=512)] = Field(
-        default=0, description="Most pictures a request."
-    )
-    video: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=0, description="Most videos a request."
-    )
-
-
-class VideoIO(Section):
-    """How frames are taken from a video."""
-
-    fps: Annotated[float, Field(gt=0, le=30)] | None = Field(
-        default=None,
-        description="Frames taken a second, where a request says nothing. Unset: 2.",
-    )
-    num_frames: Annotated[int, Field(ge=2)] | None = Field(
-        default=None,
-        description="Most frames that the model sees of one video. Unset: 768, as qwen-vl-utils.",
-    )
-
-
-class MediaIO(Section):
-    """How media are decoded, by kind."""
-
-    video: VideoIO = Field(default=VideoIO(), description="Sampling of frames.")
-
-
-class VideoPixels(Section):
-    """Bounds of one frame; the defaults are those of qwen-vl-utils."""
-
-    min_pixels: Positive = Field(
-        default=128 * 28 * 28,
-        description="Smaller frames are enlarged to about this many pixels.",
-    )
-    max_pixels: Positive = Field(
-        default=768 * 28 * 28,
-        description="Larger frames are reduced to at most this many pixels; two frames of "
-        "28 × 28 pixels become one token.",
-    )
-    client_min_pixels: Positive | None = Field(
-        default=None,
-        description="Least that a request's own fields may ask of a frame. Unset: `min_pixels`.",
-    )
-    client_max_pixels: Positive | None = Field(
-        default=None,
-        description="Most that a request's own fields may ask of a frame. Unset: `max_pixels`.",
-    )
-    total_pixels: Positive = Field(
-        default=int(128_000 * 28 * 28 * 0.9),
-        description="Most pixels that all frames of one video share; many frames are reduced so "
-        "far, but not below 1.05 × `min_pixels` each.",
-    )
-
-    @property
-    def least_pixels(self) -> int:
-        """Lower bound of a frame's pixels, whatever a request asks for."""
-        return self.min_pixels if self.client_min_pixels is None else self.client_min_pixels
-
-    @property
-    def most_pixels(self) -> int:
-        """Upper bound of a frame's pixels, whatever a request asks for."""
-        return self.max_pixels if self.client_max_pixels is None else self.client_max_pixels
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Self:
-        _refuse_bad_bounds(self, "media.videos_kwargs")
-        return self
-
-
-class MediaSection(Section):
-    """Pictures and videos."""
-
-    limit_mm_per_prompt: MediaLimits = Field(
-        default=MediaLimits(image=1),
-        description="Most media a request; a kind that is not named is limited to 0.",
-    )
-    min_pixels: Positive = Field(
-        default=4 * 28 * 28,
-        description="Smaller pictures are enlarged to about this many pixels.",
-    )
-    max_pixels: Positive = Field(
-        default=1280 * 28 * 28,
-        description="Larger pictures are reduced to at most this many pixels; "
-        "28 × 28 pixels become one token.",
-    )
-    client_min_pixels: Positive | None = Field(
-        default=None,
-        description="Least that a request's own pixel fields may ask for. Unset: `min_pixels`.",
-    )
-    client_max_pixels: Positive | None = Field(
-        default=None,
-        description="Most that a request's own pixel fields may ask for; vLLM reserves memory for "
-        "it. Unset: `max_pixels`.",
-    )
-    max_image_pixels: Positive = Field(
-        default=100_000_000,
-        description="Largest picture that is decoded, in pixels of the file.",
-    )
-    max_video_bytes: Positive = Field(
-        default=64 * 1024 * 1024,
-        description="Largest video in bytes, from wherever it comes; of a list, its frames' sum.",
-    )
-    max_video_frames: Positive = Field(
-        default=18_000, description="Longest video that is decoded, in frames of the file."
-    )
-    max_video_pixels: Positive = Field(
-        default=4096 * 2304,
-        description="Largest video that is decoded, in pixels of one frame of the file.",
-    )
-    video_decode_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=30.0, description="Time for decoding one video."
-    )
-    max_decoding_pixels: Positive = Field(
-        default=400_000_000,
-        description="Pixels of files that are decoded at once over all requests, about three bytes "
-        "of memory each; further ones wait.",
-    )
-    fast_decode: bool = Field(
-        default=False,
-        description="Decode JPEGs at the nearest of 1/2, 1/4 and 1/8 of their size that is not "
-        "below the model's: faster, but no longer the reference's pixels to the bit.",
-    )
-    max_download_bytes: Positive = Field(
-        default=32 * 1024 * 1024, description="Largest file that is fetched by URL, in bytes."
-    )
-    download_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=20.0, description="Time for fetching one file, redirects and all."
-    )
-    allowed_ports: Annotated[tuple[Port, ...], Field(strict=False)] = Field(
-        default=(80, 443), description="Ports that URLs may name."
-    )
-    allowed_domains: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
-        default=(),
-        description="Domains, with their subdomains, that media may be fetched from. Empty: all.",
-    )
-    denied_domains: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
-        default=(), description="Domains, with their subdomains, that nothing is fetched from."
-    )
-    allowed_networks: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
-        default=(),
-        description="Networks in CIDR notation that may be fetched from though they are not "
-        "public, as `10.0.0.0/8`; without it no URL reaches this machine or its network.",
-    )
-    allowed_local_paths: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
-        default=(),
-        description="Folders on the server that `file:///…` addresses may lead into. Empty: none.",
-    )
-    formats: Annotated[tuple[ImageFormat, ...], Field(strict=False, min_length=1)] = Field(
-        default=("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"),
-        description="Formats of pictures that are taken, as far as the installed Pillow decodes "
-        "them; HEIC needs the extra `heif`.",
-    )
-    max_pdf_pages: Annotated[int, Field(ge=0, le=512)] = Field(
-        default=16,
-        description="Most pages that one PDF may be shown by, each of them a picture; needs the "
-        "extra `pdf`. 0 refuses PDFs.",
-    )
-    videos_kwargs: VideoPixels = Field(
-        default=VideoPixels(), description="Bounds of a video's frames, where videos are allowed."
-    )
-    media_io_kwargs: MediaIO = Field(default=MediaIO(), description="Decoding of videos.")
-
-    @property
-    def least_pixels(self) -> int:
-        """Lower bound of a picture's pixels, whatever a request asks for."""
-        return self.min_pixels if self.client_min_pixels is None else self.client_min_pixels
-
-    @property
-    def most_pixels(self) -> int:
-        """Upper bound of a picture's pixels, whatever a request asks for."""
-        return self.max_pixels if self.client_max_pixels is None else self.client_max_pixels
-
-    @field_validator("allowed_networks")
-    @classmethod
-    def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
-        for network in networks:
-            ip_network(network)  # a ValueError here is pydantic's
-        return networks
-
-    @field_validator("allowed_local_paths")
-    @classmethod
-    def _absolute(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
-        for path in paths:
-            if not Path(path).expanduser().is_absolute():
-                raise PydanticCustomError(
-                    "not_absolute", "must name folders from the root, as /srv/pictures"
-                )
-        return paths
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Self:
-        _refuse_bad_bounds(self, "media")
-        return self
-
-
-class FilesSection(Section):
-    """Uploads: `POST /v1/files`."""
-
-    max_files: Annotated[int, Field(ge=0)] = Field(
-        default=1000,
-        description="Most files that are kept; what was unused the longest makes room for new "
-        "ones. 0 turns uploads off.",
-    )
-    max_bytes: Positive = Field(
-        default=1024**3, description="Most bytes that all files take together."
-    )
-    max_file_bytes: Positive = Field(
-        default=32 * 1024 * 1024, description="Largest file that is taken, in bytes."
-    )
-    ttl_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=86400.0, description="How long a file is kept, from its last upload."
-    )
-    folder: Text | None = Field(
-        default=None,
-        description="Folder that keeps the files from one run of the server to the next; no two "
-        "servers may share it. Unset: a temporary folder, removed when the server stops.",
-    )
-
-    @model_validator(mode="after")
-    def _quota(self) -> Self:
-        if self.max_file_bytes > self.max_bytes:
-            raise contradiction(
-                f"is {self.max_file_bytes}, above max_bytes {self.max_bytes}; lower it",
-                "files.max_file_bytes",
-            )
-        return self
-
-
 class LimitsSection(Section):
     """What one request may ask for."""
 
@@ -539,6 +285,11 @@ class LimitsSection(Section):
         default="error",
         description="What to do with a request that does not fit into `max_model_len`, unless it "
         "says so itself: refuse it, shrink its pictures, or drop pictures of earlier turns.",
+    )
+    reserved_tokens: Literal["refuse", "escape"] = Field(
+        default="refuse",
+        description="What to do with the model's control tokens in texts: refuse the request, or "
+        "let the model read them as ordinary characters.",
     )
     max_n: Positive = Field(default=8, description="Most answers (`n`) to one request.")
     max_tokens: Positive | None = Field(

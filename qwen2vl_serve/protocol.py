@@ -242,9 +242,23 @@ class VideoFields(PixelFields):
 
 
 class VideoURL(VideoFields):
-    """Address of a video, or its frames as ``data:video/jpeg;base64,<f1>,<f2>…``."""
+    """A video: by ``url``, or by ``file_id``.
 
-    url: Annotated[str, Field(min_length=1)]
+    The ``url`` may hold its frames as ``data:video/jpeg;base64,<f1>,<f2>…``.
+    """
+
+    url: NonEmpty | None = None
+    file_id: NonEmpty | None = None
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        _need_one_of(self, "url", "file_id")
+        return self
+
+    @property
+    def address(self) -> str:
+        """Where the bytes are: ``url``, or ``upload:`` and the file's id."""
+        return self.url or f"{UPLOAD}{self.file_id}"
 
 
 class VideoPart(VideoFields):
@@ -252,6 +266,21 @@ class VideoPart(VideoFields):
 
     type: Literal["video_url"]
     video_url: VideoURL
+
+    _key: str = PrivateAttr("video_url")
+
+    @property
+    def key(self) -> str:
+        """Under which key of the part the client put the video."""
+        return self._key
+
+    @classmethod
+    def of_file(cls, part: ImagePart) -> VideoPart:
+        """Return the video that a ``file`` part turned out to be, with its pixel fields."""
+        beside = part.model_dump(include=set(PixelFields.model_fields))
+        video = cls(type="video_url", video_url=VideoURL(url=part.image_url.address), **beside)
+        video._key = part.key
+        return video
 
 
 def _content_kind(value: object) -> str:

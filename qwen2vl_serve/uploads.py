@@ -67,7 +67,8 @@ UPLOAD_BODY = {
 class FilesAPI:
     """The routes under ``/v1/files``, over a store; without one they say that uploads are off.
 
-    ``inspect`` raises an ``APIError`` for bytes that are not to be kept.
+    ``inspect`` raises an ``APIError`` for bytes that are not to be kept, ``admit`` one while
+    nothing new is taken.
     """
 
     def __init__(
@@ -75,16 +76,19 @@ class FilesAPI:
         store: FileStore | None,
         inspect: Callable[[bytes, str], object],
         max_file_bytes: int,
+        admit: Callable[[], None],
     ) -> None:
         self.store = store
         self.inspect = inspect
         self.max_file_bytes = max_file_bytes
+        self.admit = admit
         self._receiving = 0
         # Few threads: each holds a whole file while it is looked at and written.
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="upload")
 
     async def create(self, request: Request) -> JSONResponse:
-        """Take a picture and keep it for a while; the same bytes have the same id."""
+        """Take a file and keep it for a while; the same bytes have the same id."""
+        self.admit()
         store = self._store()
         _check_kind(request.headers)
         if self._receiving >= AT_ONCE:

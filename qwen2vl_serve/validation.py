@@ -5,13 +5,12 @@ Every message names the field, the limit and the value given.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
+from qwen2vl_serve import control_tokens
 from qwen2vl_serve.errors import (
     InvalidJSON,
     InvalidType,
@@ -27,15 +26,7 @@ from qwen2vl_serve.protocol import (
     ChatRequest,
     FramesPart,
     ImagePart,
-    TextPart,
-    UserPart,
     VideoPart,
-)
-
-# The model's control tokens: typed by a user they forge a role or take a picture's place.
-# Grounding markers (box, object_ref) are text that users and assistants may write.
-_RESERVED = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
 )
 
 _ROLES = "system, developer, user, assistant"
@@ -43,7 +34,10 @@ _PARTS = "text everywhere; image_url, input_image, file, video_url and video in 
 
 
 class RequestLimits(BaseModel):
-    """What one request may hold; counts, and ``max_tokens`` in tokens (None: the window)."""
+    """What one request may hold; counts, and ``max_tokens`` in tokens (None: the window).
+
+    ``reserved_tokens`` says what is done with control tokens in texts.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -52,6 +46,7 @@ class RequestLimits(BaseModel):
     max_tokens: int | None
     images: int
     videos: int
+    reserved_tokens: Literal["refuse", "escape"] = "refuse"
 
 
 def parse_chat(body: bytes, limits: RequestLimits) -> ChatRequest:
@@ -81,8 +76,8 @@ def parse_chat(body: bytes, limits: RequestLimits) -> ChatRequest:
     except ValidationError as error:
         raise _as_request_error(error.errors(include_url=False)[0]) from None
     _check_fields(request, limits)
-    _check_messages(request, limits)
-    return request
+    _count_media(request, limits)
+    return _without_control_tokens(request, limits)
 
 
 def _parse_json(body: bytes) -> dict[str, Any]:
@@ -130,16 +125,9 @@ def _check_fields(request: ChatRequest, limits: RequestLimits) -> None:
         )
 
 
-def _check_messages(request: ChatRequest, limits: RequestLimits) -> None:
+def _count_media(request: ChatRequest, limits: RequestLimits) -> None:
     images = videos = 0
-    for index, message in enumerate(request.messages):
-        for text in _adjacent_texts(message.content):
-            if found := _RESERVED.search(text):
-                raise ReservedToken(
-                    f"messages[{index}].content contains the control token {found.group()}; "
-                    "remove it from the text.",
-                    param=f"messages[{index}].content",
-                )
+    for message in request.messages:
         if not isinstance(message.content, str):
             images += sum(isinstance(part, ImagePart) for part in message.content)
             videos += sum(isinstance(part, VideoPart | FramesPart) for part in message.content)
@@ -152,25 +140,24 @@ def _check_messages(request: ChatRequest, limits: RequestLimits) -> None:
             )
 
 
-def _adjacent_texts(
-    content: str | list[TextPart] | list[UserPart],
-) -> Iterator[str]:
-    """Yield the texts of a content, runs of adjacent text parts joined.
-
-    The template puts adjacent parts side by side, where two halves make one control token.
-    """
-    if isinstance(content, str):
-        yield content
-        return
-    run: list[str] = []
-    for part in content:
-        if isinstance(part, TextPart):
-            run.append(part.text)
-        elif run:
-            yield "".join(run)
-            run.clear()
-    if run:
-        yield "".join(run)
+def _without_control_tokens(request: ChatRequest, limits: RequestLimits) -> ChatRequest:
+    """Refuse control tokens in the messages, or break them, as the profile says."""
+    messages = list(request.messages)
+    changed = False
+    for index, message in enumerate(messages):
+        token = control_tokens.first_in(message.content)
+        if token is None:
+            continue
+        if limits.reserved_tokens == "refuse":
+            raise ReservedToken(
+                f"messages[{index}].content contains the control token {token}; "
+                "remove it from the text.",
+                param=f"messages[{index}].content",
+            )
+        content = control_tokens.escaped(message.content)
+        messages[index] = message.model_copy(update={"content": content})
+        changed = True
+    return request.model_copy(update={"messages": messages}) if changed else request
 
 
 _TYPE_NAMES = {

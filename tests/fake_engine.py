@@ -25,6 +25,7 @@ class FakeEngine:
     aborted: int = 0
     requests: list[ChatRequest] = field(default_factory=list)
     media: list[Sequence[Medium]] = field(default_factory=list)
+    max_item_tokens: int = 100_000
 
     @property
     def models(self) -> Sequence[ServedModel]:

@@ -10,11 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen2vl_serve.context import REMOVED, Context, fit, largest_max_pixels, measure, refusal
-from qwen2vl_serve.errors import ContextLengthExceeded
+from qwen2vl_serve.context import (
+    REMOVED,
+    Context,
+    fit,
+    largest_max_pixels,
+    measure,
+    refusal,
+    refuse_large_items,
+)
+from qwen2vl_serve.errors import ContextLengthExceeded, ImageTooLarge, VideoTooLarge
+from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.image import Header
-from qwen2vl_serve.media.loader import MediaLoader, Medium, Picture, Video
+from qwen2vl_serve.media.loader import MediaLoader, Medium
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sampling import FrameRules, Sampling
 from qwen2vl_serve.media.sizing import Bounds, Sizing
 from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoHeader
@@ -61,8 +71,10 @@ def chat(turns: int, last_pictures: int = 1, **fields: Any) -> ChatRequest:
     return parse_chat(json.dumps(body).encode(), LIMITS)
 
 
-def context(request: ChatRequest, shown: Sequence[Medium], window: int) -> Context:
-    return measure(request, shown, FakeEngine().count_tokens, window)
+def context(
+    request: ChatRequest, shown: Sequence[Medium], window: int, item: int = 10**6
+) -> Context:
+    return measure(request, shown, FakeEngine().count_tokens, window, item)
 
 
 def test_a_prompt_is_its_text_and_its_visual_tokens() -> None:
@@ -191,3 +203,27 @@ def test_what_fits_is_left_alone() -> None:
     for policy in ("error", "shrink", "drop_oldest_images"):
         fitted = fit(context(request, shown, 4096), request, policy, LOADER)
         assert (fitted.request, fitted.report) == (request, None)
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(16, 1500))
+def test_an_item_that_the_engine_does_not_take_does_not_fit(
+    shapes: list[tuple[int, int]], item: int
+) -> None:
+    """However much of the window is left; what is advised then fits, item by item."""
+    request = chat(1, len(shapes) + 1)
+    shown = [*pictures(*shapes), *videos((280, 280), frames=8)]
+    seen = context(request, shown, 10**6, item)
+    large = [medium for medium in shown if medium.visual_tokens > item]
+    assert (list(seen.too_large), seen.fits) == (large, not large)
+    budget = largest_max_pixels(seen, LOADER)
+    if budget is not None:
+        shrunk = [LOADER.resized(medium, budget) for medium in shown]
+        assert context(request, shrunk, 10**6, item).fits
+        assert fit(seen, request, "shrink", LOADER).media == shrunk or not large
+    if large:
+        kind = ImageTooLarge if large[0] in shown[: len(shapes)] else VideoTooLarge
+        with pytest.raises(kind, match=rf"{large[0].visual_tokens} visual tokens.* {item} "):
+            fit(seen, request, "error", LOADER)
+    else:
+        refuse_large_items(shown, item)

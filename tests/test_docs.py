@@ -19,18 +19,15 @@ from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.envelope import Metrics
 from qwen2vl_serve.errors import APIError, RequestError, ReservedToken
 from qwen2vl_serve.launch import media_loader
+from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.image import Header
-from qwen2vl_serve.media.loader import Picture, Video
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sampling import Sampling
 from qwen2vl_serve.media.sizing import Sizing
 from qwen2vl_serve.media.video import VideoHeader, VideoLimits
 from qwen2vl_serve.profile import load_profile, profile_names
-from qwen2vl_serve.profile_sections import (
-    EngineSection,
-    FilesSection,
-    LimitsSection,
-    MediaSection,
-)
+from qwen2vl_serve.profile_media import FilesSection, MediaSection
+from qwen2vl_serve.profile_sections import EngineSection, LimitsSection
 from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.fake_engine import FakeEngine
@@ -288,7 +285,7 @@ def test_every_metric_of_ours_is_listed_with_its_labels(document: Document) -> N
 def test_the_defaults_of_the_limits(document: Document) -> None:
     """Each limit of a request stands with the default that the profile gives it."""
     media = MediaSection().limit_mm_per_prompt
-    limits = LimitsSection().model_dump(exclude={"overflow"})  # a choice, with a section of its own
+    limits = LimitsSection().model_dump(exclude={"overflow", "reserved_tokens"})  # choices
     known = {f"limits.{name}": value for name, value in limits.items()}
     known |= {f"media.limit_mm_per_prompt.{k}": v for k, v in media.model_dump().items()}
     known["engine.max_model_len"] = EngineSection().max_model_len

@@ -28,6 +28,7 @@ from qwen2vl_serve.launch import media_loader, server_url
 from qwen2vl_serve.profile import load_profile
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.conftest import ServerProcess
+from tests.media.test_loader import loaded
 
 FAKE = [sys.executable, "-m", "tests.serve_fake"]
 STREAM = {"messages": [{"role": "user", "content": "x"}], "stream": True}
@@ -257,7 +258,7 @@ def test_the_profiles_formats_and_folders_reach_the_loader(tmp_path: Path) -> No
     def load(name: str) -> None:
         image = {"type": "image_url", "image_url": {"url": f"file://{tmp_path}/{name}"}}
         body = {"messages": [{"role": "user", "content": [image]}]}
-        asyncio.run(loader.load(parse_chat(json.dumps(body).encode(), limits)))
+        asyncio.run(loaded(loader, parse_chat(json.dumps(body).encode(), limits)))
 
     load("a.png")
     with pytest.raises(InvalidImage, match="holds WebP data; this server takes PNG"):

@@ -22,7 +22,9 @@ LAYERS: dict[str, int] = {
     "torchvision_ops": 0,
     # L1: what is asked for
     "api_keys": 1,
+    "control_tokens": 1,
     "profile": 1,
+    "profile_media": 1,
     "profile_sections": 1,
     "profile_yaml": 1,
     "protocol": 1,

@@ -47,7 +47,8 @@ def server(*overrides: str) -> Any:
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[Running]:
-    with server() as one:
+    # Uploads of videos are told of in test_app_media.
+    with server("media.limit_mm_per_prompt.video=0") as one:
         yield one
 
 

@@ -14,10 +14,11 @@ from PIL import Image
 
 from qwen2vl_serve.errors import InternalError
 from qwen2vl_serve.launch import media_loader
-from qwen2vl_serve.media.loader import Video
+from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.profile import load_profile
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.media.movies import data_url, movie, picture
+from tests.media.test_loader import loaded
 
 pytest.importorskip("vllm")
 
@@ -76,8 +77,8 @@ def request(*parts: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     body = {"messages": [{"role": "user", "content": content}]}
     chat = parse_chat(json.dumps(body).encode(), LIMITS)
     loader = media_loader(PROFILE)
-    media = list(asyncio.run(loader.load(chat)))
-    again = list(asyncio.run(loader.load(chat)))
+    media = list(asyncio.run(loaded(loader, chat)))
+    again = list(asyncio.run(loaded(loader, chat)))
     assert [one.key for one in media] == [one.key for one in again]
     return again, as_vllm(chat, again, "id").messages
 

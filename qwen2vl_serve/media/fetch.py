@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -20,6 +20,10 @@ from qwen2vl_serve.media.addresses import AddressRules
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_URL_LENGTH = 8192
+
+
+Take = Callable[[int], Awaitable[None]]
+"""Called with a number of bytes before they are held; it may wait, or raise to refuse them."""
 
 
 class FetchError(Exception):
@@ -59,8 +63,8 @@ class Fetcher:
         self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
 
-    async def fetch(self, url: str) -> bytes:
-        """Return the bytes at ``url``.
+    async def fetch(self, url: str, take: Take) -> bytes:
+        """Return the bytes at ``url``; while ``take`` waits, the time for it stands still.
 
         Raises:
             FetchError: blocked, refused, not 200, encoded, too large: one error for all, so
@@ -68,8 +72,8 @@ class Fetcher:
             FetchTimeout: too slow.
         """
         try:
-            async with asyncio.timeout(self.policy.total_seconds):
-                return await self._follow(self._checked(url))
+            async with asyncio.timeout(self.policy.total_seconds) as deadline:
+                return await self._follow(self._checked(url), _without_clock(take, deadline))
         except TimeoutError as error:
             raise FetchTimeout(str(error) or "total time") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -81,16 +85,16 @@ class Fetcher:
             await self._session.close()
             self._session = None
 
-    async def _follow(self, url: URL) -> bytes:
+    async def _follow(self, url: URL, take: Take) -> bytes:
         for _ in range(self.policy.max_redirects + 1):
             async with self._pool().get(url, allow_redirects=False) as answer:
                 if answer.status in _REDIRECTS:
                     url = self._checked(str(url.join(URL(answer.headers.get("location", "")))))
                     continue
-                return await self._read(answer)
+                return await self._read(answer, take)
         raise FetchError(f"more than {self.policy.max_redirects} redirects")
 
-    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, answer: aiohttp.ClientResponse, take: Take) -> bytes:
         limit = self.policy.max_bytes
         if answer.status != 200:
             raise FetchError(f"status {answer.status}")
@@ -103,6 +107,7 @@ class Fetcher:
             body += piece
             if len(body) > limit:
                 raise FetchError(f"more than {limit} bytes")
+            await take(len(piece))
         return bytes(body)
 
     def _checked(self, text: str) -> URL:
@@ -149,6 +154,20 @@ class Fetcher:
         if not self._rules.admit(str(place[0])):
             raise OSError("address not admitted")
         return socket.socket(family, kind, protocol)
+
+
+def _without_clock(take: Take, deadline: asyncio.Timeout) -> Take:
+    """Return ``take``, whose waiting is ours and not the other side's slowness."""
+
+    async def taken(size: int) -> None:
+        loop, end = asyncio.get_running_loop(), deadline.when()
+        begun = loop.time()
+        deadline.reschedule(None)
+        await take(size)
+        if end is not None:
+            deadline.reschedule(end + loop.time() - begun)
+
+    return taken
 
 
 def _within(host: str, domains: Iterable[str]) -> bool:

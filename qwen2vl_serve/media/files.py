@@ -20,6 +20,8 @@ from pathlib import Path
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
 
+from qwen2vl_serve.media.lru import CacheFigures
+
 SWEEP_SECONDS = 60.0
 """How late an expired file may leave the disk; it is not served in the meantime."""
 
@@ -62,7 +64,7 @@ class FileStore:
         self._temporary = folder is None
         self._lock = threading.Lock()
         self._files: OrderedDict[str, StoredFile] = OrderedDict()  # the longest unused first
-        self._total = 0
+        self._total = self._hits = self._misses = self._evictions = 0
         self._closed = threading.Event()
         self._sweeper: threading.Thread | None = None
         if folder is not None:
@@ -114,6 +116,17 @@ class FileStore:
             source.readline()
             return source.read()
 
+    def look_up(self, file_id: str) -> StoredFile:
+        """Return what is known of a file that is to be shown; raises ``NoSuchFile``. Counted."""
+        with self._lock:
+            try:
+                file = self._find(file_id)
+            except NoSuchFile:
+                self._misses += 1
+                raise
+            self._hits += 1
+            return file
+
     def find(self, file_id: str) -> StoredFile:
         """Return what is known of a file; raises ``NoSuchFile``."""
         with self._lock:
@@ -132,6 +145,12 @@ class FileStore:
     def size(self) -> int:
         """Return how many bytes they hold together."""
         return self._total
+
+    def figures(self) -> CacheFigures:
+        """Return what ``/metrics`` shows; what expired or was deleted is no eviction."""
+        return CacheFigures(
+            self._hits, self._misses, self._evictions, len(self._files), self._total
+        )
 
     def delete(self, file_id: str) -> None:
         """Remove a file; raises ``NoSuchFile``."""
@@ -207,6 +226,7 @@ class FileStore:
     def _make_room(self) -> None:
         while len(self._files) > self.max_files or self._total > self.max_bytes:
             self._remove(next(iter(self._files.values())))
+            self._evictions += 1
 
     def _expire(self) -> None:
         now = time.time()

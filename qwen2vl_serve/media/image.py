@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,7 @@ from types import MappingProxyType
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
 from qwen2vl_serve.media.resample import resize
@@ -31,6 +32,8 @@ FORMATS = MappingProxyType(
 )
 """Pillow's names of what is decoded, as far as the installed Pillow can; with each, ours."""
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MOST_TEXT = PngImagePlugin.MAX_TEXT_CHUNK
 _SWAPPED = frozenset({5, 6, 7, 8})
 
 
@@ -50,7 +53,7 @@ def read_header(
 
     Raises:
         InvalidImage: no picture of one of ``formats``; the message names what it is.
-        ImageTooLarge: more than ``max_pixels``.
+        ImageTooLarge: more than ``max_pixels``, or a text that unpacks to too much.
     """
     accepted = tuple(name for name in installed_formats() if name in formats)
     with _opened(data, param, accepted) as image:
@@ -78,7 +81,7 @@ def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False
     Raises:
         InvalidImage: the data is corrupt or cut short.
     """
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
+    if data.startswith(_PNG):
         _verify(data, param)
     with _opened(data, param, installed_formats()) as image:
         try:
@@ -118,7 +121,29 @@ def _opened(data: bytes, param: str, formats: tuple[str, ...]) -> Image.Image:
                 param=param,
             ) from None
         except Exception as error:  # each format's parser raises what it likes
+            if _holds_text_bomb(data):
+                raise ImageTooLarge(
+                    f"{param} holds a PNG whose text unpacks to more than {_MOST_TEXT} bytes: send "
+                    "it without.",
+                    param=param,
+                ) from None
             raise _unreadable(data, param, formats) from error
+
+
+def _holds_text_bomb(data: bytes) -> bool:
+    """Tell why Pillow did not open a PNG: a text in it unpacks to more than Pillow reads."""
+    place = len(_PNG)
+    while data.startswith(_PNG) and place + 8 <= len(data):
+        length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
+        if kind in (b"zTXt", b"iTXt", b"iCCP"):
+            text = data[place + 8 : place + 8 + length]
+            # Behind a keyword and a few short fields; a stream begins where one can be read.
+            packed = text[max(text.find(b"\x78"), 0) :]
+            with contextlib.suppress(zlib.error):
+                if len(zlib.decompressobj().decompress(packed, _MOST_TEXT + 1)) > _MOST_TEXT:
+                    return True
+        place += 12 + length
+    return False
 
 
 def _verify(data: bytes, param: str) -> None:
@@ -165,6 +190,9 @@ def file_kind(data: bytes) -> str | None:
 def _ftyp_end(data: bytes) -> int:
     return min(int.from_bytes(data[:4]), 64)
 
+
+VIDEO_KINDS = frozenset({"MP4", "Matroska", "AVI"})
+"""Names that ``file_kind`` gives to videos."""
 
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _MAGIC = (

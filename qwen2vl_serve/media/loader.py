@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
 from blake3 import blake3
 
 from qwen2vl_serve.errors import (
@@ -30,21 +28,24 @@ from qwen2vl_serve.errors import (
     VideoTooLarge,
 )
 from qwen2vl_serve.media import video
+from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
 from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.media.gate import Gate
-from qwen2vl_serve.media.image import FORMATS, Header, decode, read_header
+from qwen2vl_serve.media.image import FORMATS, Header, read_header
+from qwen2vl_serve.media.ledger import Account, Ledger, TooManyBytes
+from qwen2vl_serve.media.lru import LRU
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sampling import (
     REFERENCE,
     FrameRules,
-    Sampling,
     sample_file,
     sample_list,
     wishes,
 )
-from qwen2vl_serve.media.sizing import Bounds, Sizing, shrunk, size_for
+from qwen2vl_serve.media.sizing import Bounds, shrunk, size_for
 from qwen2vl_serve.media.sources import DataURLError, Sources, UnknownFileID
-from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoHeader, VideoLimits
+from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoLimits
 from qwen2vl_serve.protocol import (
     ChatRequest,
     FramesPart,
@@ -58,168 +59,10 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-KNOWN_KEYS = 65_536
-"""How many keys are remembered as decodable; 64 hex digits and a size each."""
+KNOWN_BYTES = 5 * 1024 * 1024
+"""How many bytes of keys are remembered as decodable; 64 hex digits and a size each."""
 
 DECODE_THREADS = 4
-
-
-@dataclass(slots=True)
-class Picture:
-    """One picture of a request; ``digest`` is the hash of its bytes."""
-
-    data: bytes = field(repr=False)
-    header: Header
-    sizing: Sizing
-    digest: str
-    param: str
-    fast: bool = False
-    decoded: bool = False
-    _pixels: np.ndarray | None = field(default=None, repr=False)
-
-    @property
-    def key(self) -> str:
-        """Stands for its content at its size."""
-        way = "-fast" if self.fast else ""
-        return f"{self.digest}-{self.sizing.height}x{self.sizing.width}{way}"
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of ``pixels``."""
-        return self.sizing.width, self.sizing.height
-
-    @property
-    def visual_tokens(self) -> int:
-        """Tokens in the prompt, without the two markers."""
-        return self.sizing.visual_tokens
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file."""
-        return len(self.data)
-
-    @property
-    def source_pixels(self) -> int:
-        """Pixels of the file, which decoding holds in memory."""
-        return self.header.width * self.header.height
-
-    @property
-    def frames_taken(self) -> int:
-        """None: a picture has no frames."""
-        return 0
-
-    def decode(self) -> None:
-        """Have ``pixels`` ready."""
-        self.pixels()
-
-    def pixels(self) -> np.ndarray:
-        """Return RGB at the model's size, uint8 [height, width, 3]; decodes once.
-
-        Raises:
-            InvalidImage: the data is corrupt.
-        """
-        if self._pixels is None:
-            size = self.sizing.height, self.sizing.width
-            self._pixels = decode(self.data, size, self.param, fast=self.fast)
-            self.decoded = True
-        return self._pixels
-
-    def info(self) -> dict[str, object]:
-        """What ``include_media_info`` reports; sides in pixels."""
-        return {
-            "type": "image",
-            "width": self.header.width,
-            "height": self.header.height,
-            "resized_width": self.sizing.width,
-            "resized_height": self.sizing.height,
-            "visual_tokens": self.sizing.visual_tokens,
-            "clamped": self.sizing.clamped,
-            "cached": not self.decoded,
-        }
-
-
-@dataclass(slots=True)
-class Video:
-    """One video of a request: a container's bytes, or those of each frame.
-
-    ``digest`` is the hash of them all.
-    """
-
-    data: Sequence[bytes] = field(repr=False)
-    header: VideoHeader
-    sampling: Sampling
-    limits: VideoLimits
-    digest: str
-    param: str
-    decoded: bool = False
-    _frames: np.ndarray | None = field(default=None, repr=False)
-
-    @property
-    def key(self) -> str:
-        """Stands for its content, the frames that are taken and their size."""
-        # A file could be made whose hash is that of a list: the kind tells them apart.
-        kind = "frames" if self.sampling.listed else "video"
-        return f"{kind}-{self.digest}-{self.sampling.key}"
-
-    @property
-    def visual_tokens(self) -> int:
-        """Tokens in the prompt, without the two markers."""
-        return self.sampling.visual_tokens
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file, or of all frames' files."""
-        return sum(map(len, self.data))
-
-    @property
-    def source_pixels(self) -> int:
-        """Pixels of the frames that are taken, at their own size."""
-        return self.sampling.frames * self.header.width * self.header.height
-
-    @property
-    def frames_taken(self) -> int:
-        """How many frames are shown to the model."""
-        return self.sampling.frames
-
-    def decode(self) -> None:
-        """Have ``frames`` ready."""
-        self.frames()
-
-    def frames(self) -> np.ndarray:
-        """Return RGB at the model's size, uint8 [frames, height, width, 3]; decodes once.
-
-        Raises:
-            InvalidVideo, InvalidImage: the data is damaged.
-            VideoTooLarge: decoding takes too long.
-        """
-        if self._frames is None:
-            sizing, limits = self.sampling.sizing, self.limits
-            size = sizing.height, sizing.width
-            if self.sampling.listed:
-                shape = self.sampling.shape
-                self._frames = video.decode_listed(self.data, shape, size, limits, self.param)
-            else:
-                indices = video.frame_indices(self.header.frames, self.sampling.frames)
-                self._frames = video.decode(self.data[0], indices, size, limits, self.param)
-            self.decoded = True
-        return self._frames
-
-    def info(self) -> dict[str, object]:
-        """What ``include_media_info`` reports; sides in pixels, duration in seconds."""
-        return {
-            "type": "video",
-            "width": self.header.width,
-            "height": self.header.height,
-            "duration": self.header.duration,
-            "fps": round(self.header.fps, 3) or None,
-            "source_frames": self.header.frames,
-            "frames": self.sampling.frames,
-            "resized_width": self.sampling.sizing.width,
-            "resized_height": self.sampling.sizing.height,
-            "visual_tokens": self.visual_tokens,
-            "clamped": self.sampling.clamped,
-            "cached": not self.decoded,
-        }
 
 
 Medium = Picture | Video
@@ -241,7 +84,7 @@ class MediaLoader:
     ``folders`` are those that ``file:`` addresses may lead into, ``files`` what clients uploaded,
     ``formats`` the kinds of pictures that are taken, by Pillow's names. ``fast_decode`` trades
     exact pixels of JPEGs for time. At most ``max_decoding_pixels`` of the files are decoded at
-    once over all requests; what comes then waits.
+    once over all requests, and at most ``max_held_bytes`` of them held; what comes then waits.
     """
 
     def __init__(
@@ -258,6 +101,7 @@ class MediaLoader:
         fast_decode: bool = False,
         budget: MediaBudget = MediaBudget(),
         max_decoding_pixels: int = 400_000_000,
+        max_held_bytes: int = 2 * 1024**3,
     ) -> None:
         self.fetcher = fetcher
         self.sources = Sources(fetcher, folders, files)
@@ -266,20 +110,24 @@ class MediaLoader:
         self.fast_decode = fast_decode
         self.budget = budget
         self.decoding = Gate(max_decoding_pixels)
+        self.ledger = Ledger(max_held_bytes, budget.max_media_bytes)
         self.bounds = bounds
         self.frame_rules = frame_rules
         self._max_image_pixels = max_image_pixels
         self.video_limits = video_limits
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self.known: LRU[bool] = LRU(KNOWN_BYTES)
         self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
 
-    async def load(self, request: ChatRequest) -> Sequence[Medium]:
+    async def load(self, request: ChatRequest, account: Account) -> Sequence[Medium]:
         """Return the pictures and videos of ``request`` in the order of its text.
+
+        Their bytes are taken from ``account``, which is settled by that.
 
         Raises:
             RequestError: one of them cannot be fetched, decoded or sized; the message names it.
         """
-        media = await _all_of(self._medium(*one, request) for one in _media(request))
+        media = await _all_of(self._medium(*one, request, account) for one in _media(request))
+        account.settle()
         self._refuse_excess(media)
         await self.ready(media)
         return media
@@ -310,15 +158,21 @@ class MediaLoader:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _medium(
-        self, part: ImagePart | VideoPart | FramesPart, param: str, request: ChatRequest
+        self,
+        part: ImagePart | VideoPart | FramesPart,
+        param: str,
+        request: ChatRequest,
+        account: Account,
     ) -> Medium:
         if isinstance(part, ImagePart):
-            return await self._picture(part, param, request)
-        return await self._video(part, param, request)
+            return await self._picture(part, param, request, account)
+        return await self._video(part, param, request, account)
 
-    async def _picture(self, part: ImagePart, param: str, request: ChatRequest) -> Picture:
+    async def _picture(
+        self, part: ImagePart, param: str, request: ChatRequest, account: Account
+    ) -> Picture:
         if part.page is None:
-            data = await self.read(part.image_url.address, param)
+            data = await self.read(part.image_url.address, param, account)
             header = self.inspect(data, param)
         else:
             data = part.page
@@ -326,15 +180,17 @@ class MediaLoader:
         sizing = size_for(header, part, request, self.bounds, param)
         return Picture(data, header, sizing, blake3(data).hexdigest(), param, self.fast_decode)
 
-    async def _video(self, part: VideoPart | FramesPart, param: str, request: ChatRequest) -> Video:
-        source = part.video_url.url if isinstance(part, VideoPart) else part.video
+    async def _video(
+        self, part: VideoPart | FramesPart, param: str, request: ChatRequest, account: Account
+    ) -> Video:
+        source = part.video_url.address if isinstance(part, VideoPart) else part.video
         frames = _frame_urls(source, self.frame_rules.max_frames, param)
         wish = wishes(part, request, param, listed=frames is not None)
         if frames is not None:
-            each = [self.read(url, f"{param}[{n}]") for n, url in enumerate(frames)]
+            each = [self.read(url, f"{param}[{n}]", account) for n, url in enumerate(frames)]
             data = await _all_of(each)
         else:
-            data = [await self._video_bytes(str(source), param)]
+            data = [await self._video_bytes(str(source), param, account)]
         self._refuse_large(sum(map(len, data)), param)
         return await self._in_pool(self._sampled, data, wish, frames is not None, param)
 
@@ -368,22 +224,19 @@ class MediaLoader:
                 )
 
     async def _decoded_once(self, medium: _Medium) -> _Medium:
-        if medium.key in self._known:
-            self._known.move_to_end(medium.key)
+        if self.known.get(medium.key):
             return medium
         async with self.decoding.holding(medium.source_pixels):
             await self._in_pool(medium.decode)
-        self._known[medium.key] = None
-        if len(self._known) > KNOWN_KEYS:
-            self._known.popitem(last=False)
+        self.known.put(medium.key, True, len(medium.key))
         return medium
 
     async def _in_pool(self, work: Callable[..., _T], *arguments: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
-    async def _video_bytes(self, url: str, param: str) -> bytes:
+    async def _video_bytes(self, url: str, param: str, account: Account) -> bytes:
         try:
-            return await self.read(url, param)
+            return await self.read(url, param, account)
         except (InvalidImage, InvalidImageURL, ImageDownloadTimeout) as error:
             # The same sources, told of in a video's words.
             raise InvalidVideo(f"{param} {_NO_VIDEO[type(error)]}", param=param) from None
@@ -406,7 +259,34 @@ class MediaLoader:
         """
         return read_header(data, self._max_image_pixels, param, self.formats)
 
-    async def read(self, address: str, param: str) -> bytes:
+    def inspect_video(self, data: bytes, param: str) -> None:
+        """See that a file is a video that this server takes; may take seconds.
+
+        Raises:
+            InvalidVideo: it is none, or a damaged one.
+            VideoTooLarge: beyond the profile's limits.
+        """
+        self._refuse_large(len(data), param)
+        video.read_header(data, self.video_limits, param)
+
+    async def hold(self, size: int, account: Account) -> None:
+        """Wait until a request may hold ``size`` bytes more.
+
+        Raises:
+            MediaTooLarge: with them it holds more than one request may.
+        """
+        try:
+            await account.take(size)
+        except TooManyBytes as error:
+            most = self.budget.max_media_bytes
+            name = "limits.max_media_bytes" if error.limit == most else "media.max_held_bytes"
+            raise MediaTooLarge(
+                f"The pictures and videos of the request make more than {error.limit} bytes, the "
+                f"most that are taken ({name}): send fewer or smaller ones.",
+                param="messages",
+            ) from None
+
+    async def read(self, address: str, param: str, account: Account) -> bytes:
         """Return the bytes at an address, wherever it leads.
 
         Raises:
@@ -414,9 +294,10 @@ class MediaLoader:
             InvalidImageURL: blocked, missing or out of reach, which are not told apart.
             ImageDownloadTimeout: the other side was too slow.
             UnknownFile: no such upload.
+            MediaTooLarge: more bytes than one request may hold.
         """
         try:
-            return await self.sources.read(address)
+            return await self.sources.read(address, lambda size: self.hold(size, account))
         except DataURLError as error:
             raise InvalidImage(f"{param} {error}", param=param) from None
         except UnknownFileID:
@@ -462,11 +343,10 @@ def _media(
             for p, part in enumerate(message.content):
                 if isinstance(part, TextPart):
                     continue
-                key: str = part.type
                 if isinstance(part, ImagePart):
                     # Errors name the client's places, which the pages of a PDF have moved.
                     further += part.further
-                    key = part.key
+                key = part.type if isinstance(part, FramesPart) else part.key
                 yield part, f"messages[{m}].content[{p - further}].{key}"
 
 

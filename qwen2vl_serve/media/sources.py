@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import contextlib
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import pybase64
 
-from qwen2vl_serve.media.fetch import Fetcher, FetchError
+from qwen2vl_serve.media.fetch import Fetcher, FetchError, Take
 from qwen2vl_serve.media.files import FileStore, NoSuchFile
 from qwen2vl_serve.protocol import UPLOAD
 
@@ -38,8 +40,10 @@ class Sources:
         self.files = files
         self._folders = tuple(Path(folder).expanduser().resolve() for folder in folders)
 
-    async def read(self, address: str) -> bytes:
+    async def read(self, address: str, take: Take) -> bytes:
         """Return the bytes at ``address``, at most ``fetcher.policy.max_bytes`` of a file or URL.
+
+        They are asked of ``take`` before they are held, those of a URL as they come.
 
         Raises:
             DataURLError: a malformed ``data:`` URL.
@@ -49,12 +53,14 @@ class Sources:
         """
         scheme = address[:5].lower()
         if scheme == "data:":
-            return _data_url(address)
+            text = _base64_of(address)
+            await take(len(text) // 4 * 3)
+            return _decoded(text)
         if scheme == "file:":
-            return await asyncio.to_thread(self._local, address)
+            return await self._local(address, take)
         if address.startswith(UPLOAD):
-            return await asyncio.to_thread(self._uploaded, address.removeprefix(UPLOAD))
-        return await self.fetcher.fetch(address)
+            return await self._uploaded(address.removeprefix(UPLOAD), take)
+        return await self.fetcher.fetch(address, take)
 
     async def close(self) -> None:
         """Close connections; temporary uploads go."""
@@ -62,35 +68,46 @@ class Sources:
         if self.files is not None:
             self.files.close()
 
-    def _uploaded(self, file_id: str) -> bytes:
+    async def _uploaded(self, file_id: str, take: Take) -> bytes:
         if self.files is None:
             raise UnknownFileID("uploads are off")
         try:
-            return self.files.read(file_id)
+            await take(self.files.look_up(file_id).bytes)
+            return await asyncio.to_thread(self.files.read, file_id)
         except NoSuchFile:
             raise UnknownFileID(file_id) from None
 
-    def _local(self, url: str) -> bytes:
+    async def _local(self, url: str, take: Take) -> bytes:
         try:
-            path = _local_path(url).resolve(strict=True)
-            if not self._admits(path):
-                raise FetchError("outside of the allowed folders")
-            # A pipe must not block, and the last step not follow a link put there meanwhile.
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(path, flags), "rb") as source:  # noqa: PTH123  (a descriptor)
-                # Of what is open now, not of what the path named a moment ago.
-                real = Path(f"/proc/self/fd/{source.fileno()}").resolve()
-                if not self._admits(real):
-                    raise FetchError("moved out of the allowed folders")
-                if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
-                    raise FetchError("not a regular file")
+            source = await asyncio.to_thread(self._opened, url)
+            with source:
                 limit = self.fetcher.policy.max_bytes
-                data = source.read(limit + 1)
+                size = os.fstat(source.fileno()).st_size
+                if size > limit:
+                    raise FetchError(f"more than {limit} bytes")
+                await take(size)
+                # No more than was taken, should it grow meanwhile.
+                return await asyncio.to_thread(source.read, size)
         except (OSError, RuntimeError, ValueError) as error:
             raise FetchError(f"{type(error).__name__}: {error}") from None
-        if len(data) > limit:
-            raise FetchError(f"more than {limit} bytes")
-        return data
+
+    def _opened(self, url: str) -> BinaryIO:
+        path = _local_path(url).resolve(strict=True)
+        if not self._admits(path):
+            raise FetchError("outside of the allowed folders")
+        # A pipe must not block, and the last step not follow a link put there meanwhile.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.ExitStack() as stack:
+            # An open descriptor, not a path.
+            source = stack.enter_context(open(os.open(path, flags), "rb"))  # noqa: PTH123
+            # Of what is open now, not of what the path named a moment ago.
+            real = Path(f"/proc/self/fd/{source.fileno()}").resolve()
+            if not self._admits(real):
+                raise FetchError("moved out of the allowed folders")
+            if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
+                raise FetchError("not a regular file")
+            stack.pop_all()
+            return source
 
     def _admits(self, path: Path) -> bool:
         return any(path.is_relative_to(folder) for folder in self._folders)
@@ -106,10 +123,14 @@ def _local_path(url: str) -> Path:
     return Path(path)
 
 
-def _data_url(url: str) -> bytes:
+def _base64_of(url: str) -> str:
     head, comma, text = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise DataURLError("is a data URL without base64; send data:image/jpeg;base64,….")
+    return text
+
+
+def _decoded(text: str) -> bytes:
     try:
         return pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

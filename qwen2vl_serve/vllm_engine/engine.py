@@ -37,11 +37,11 @@ from qwen2vl_serve.errors import (
     InvalidValue,
     ModelNotFound,
     Overloaded,
-    VideoTooLarge,
 )
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.vllm_engine import connector
+from qwen2vl_serve.vllm_engine.encoding import PromptEncoder, encode_with
 from qwen2vl_serve.vllm_engine.request import as_template_message, as_vllm
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,12 @@ _CONTEXT_PARAMETERS = {"input_tokens", "input_text", "max_tokens", "max_completi
 class VLLMEngine:
     """``qwen2vl_serve.engine.Engine`` on vLLM's ``OpenAIServingChat``."""
 
-    def __init__(self, client: EngineClient, chat: OpenAIServingChat) -> None:
+    def __init__(
+        self, client: EngineClient, chat: OpenAIServingChat, encoder: PromptEncoder
+    ) -> None:
         self._client = client
         self._chat = chat
+        self._encoder = encoder
         self._window = int(chat.model_config.max_model_len)
         started = int(time.time())
         self._models = tuple(
@@ -73,6 +76,15 @@ class VLLMEngine:
     def version(self) -> str:
         """Name and version of the engine."""
         return f"vllm {vllm_version}"
+
+    @property
+    def max_item_tokens(self) -> int:
+        """Most visual tokens of a single item, which vLLM's encoder takes whole.
+
+        The room is ``max_num_batched_tokens``, or the largest item that vLLM reserved memory
+        for, of at most 14 frames.
+        """
+        return int(self._client.input_processor.mm_encoder_cache_size)
 
     async def complete(
         self, request: ChatRequest, media: Sequence[Medium], request_id: str
@@ -130,14 +142,14 @@ class VLLMEngine:
     def count_tokens(self, request: ChatRequest) -> int:
         """Return the prompt's tokens, each picture and video as one; the engine is not asked.
 
-        Template and tokenizer are those that vLLM renders the prompt with.
+        Template and encoder are those that vLLM renders the prompt with.
         """
         tokenizer = self._client.renderer.tokenizer
         conversation = [as_template_message(message) for message in request.messages]
         text = tokenizer.apply_chat_template(
             conversation, tokenize=False, add_generation_prompt=True
         )
-        return len(tokenizer.encode(text, add_special_tokens=False))
+        return len(self._encoder.encode(text))
 
     async def check(self) -> None:
         """Return when the engine answers; raise ``EngineUnavailable`` when it does not."""
@@ -148,7 +160,6 @@ class VLLMEngine:
 
     async def _start(self, request: ChatRequest, media: Sequence[Medium], request_id: str) -> Any:
         """Return vLLM's response object, or its event generator for ``stream: true``."""
-        self._refuse_long_items(media)
         try:
             answer = await self._chat.create_chat_completion(as_vllm(request, media, request_id))
         except APIError:
@@ -158,22 +169,6 @@ class VLLMEngine:
         if isinstance(answer, ErrorResponse):
             self._raise_error(answer)
         return answer
-
-    def _refuse_long_items(self, media: Sequence[Medium]) -> None:
-        """Say in our words what vLLM would say of a video that its encoder has no room for.
-
-        vLLM takes an item whole: the room is ``max_num_batched_tokens``, or the largest item
-        that it reserved memory for, of at most 14 frames.
-        """
-        room = self._client.input_processor.mm_encoder_cache_size
-        for medium in media:
-            if medium.visual_tokens > room:
-                raise VideoTooLarge(
-                    f"{medium.param} takes {medium.visual_tokens} visual tokens; of one item at "
-                    f"most {room} are computed: ask for fewer or smaller frames, or raise "
-                    "engine.max_num_batched_tokens in the server's profile.",
-                    param=medium.param,
-                )
 
     def _translated(self, error: Exception) -> APIError:
         """Return our error for one that vLLM raised; library text passes only where typed."""
@@ -284,6 +279,8 @@ async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
         # vLLM's front end asks the environment for one of its variables at every token. Its own
         # workers keep them once they have started; its API server does not.
         enable_envs_cache()
+        encoder = PromptEncoder(client.renderer.tokenizer)
+        encode_with(encoder, client.renderer)
         chat = Chat(
             client,
             models,
@@ -295,4 +292,4 @@ async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
         )
         # As vLLM's own server does: what the boot left is not walked at each collection.
         freeze_gc_heap()
-        yield VLLMEngine(client, chat)
+        yield VLLMEngine(client, chat, encoder)

@@ -13,7 +13,8 @@ from qwen2vl_serve.errors import InvalidImage, InvalidValue, TooManyItems
 from qwen2vl_serve.media.documents import Documents
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.files import FileStore
-from qwen2vl_serve.media.loader import MediaLoader, Picture
+from qwen2vl_serve.media.loader import MediaLoader
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.media.test_loader import BOUNDS, data_url, part
@@ -30,15 +31,20 @@ class Loading:
     """A loader that draws PDFs, as the application uses it."""
 
     def __init__(
-        self, max_pages: int = 8, max_pictures: int = 9, files: FileStore | None = None
+        self,
+        max_pages: int = 8,
+        max_pictures: int = 9,
+        files: FileStore | None = None,
+        max_videos: int = 1,
     ) -> None:
         self.loader = MediaLoader(Fetcher(FetchPolicy()), BOUNDS, 10**8, files=files)
-        self.documents = Documents(self.loader, max_pages, max_pictures)
+        self.documents = Documents(self.loader, max_pages, max_pictures, max_videos)
 
     def load(self, *parts: dict[str, Any]) -> tuple[ChatRequest, list[Picture]]:
         async def load() -> tuple[ChatRequest, list[Picture]]:
-            chat = await self.documents.with_pages(request)
-            return chat, list(await self.loader.load(chat))
+            async with self.loader.ledger.account() as account:
+                chat = await self.documents.with_pages(request, account)
+                return chat, list(await self.loader.load(chat, account))
 
         body = {"messages": [{"role": "user", "content": list(parts)}]}
         request = parse_chat(json.dumps(body).encode(), LIMITS)

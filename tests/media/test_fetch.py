@@ -73,12 +73,16 @@ def site() -> Iterator[Site]:
         server.shutdown()
 
 
+async def freely(size: int) -> None:
+    """Let every byte be held."""
+
+
 def fetch(site: Site, url: str, resolver: AbstractResolver | None = None, **policy: Any) -> bytes:
     async def run() -> bytes:
         settings = {"allowed_networks": LOOPBACK, "ports": frozenset({site.port}), **policy}
         fetcher = Fetcher(FetchPolicy(**settings), resolver)
         try:
-            return await fetcher.fetch(url)
+            return await fetcher.fetch(url, freely)
         finally:
             await fetcher.close()
 
@@ -298,3 +302,49 @@ def test_a_certificate_of_nobody_is_refused(site: Site) -> None:
     """TLS is checked; plain text on the other side is an error like any other."""
     with pytest.raises(FetchError):
         fetch(site, site.url("/").replace("http:", "https:"))
+
+
+def test_bytes_are_asked_for_as_they_come(site: Site) -> None:
+    """Each piece before it is kept: a refusal ends the transfer, and passes as it is."""
+    site.answers["/"] = http("200 OK", b"x" * 300_000)
+    taken = []
+
+    class Refused(Exception):
+        pass
+
+    async def take(size: int) -> None:
+        taken.append(size)
+        if sum(taken) > 100_000:
+            raise Refused
+
+    async def run() -> None:
+        policy = FetchPolicy(allowed_networks=LOOPBACK, ports=frozenset({site.port}))
+        fetcher = Fetcher(policy)
+        try:
+            await fetcher.fetch(site.url("/"), take)
+        finally:
+            await fetcher.close()
+
+    with pytest.raises(Refused):
+        asyncio.run(run())
+    assert 100_000 < sum(taken) < 300_000
+
+
+def test_waiting_for_room_is_not_the_other_sides_slowness(site: Site) -> None:
+    """While a piece may not be kept yet, the time for the transfer stands still."""
+    site.answers["/"] = http("200 OK", b"x" * 1000)
+
+    async def take(size: int) -> None:
+        await asyncio.sleep(1.0)
+
+    async def run() -> bytes:
+        policy = FetchPolicy(
+            allowed_networks=LOOPBACK, ports=frozenset({site.port}), total_seconds=0.6
+        )
+        fetcher = Fetcher(policy)
+        try:
+            return await fetcher.fetch(site.url("/"), take)
+        finally:
+            await fetcher.close()
+
+    assert asyncio.run(run()) == b"x" * 1000

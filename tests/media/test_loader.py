@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,10 @@ from PIL import Image
 from qwen2vl_serve.errors import InvalidImage, InvalidImageURL, MediaTooLarge, RequestError
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.gate import Gate
-from qwen2vl_serve.media.loader import MediaBudget, MediaLoader, Picture
+from qwen2vl_serve.media.loader import MediaBudget, MediaLoader, Medium
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sizing import Bounds
+from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget
 
@@ -35,6 +38,12 @@ def part(url: str, **fields: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}, **fields}
 
 
+async def loaded(loader: MediaLoader, request: ChatRequest) -> Sequence[Medium]:
+    """Load the media of a request that ends with that."""
+    async with loader.ledger.account() as account:
+        return await loader.load(request, account)
+
+
 class Loading:
     """One loader over several requests, as a server has it."""
 
@@ -45,7 +54,7 @@ class Loading:
         text = {"type": "text", "text": "x"}
         body = {"messages": [{"role": "user", "content": [text, *parts]}]}
         chat = parse_chat(json.dumps(body).encode(), LIMITS)
-        return list(asyncio.run(self.loader.load(chat)))
+        return list(asyncio.run(loaded(self.loader, chat)))
 
 
 def test_pictures_come_in_the_order_of_the_text() -> None:
@@ -140,7 +149,7 @@ def test_a_request_keeps_to_its_budget_over_all_pictures(named: str) -> None:
     loading.loader.budget = replace(MediaBudget(), **{named: limit})
     with pytest.raises(MediaTooLarge, match=rf"limits\.{named}"):
         loading.load(*pictures)
-    assert not loading.loader._known
+    assert loading.loader.known.figures().entries == 0
     assert len(loading.load(pictures[0])) == 1
 
 

@@ -24,14 +24,17 @@ from qwen2vl_serve.errors import (
     TooManyItems,
     VideoTooLarge,
 )
+from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
-from qwen2vl_serve.media.loader import MediaLoader, Picture, Video
+from qwen2vl_serve.media.loader import MediaLoader
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sampling import FrameRules
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.media.video import VideoLimits
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget
 from tests.media.movies import data_url, movie, picture
+from tests.media.test_loader import loaded
 
 BOUNDS = Bounds(PixelBudget(3136, 1_003_520), PixelBudget(3136, 1_003_520))
 FRAMES = FrameRules(
@@ -57,13 +60,13 @@ class Loading:
         body = {"messages": [{"role": "user", "content": [text, *parts]}], **fields}
         chat = parse_chat(json.dumps(body).encode(), LIMITS)
 
-        async def loaded() -> list[Any]:
+        async def load_and_close() -> list[Any]:
             try:
-                return list(await self.loader.load(chat))
+                return list(await loaded(self.loader, chat))
             finally:
                 await self.loader.fetcher.close()
 
-        return asyncio.run(loaded())
+        return asyncio.run(load_and_close())
 
 
 def part(url: str, **fields: Any) -> dict[str, Any]:
@@ -130,9 +133,9 @@ def test_frames_are_one_video_whichever_way_they_come() -> None:
 def test_pictures_and_videos_come_in_the_order_of_the_text() -> None:
     """However long each takes to load."""
     image = {"type": "image_url", "image_url": {"url": image_url()}}
-    loaded = Loading().load(part(data_url(MOVIE)), image, part(data_url(movie(8))), image)
-    assert [type(one) for one in loaded] == [Video, Picture, Video, Picture]
-    assert [one.param for one in loaded] == [
+    media = Loading().load(part(data_url(MOVIE)), image, part(data_url(movie(8))), image)
+    assert [type(one) for one in media] == [Video, Picture, Video, Picture]
+    assert [one.param for one in media] == [
         "messages[0].content[1].video_url",
         "messages[0].content[2].image_url",
         "messages[0].content[3].video_url",

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchPolicy
 from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.media.sources import DataURLError, Sources, UnknownFileID
+from tests.media.test_fetch import freely
 
 
 def read(address: str, *folders: Path, max_bytes: int = 1000) -> bytes:
     sources = Sources(Fetcher(FetchPolicy(max_bytes=max_bytes)), [str(one) for one in folders])
-    return asyncio.run(sources.read(address))
+    return asyncio.run(sources.read(address, freely))
 
 
 @pytest.fixture
@@ -154,7 +155,11 @@ def test_links_that_change_meanwhile_lead_nowhere(tree: Path) -> None:
 
 def read_again(tree: Path, address: str) -> bytes:
     """``read`` without an event loop, which would give the swapper no chance."""
-    return Sources(Fetcher(FetchPolicy()), [str(tree / "open")])._local(address)
+    try:
+        with Sources(Fetcher(FetchPolicy()), [str(tree / "open")])._opened(address) as source:
+            return source.read()
+    except OSError as error:
+        raise FetchError from error
 
 
 @settings(max_examples=200, deadline=None)
@@ -177,12 +182,12 @@ def test_uploads_are_read_by_their_id(tmp_path: Path) -> None:
     file = store.add(b"abc", "a", "vision")
     fetcher = Fetcher(FetchPolicy())
     sources = Sources(fetcher, files=store)
-    assert asyncio.run(sources.read(f"upload:{file.id}")) == b"abc"
+    assert asyncio.run(sources.read(f"upload:{file.id}", freely)) == b"abc"
     for other in ("upload:", "upload:../x", f"upload:{file.id}x", "upload:http://127.0.0.1/"):
         with pytest.raises(UnknownFileID):
-            asyncio.run(sources.read(other))
+            asyncio.run(sources.read(other, freely))
     with pytest.raises(UnknownFileID):
-        asyncio.run(Sources(fetcher).read(f"upload:{file.id}"))
+        asyncio.run(Sources(fetcher).read(f"upload:{file.id}", freely))
     store.close()
 
 
