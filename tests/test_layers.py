@@ -40,8 +40,10 @@ LAYERS: dict[str, int] = {
     "checkpoint": 2,
     "hardware": 2,
     "memory": 2,
+    "nvidia": 2,
     # L3: the seam, the gate, the application
     "vllm_engine": 3,
+    "doctor": 3,
     "preflight": 3,
     "app": 3,
     # L4: what runs them
