@@ -115,7 +115,7 @@ def check_config(config: dict[str, Any], source: Path) -> None:
             '"type": "mrope" (to 4.44) or "rope_type": "default" (since), or download the '
             "checkpoint's config.json again"
         )
-    if name in _ROPE_WITH_FACTOR and "factor" not in rope:
+    if name in _ROPE_WITH_FACTOR and not isinstance(rope.get("factor"), int | float):
         raise PreflightError(f"{source}: rope_scaling of type {name!r} needs a factor")
     _check_sections(rope, text, source)
 

@@ -28,7 +28,7 @@ def driver(world: World) -> Finding:
         return fatal(
             f"the NVIDIA driver does not answer: {found.fault}",
             "after an update of the driver, its old half stays in the kernel",
-            "`sudo reboot`, or unload and load the kernel module nvidia; `nvidia-smi` has to answer",
+            "`sudo reboot`, or load the kernel module nvidia anew; `nvidia-smi` has to answer",
         )
     if found.cuda is None:
         return warning(

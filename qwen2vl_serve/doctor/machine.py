@@ -22,8 +22,8 @@ DISTRIBUTION = "qwen2vl-serve"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # not a file of ours: the system's own place
 INFINIBAND = Path("/sys/class/infiniband")
 MIB = 1024**2
-# vLLM 0.32 maps a ring of 10 × VLLM_MQ_MAX_CHUNK_BYTES_MB (16) for requests, and one of
-# 10 × 24 MiB for each worker's answers (multiproc_executor.py, shm_broadcast.py).
+# vLLM 0.32 maps a ring of 10 × 16 MiB for requests, and one of 10 × 24
+# MiB for each worker's answers (multiproc_executor.py, shm_broadcast.py).
 RING_MIB, WORKER_RING_MIB = 160, 240
 OPEN_FILES = 4096
 # This program is younger, and so is every certificate that a hub shows today.

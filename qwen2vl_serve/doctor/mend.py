@@ -57,8 +57,8 @@ def mended_config(config: dict[str, Any]) -> dict[str, Any]:
     """
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) and inner else config
-    key = next((key for key in ROPE_KEYS if isinstance(text.get(key), dict)), "rope_scaling")
-    rope = text.get(key) or {}
+    key = next((key for key in ROPE_KEYS if isinstance(text.get(key), dict)), None)
+    rope = {} if key is None else text[key]
     if _is_usable(config) and "rope_type" in rope:
         return config
     shape = checkpoint.shape_of(config)
@@ -71,15 +71,15 @@ def mended_config(config: dict[str, Any]) -> dict[str, Any]:
         )
     kept = {name: value for name, value in rope.items() if name == "rope_theta"}
     mended = kept | {"type": "mrope", "rope_type": "default", "mrope_section": sections}
-    text = {**text, key: mended}
+    text = {**text, key or "rope_scaling": mended}
     return {**config, "text_config": text} if inner else text
 
 
 def _sections(given: object, width: int | None) -> list[int] | None:
     """Return the given sections where they fit heads of this width, else the released ones."""
-    if isinstance(given, list) and len(given) == 3 and all(type(part) is int for part in given):
-        if sum(given) * 2 == width:
-            return given
+    three = isinstance(given, list) and [type(part) for part in given] == [int] * 3
+    if isinstance(given, list) and three and sum(given) * 2 == width:
+        return given
     return SECTIONS.get(width or 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qwen2vl_serve import checkpoint
@@ -64,45 +65,48 @@ def config(world: World) -> Finding:
         return warning(
             f"{world.folder / 'config.json'}: {older}",
             'other versions stop at it: KeyError, or assert "factor" in rope_scaling',
-            'write "rope_type": "default" beside it (`qwen2vl-serve doctor --fix` does it on a copy), '
-            "or install the tested versions",
+            'write "rope_type": "default" beside it (`qwen2vl-serve doctor --fix` does it on a '
+            "copy), or install the tested versions",
         )
     return ok(str(kind))
 
 
 def processor(world: World) -> Finding:
     """See that processor, tokenizer and chat template are there."""
-    folder = _whole_folder(world)
-    if folder is None:
+    folder = world.folder
+    if folder is None or not folder.is_dir():
         return ok(NOT_HERE)
     try:
         checkpoint.check_processor(folder)
     except SetupError as error:
+        if _may_come(world):
+            return ok(NOT_HERE)
         return refused(error, "no message could be turned into tokens")
     return ok("pictures, text and chat template")
 
 
 def weights(world: World) -> Finding:
     """See that every file of the weights is here and as long as its header says."""
+    model = world.profile.model
+    if model.load_format == "dummy":
+        return ok("load_format dummy: random weights are made up")
     unfinished = [path.name for path in _unfinished(world)]
-    named = f"{len(unfinished)} downloads did not end, {unfinished[0]} first" if unfinished else ""
-    folder = _whole_folder(world)
-    if folder is None:
+    named = f"{len(unfinished)} interrupted downloads, as {unfinished[0]}" if unfinished else ""
+    folder = _weights_folder(world)
+    if folder is None or (_may_come(world) and not _names_all(folder)):
         if named:
             return warning(
-                named,
+                f"{named} of {model.path}",
                 "the start begins with the rest of the download",
-                f"`hf download {world.profile.model.path}`, to have it done before",
+                f"`hf download {model.path}` to have it done before",
             )
         return ok(NOT_HERE)
-    if world.profile.model.load_format == "dummy":
-        return ok("load_format dummy: random weights are made up")
     try:
         files = checkpoint.check_weights(folder)
     except SetupError as error:
         finding = refused(error, "vLLM finds out after minutes of loading")
-        return fatal(finding.found + (f" ({named})" if named else ""), finding.why, finding.mend)
-    return ok(f"{files} files, whole")
+        return replace(finding, found=f"{finding.found} ({named})") if named else finding
+    return ok(f"{files} file{'s' * (files > 1)}, whole")
 
 
 def quantisation(world: World) -> Finding:
@@ -166,11 +170,26 @@ def is_set(variable: str) -> bool:
     return os.environ.get(variable, "").strip().lower() in {"1", "true", "yes", "on"}
 
 
-def _whole_folder(world: World) -> Path | None:
-    """The folder if it has to be whole: what the hub may still bring need not be."""
-    if world.folder is None or not world.folder.is_dir():
-        return None
-    return world.folder if world.local or forbidden() else None
+def _may_come(world: World) -> bool:
+    """Whether the hub may still bring what the folder lacks."""
+    return not world.local and forbidden() is None
+
+
+def _weights_folder(world: World) -> Path | None:
+    model, folder = world.profile.model, world.folder
+    if not world.local and model.download_dir is not None:
+        cache = Path(model.download_dir).expanduser()
+        folder = checkpoint.snapshot(model.path, model.revision, cache)
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _names_all(folder: Path) -> bool:
+    """Whether no file of the weights is absent, whole or not."""
+    try:
+        index = checkpoint.read_json(folder / "model.safetensors.index.json", "")
+        return all((folder / str(name)).exists() for name in index["weight_map"].values())
+    except (SetupError, KeyError, AttributeError):
+        return any(folder.glob("*.safetensors"))
 
 
 def _as_tested(world: World) -> bool:

@@ -39,7 +39,7 @@ def certificate(world: World) -> Finding:
             return fatal(
                 f"server.{field}: {name} cannot be read by this user",
                 why,
-                f"`chmod` or `chown {name}`",
+                f"`chmod u+r {name}`, or start as its owner",
             )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
