@@ -198,7 +198,10 @@ def cached_folder(name: str, revision: str | None = None) -> Path | None:
 def read_json(path: Path, without: str) -> dict[str, Any]:
     """Read a JSON object; ``without`` says what its absence means."""
     try:
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if data.startswith(_LFS):
+            raise PreflightError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull")
+        value = json.loads(data)
     except FileNotFoundError:
         raise PreflightError(f"{path}: is missing; {without}") from None
     except OSError as error:

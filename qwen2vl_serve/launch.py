@@ -33,6 +33,7 @@ from qwen2vl_serve.api_keys import API_KEY_VARIABLE
 from qwen2vl_serve.app import API, build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
+from qwen2vl_serve.doctor import Advice, no_advice
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
@@ -58,7 +59,7 @@ def serve(
     *,
     verbose: bool,
     report: Report,
-    advice: Callable[[Profile], str | None] = lambda _: None,
+    advice: Advice = no_advice,
 ) -> int:
     """Serve ``profile`` until a signal ends it; return the exit status.
 
@@ -144,7 +145,7 @@ class _Server:
     report: Report
     boot: BootLog
     signals: _Signals
-    advice: Callable[[Profile], str | None]
+    advice: Advice
 
     async def run(self) -> int:
         begun = time.monotonic()

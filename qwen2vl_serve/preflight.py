@@ -16,13 +16,13 @@ from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.profile import DEMO_PROFILE, Profile, load_profile
 
 
-def check(profile: Profile, advice: doctor.Advice = doctor.no_advice) -> tuple[doctor.Finding, ...]:
+def check(profile: Profile) -> tuple[doctor.Finding, ...]:
     """Make the doctor's checks; return the findings that only warn.
 
     Raises ``PreflightError`` with one line at the first that is fatal.
     """
     warnings = []
-    for finding in doctor.examine(doctor.World(profile, vllm_build(), advice=advice)):
+    for finding in doctor.examine(doctor.World(profile, vllm_build())):
         if finding.level == "fatal":
             raise PreflightError(finding.line)
         if finding.level == "warning":

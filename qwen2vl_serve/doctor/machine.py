@@ -11,6 +11,7 @@ import time
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from urllib.request import getproxies_environment, proxy_bypass
 
 from packaging.specifiers import SpecifierSet
 
@@ -141,22 +142,21 @@ def memory(world: World) -> Finding:
 
 def proxy(world: World) -> Finding:
     """See that clients on this machine do not ask a proxy for it."""
-    names = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-    if world.profile.server.ssl_certfile:
-        names = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
-    used = next((name for name in names if os.environ.get(name)), None)
-    if used is None:
+    server = world.profile.server
+    proxies = getproxies_environment()
+    scheme = "https" if server.ssl_certfile else "http"
+    kind = next((kind for kind in (scheme, "all") if kind in proxies), None)
+    if kind is None:
         return ok("no proxy between this machine's clients and the server")
-    without = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    exempt = {entry.strip() for entry in without.split(",")}
-    host = world.profile.server.host
-    needed = ["localhost", "127.0.0.1"] if host in ("0.0.0.0", "::", "localhost") else [host]  # noqa: S104
-    if "*" not in exempt and (missing := [name for name in needed if name not in exempt]):
+    everywhere = server.host in ("0.0.0.0", "::", "localhost")  # noqa: S104  # compared only
+    names = ["localhost", "127.0.0.1"] if everywhere else [server.host]
+    missing = [name for name in names if not proxy_bypass(name, proxies)]
+    if missing:
         hosts = ",".join(dict.fromkeys(["localhost", "127.0.0.1", *missing]))
         return warning(
-            f"{used} is set and NO_PROXY lacks {', '.join(missing)}",
+            f"{kind}_proxy is set and NO_PROXY lacks {', '.join(missing)}",
             "curl, requests and openai on this machine ask the proxy for the server, and get 502 "
             "or 503; the server itself fetches media without proxies",
             f"`export NO_PROXY={hosts} no_proxy={hosts}`",
         )
-    return ok(f"{used}, and NO_PROXY spares {', '.join(needed)}; media are fetched without it")
+    return ok(f"{kind}_proxy, and NO_PROXY spares {', '.join(names)}; media are fetched without it")

