@@ -43,7 +43,8 @@ FAILURES = (
     _row(
         r"KV cache is needed, which is larger than the available",
         "vllm/v1/core/kv_cache_utils.py",
-        "lower engine.max_model_len or raise engine.gpu_memory_utilization",
+        "lower engine.max_model_len, or raise engine.gpu_memory_utilization (or "
+        "engine.kv_cache_memory_bytes, where that is set)",
         memory=True,
     ),
     _row(

@@ -1,7 +1,7 @@
 """The command line: ``serve`` and ``qwen2vl-serve``; the only module that prints or exits.
 
-Exit status: 0 done, 1 the engine failed, 2 the command, the profile or this machine does not
-allow a start (one line on standard error), 130 interrupted.
+Exit status: 0 done, 1 the engine failed or the doctor found something fatal, 2 the command, the
+profile or this machine does not allow a start (one line on standard error), 130 interrupted.
 """
 
 from __future__ import annotations

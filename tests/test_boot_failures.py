@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwen2vl_serve.boot_failures import FAILURES, Failure, explain
+from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.boot_phases import PHASES, WAITING
 from qwen2vl_serve.profile import section_of
 from tests.vllm_texts import site_packages, texts
@@ -145,6 +146,22 @@ def test_figures_stay_and_vllms_option_names_go():
     ).replace("ValueError", "torch.OutOfMemoryError")
     reason, _ = explain(log, ECHO)
     assert reason.endswith("of which 1.20 GiB is free")
+
+
+@pytest.mark.parametrize("document", ["doctor.md", "doctor.zh-CN.md"])
+def test_the_shown_failure_is_what_is_printed(document, tmp_path):
+    """As vLLM raises it where the profile's window is longer than the model's."""
+    error = ValueError(
+        "User-specified max_model_len (32768) is greater than the derived max_model_len "
+        "(max_position_embeddings=8192.0 or model_max_length=None in model's config.json). To "
+        "allow overriding this maximum, set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1."
+    )
+    log = tmp_path / "serve.log"
+    log.write_text("")
+    cause = BootLog(log, print, verbose=False).cause(error)
+    cause = cause.replace(str(log), "/var/log/qwen2vl/serve.log")
+    text = (Path(__file__).parents[1] / "docs" / document).read_text("utf-8")
+    assert f"serve: {cause}" in " ".join(text.split())
 
 
 def test_a_known_failure_is_found_behind_an_unknown_one():
