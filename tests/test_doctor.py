@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from contextlib import closing
@@ -157,22 +158,41 @@ def test_every_shard_of_an_index_is_looked_at(lab):
 
 
 def test_the_disk_counts_what_is_downloaded_already(lab):
-    """The rest of an interrupted download is what has to fit."""
+    """The rest of an interrupted download is what has to fit; another revision's does not help."""
     repository = lab.folder / "hub" / "models--owner--name"
-    (repository / "snapshots" / "main").mkdir(parents=True)
-    (repository / "blobs").mkdir()
-    index = repository / "snapshots" / "main" / "model.safetensors.index.json"
-    index.write_text(f'{{"metadata": {{"total_size": {3 * MIB}}}, "weight_map": {{}}}}')
-    with (repository / "blobs" / "ab.incomplete").open("wb") as half:
-        half.truncate(2 * MIB)
-    lab.full_disk(lab.folder / "hub", 2 * MIB)
-    assert next(f for f in examine(lab.world("model=owner/name")) if f.check == "disk").level == (
-        "ok"
-    )
-    lab.full_disk(lab.folder / "hub", MIB // 2)
-    assert next(f for f in examine(lab.world("model=owner/name")) if f.check == "disk").level == (
-        "fatal"
-    )
+    snapshot, other = (repository / "snapshots" / name for name in ("main", "other"))
+    for folder in (snapshot, other, repository / "blobs"):
+        folder.mkdir(parents=True)
+    index = {"metadata": {"total_size": 4 * MIB}, "weight_map": {}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    for file, size in (
+        (snapshot / "model-00001-of-00002.safetensors", 2 * MIB),
+        (other / "model.safetensors", 4 * MIB),
+        (repository / "blobs" / "ab.incomplete", MIB),
+    ):
+        with file.open("wb") as made:
+            made.truncate(size)
+
+    def level(free: int) -> str:
+        lab.full_disk(lab.folder / "hub", free)
+        return next(f.level for f in examine(lab.world("model=owner/name")) if f.check == "disk")
+
+    assert level(MIB) == "ok"
+    assert level(MIB - 1) == "fatal"
+
+
+def test_the_disk_knows_modelscopes_folders(lab):
+    """A model that ModelScope downloaded is not downloaded again."""
+    lab.monkeypatch.setenv("VLLM_USE_MODELSCOPE", "true")
+    lab.monkeypatch.setenv("MODELSCOPE_CACHE", str(lab.folder / "scope"))
+    folder = lab.folder / "scope" / "hub" / "models" / "Qwen" / "Qwen2___5-VL-3B-Instruct"
+    folder.mkdir(parents=True)
+    lab.full_disk(lab.folder / "scope", MIB)
+    world = lab.world("model=Qwen/Qwen2.5-VL-3B-Instruct")
+    assert next(f.level for f in examine(world) if f.check == "disk") == "fatal"
+    with (folder / "model.safetensors").open("wb") as made:
+        made.truncate(7 * 1024 * MIB)
+    assert next(f.level for f in examine(world) if f.check == "disk") == "ok"
 
 
 @pytest.mark.parametrize("exempt", ["*", "localhost, 127.0.0.1", "127.0.0.1,example.com"])

@@ -43,7 +43,7 @@ def disk(world: World) -> Finding:
     free = shutil.disk_usage(existing).free / GIB
     if size is None:
         return ok(f"{free:.1f} GiB free at {place}; this model's size is not known before")
-    left = max(size - _present(snapshot), 0.0)
+    left = max(size - _present(snapshot, place, model.path), 0.0)
     if left > free:
         return fatal(
             f"{left:.1f} GiB of weights are still to be downloaded to {place}, which has "
@@ -81,7 +81,15 @@ def _size(snapshot: Path, name: str) -> float | None:
     return four if rest.endswith(("-awq", "-int4")) else whole
 
 
-def _present(snapshot: Path) -> float:
-    """Return the GiB that an earlier download left, finished or not."""
-    blobs = snapshot.parents[1] / "blobs"
-    return sum(file.stat().st_size for file in blobs.glob("*") if file.is_file()) / GIB
+def _present(snapshot: Path, place: Path, name: str) -> float:
+    """Return the GiB that an earlier download left, finished or not.
+
+    ModelScope keeps its folders by the model's name, with ``___`` for a dot.
+    """
+    folders = [
+        snapshot,
+        *(place / folder / name.replace(".", "___") for folder in ("models", "hub/models")),
+    ]
+    files = [file for folder in folders for file in folder.glob("*.safetensors")]
+    files += snapshot.parents[1].glob("blobs/*.incomplete")
+    return sum(file.stat().st_size for file in files if file.is_file()) / GIB
