@@ -397,7 +397,7 @@ def heads_that_do_not_divide(lab: Lab) -> World:
     return lab.world("hardware.device=cpu", "engine.tensor_parallel_size=3")
 
 
-@breaks("adapter", "warning", "1 of its 1 tensors", "visual.blocks.0", "merge_and_unload")
+@breaks("adapter", "warning", "1 of 1 trained parts", "visual.blocks.0", "merge_and_unload")
 def adapter_of_the_vision_tower(lab: Lab) -> World:
     tensor = "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight"
     return lab.world(adapter=lab.adapter(tensor))
@@ -411,3 +411,10 @@ def adapter_of_another_kind(lab: Lab) -> World:
 @breaks("adapter", "fatal", "adapter_config.json: is missing", "ms-swift")
 def no_adapter(lab: Lab) -> World:
     return lab.world(adapter=lab.folder / "none")
+
+
+@breaks("adapter", "fatal", "adapter_model.bin is a pickle", "safe_serialization=True")
+def pickled_adapter(lab: Lab) -> World:
+    folder = lab.adapter("layers.0.q_proj.lora_A.weight")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    return lab.world(adapter=folder)

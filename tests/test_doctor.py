@@ -216,6 +216,13 @@ def test_a_module_from_another_distribution_is_not_missing(lab):
     assert found.level == "ok"
 
 
+def test_an_adapter_of_the_language_model_is_sound(lab):
+    """The usual result of ms-swift, which freezes the vision tower."""
+    folder = lab.adapter("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight")
+    found = next(f for f in examine(lab.world(adapter=folder)) if f.check == "adapter")
+    assert (found.level, found.found) == ("ok", "1 trained parts, none of the vision tower")
+
+
 def test_a_check_that_cannot_look_says_so(lab, monkeypatch):
     """A folder that this user may not list is a warning, not a traceback."""
 

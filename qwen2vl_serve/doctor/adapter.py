@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 from qwen2vl_serve import checkpoint
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.world import World
-from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.errors import PreflightError, SetupError
 
 
 def adapter(world: World) -> Finding:
@@ -19,7 +19,7 @@ def adapter(world: World) -> Finding:
         settings = checkpoint.read_json(
             folder / "adapter_config.json", "name the folder that PEFT or ms-swift wrote"
         )
-        names = checkpoint.tensor_names(folder / "adapter_model.safetensors")
+        names = _tensor_names(folder)
     except SetupError as error:
         return refused(error, "vLLM could not load the adapter")
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
@@ -29,27 +29,25 @@ def adapter(world: World) -> Finding:
             "vLLM loads only LoRA",
             "merge it into the model (model.merge_and_unload() of PEFT) and serve the result",
         )
-    visual = sorted(name for name in names if ".visual." in name)
-    if visual or any("visual" in target for target in _targets(settings)):
-        where = f"{len(visual)} of its {len(names)} tensors" if visual else "its target_modules"
+    visual = sorted(name for name in names if "visual." in name)
+    if visual:
         return warning(
-            f"{folder}: {where} belong to visual.*, as {visual[0]}"
-            if visual
-            else f"{folder}: {where} name visual.*",
+            f"{folder}: {len(visual)} of {len(names)} trained parts belong to visual.*, as "
+            f"{visual[0]}",
             "vLLM applies adapters to the language model only: the trained vision part is left "
             "out without a word, and answers differ from training",
             "merge it into the model (model.merge_and_unload() of PEFT), or train with the "
             "vision tower frozen (ms-swift: --freeze_vit true)",
         )
-    return ok(f"{len(names)} tensors, none of the vision tower")
+    return ok(f"{len(names)} trained parts, none of the vision tower")
 
 
-def _targets(settings: dict[str, Any]) -> list[str]:
-    """List ``target_modules``, which is a list of names or one pattern.
-
-    The pattern of ms-swift names the tower to exclude it: ``^(?!visual)``.
-    """
-    targets = settings.get("target_modules")
-    if isinstance(targets, str):
-        return [] if "?!" in targets else [targets]
-    return [str(target) for target in targets] if isinstance(targets, list) else []
+def _tensor_names(folder: Path) -> frozenset[str]:
+    """Return the names of an adapter's tensors; only safetensors are looked into."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.exists() and (folder / "adapter_model.bin").is_file():
+        raise PreflightError(
+            f"{folder}: adapter_model.bin is a pickle, which may run code when it is loaded; "
+            "save the adapter again with safe_serialization=True"
+        )
+    return checkpoint.tensor_names(weights)
