@@ -68,37 +68,34 @@ class Shape:
         return [n for n in sizes if self.obstacle(n, split_vision=split_vision) is None]
 
 
-def check_folder(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Check that a folder holds a whole Qwen2-VL checkpoint; return its settings.
-
-    ``overrides`` replace values of config.json, level by level, as vLLM's ``hf_overrides`` do.
-    Weights are checked by their headers and sizes, not by their bytes.
-    """
-    if not folder.is_dir():
-        raise PreflightError(
-            f"model.model: there is no folder {folder}; correct the path, or give the model's "
-            "name on the hub, as Qwen/Qwen2-VL-7B-Instruct"
-        )
-    config = read_config(folder, overrides)
-    read_json(folder / "preprocessor_config.json", "pictures cannot be prepared without it")
-    _check_tokenizer(folder)
-    _check_weights(folder)
-    return config
+def is_folder(name: str) -> bool:
+    """Tell a path from a hub name, which has the form ``owner/name`` and no dots in front."""
+    owner, slash, rest = name.partition("/")
+    if Path(name).exists() or not slash or "/" in rest or "\\" in name:
+        return True
+    # models/Qwen2-VL beside an existing folder models is a mistyped path.
+    return owner in ("", ".", "..", "~") or not rest or Path(owner).is_dir()
 
 
 def read_config(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Read config.json under ``overrides``.
+    """Read config.json under ``overrides``, which replace its values level by level as in vLLM.
 
     Refuses a model of another family, and rotary settings that vLLM 0.32 cannot use.
     """
     source = folder / "config.json"
     config = _merged(read_json(source, "it is not a checkpoint's folder"), overrides)
+    check_config(config, source)
+    return config
+
+
+def check_config(config: dict[str, Any], source: Path) -> None:
+    """Check family and rotary settings of a config.json, which ``source`` names in messages."""
     kind = config.get("model_type")
     if kind not in SERVED_TYPES:
         raise PreflightError(
             f"{source}: model_type is {kind!r}; this server serves {' and '.join(SERVED_TYPES)}"
         )
-    text = _text_config(config)
+    text = text_config(config)
     rope = text.get("rope_parameters") or text.get("rope_scaling")
     if not isinstance(rope, dict):
         raise PreflightError(
@@ -106,21 +103,26 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
             '{"rope_type": "default", "type": "mrope", "mrope_section": [16, 24, 24]}'
         )
     name = rope.get("rope_type", rope.get("type", "default"))
+    older = rope.get("type", name)
+    if older != name and (name, older) != ("default", "mrope"):
+        raise PreflightError(
+            f"{source}: rope_scaling has type {older!r} beside rope_type {name!r}, which vLLM "
+            'refuses; write "type": "mrope", "rope_type": "default"'
+        )
     if name not in _ROPE_WITHOUT_FACTOR + _ROPE_WITH_FACTOR:
         raise PreflightError(
             f"{source}: rope_scaling has type {name!r}, of another transformers version; write "
             '"type": "mrope" (to 4.44) or "rope_type": "default" (since), or download the '
             "checkpoint's config.json again"
         )
-    if name in _ROPE_WITH_FACTOR and "factor" not in rope:
+    if name in _ROPE_WITH_FACTOR and not isinstance(rope.get("factor"), int | float):
         raise PreflightError(f"{source}: rope_scaling of type {name!r} needs a factor")
     _check_sections(rope, text, source)
-    return config
 
 
 def shape_of(config: dict[str, Any]) -> Shape | None:
     """Read the sizes from a config.json; None when it does not name them."""
-    text = _text_config(config)
+    text = text_config(config)
     vision, quantised = _object(config, "vision_config"), _object(config, "quantization_config")
     try:
         heads = int(text["num_attention_heads"])
@@ -170,24 +172,36 @@ _PUBLISHED = {
 }
 
 
-def cached_folder(name: str, revision: str | None = None) -> Path | None:
-    """Find a hub checkpoint's folder in the local hub cache, by its layout on disk."""
+def hub_cache() -> Path:
+    """Return the folder that the hub's library downloads into."""
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+
+
+def snapshot(name: str, revision: str | None, cache: Path) -> Path:
+    """Return where a hub checkpoint's files are in a cache, by its layout; may not exist."""
     repository = cache / f"models--{name.replace('/', '--')}"
     wanted = revision or "main"
     try:
         commit = (repository / "refs" / wanted).read_text("ascii").strip()
     except (OSError, ValueError):
         commit = wanted
-    folder = repository / "snapshots" / commit
+    return repository / "snapshots" / commit
+
+
+def cached_folder(name: str, revision: str | None = None) -> Path | None:
+    """Find a hub checkpoint's folder in the local hub cache."""
+    folder = snapshot(name, revision, hub_cache())
     return folder if (folder / "config.json").is_file() else None
 
 
 def read_json(path: Path, without: str) -> dict[str, Any]:
     """Read a JSON object; ``without`` says what its absence means."""
     try:
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if data.startswith(_LFS):
+            raise PreflightError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull")
+        value = json.loads(data)
     except FileNotFoundError:
         raise PreflightError(f"{path}: is missing; {without}") from None
     except OSError as error:
@@ -199,7 +213,7 @@ def read_json(path: Path, without: str) -> dict[str, Any]:
     return value
 
 
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The text model's settings, which older configs keep at the top."""
     return _object(config, "text_config") or config
 
@@ -240,7 +254,9 @@ def _check_sections(rope: dict[str, Any], text: dict[str, Any], source: Path) ->
         )
 
 
-def _check_tokenizer(folder: Path) -> None:
+def check_processor(folder: Path) -> None:
+    """Check what text and pictures are prepared with: processor, tokenizer, chat template."""
+    read_json(folder / "preprocessor_config.json", "pictures cannot be prepared without it")
     settings = read_json(folder / "tokenizer_config.json", "text cannot be read without it")
     if (folder / "tokenizer.json").exists():
         read_json(folder / "tokenizer.json", "")
@@ -257,32 +273,35 @@ def _check_tokenizer(folder: Path) -> None:
         )
 
 
-def _check_weights(folder: Path) -> None:
+def check_weights(folder: Path) -> int:
+    """Check weights by their headers and sizes, not by their bytes; return the files' number."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         places = read_json(index, "").get("weight_map")
         if not isinstance(places, dict) or not places:
             raise PreflightError(f"{index}: has no weight_map; download the checkpoint again")
-        for shard in sorted(set(map(str, places.values()))):
-            names = _check_safetensors(folder / shard)
+        shards = sorted(set(map(str, places.values())))
+        for shard in shards:
+            names = tensor_names(folder / shard)
             lost = [name for name, place in places.items() if place == shard and name not in names]
             if lost:
                 raise PreflightError(
                     f"{folder / shard}: lacks {lost[0]}, which {index.name} says it holds; "
                     "download it again"
                 )
-        return
+        return len(shards)
     files = sorted(folder.glob("*.safetensors"))
     if not files and not any(folder.glob("pytorch_model*.bin")):
         raise PreflightError(
             f"{folder}: holds no weights (*.safetensors); download the checkpoint again"
         )
     for file in files:
-        _check_safetensors(file)
+        tensor_names(file)
+    return len(files)
 
 
-def _check_safetensors(path: Path) -> frozenset[str]:
-    """Check a file's header against its size; return the names of its tensors.
+def tensor_names(path: Path) -> frozenset[str]:
+    """Check a safetensors file's header against its size; return the names of its tensors.
 
     Format: eight bytes of header length (little endian), a JSON object that gives each tensor's
     ``data_offsets`` within what follows, then the data.

@@ -1,21 +1,25 @@
 """The command line: ``serve`` and ``qwen2vl-serve``; the only module that prints or exits.
 
-Exit status: 0 done, 1 the engine failed, 2 the command, the profile or this machine does not
-allow a start (one line on standard error), 130 interrupted.
+Exit status: 0 done, 1 the engine failed or the doctor found something fatal, 2 the command, the
+profile or this machine does not allow a start (one line on standard error), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 import yaml
 
-from qwen2vl_serve import __version__, hardware, preflight
+from qwen2vl_serve import __version__, doctor, hardware, preflight
+from qwen2vl_serve.doctor import mend, report
 from qwen2vl_serve.errors import BootError, ServeError, SetupError
 from qwen2vl_serve.profile import (
     BARE_OVERRIDES,
@@ -54,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve = commands.add_parser("serve", help="start a server", allow_abbrev=False)
     _add_serve_options(serve)
     serve.set_defaults(run=_serve)
+    _add_doctor(commands)
     profiles = commands.add_parser(
         "profiles", help="list the profiles, or show one", allow_abbrev=False
     )
@@ -83,13 +88,33 @@ class _Parser(argparse.ArgumentParser):
         raise SetupError(f"{message} (see {self.prog} --help)")
 
 
-def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "doctor", help="say what would go wrong on this machine", allow_abbrev=False
+    )
+    _add_profile(parser)
+    _add_overrides(parser)
+    parser.add_argument("--adapter", metavar="FOLDER", type=Path, help="a LoRA to be served")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument(
+        "--fix",
+        action="store_true",
+        help="write a copy of the model's folder with mended rotary settings (config.json)",
+    )
+    parser.set_defaults(run=_doctor)
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile",
         default=AUTO,
         metavar="NAME|PATH",
         help="a profile that ships or a YAML file; default: what fits this machine's cards",
     )
+
+
+def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+    _add_profile(parser)
     _add_overrides(parser)
     parser.add_argument(
         "--check", action="store_true", help="check profile and machine, start nothing"
@@ -165,17 +190,27 @@ def _load(arguments: argparse.Namespace, name: str) -> Profile:
     return profile.rehearsal()
 
 
+def _choose(name: str, say: Callable[[str], None]) -> str:
+    """Return the profile's name, or that of the one that suits this machine's cards."""
+    if name != AUTO:
+        return name
+    found = hardware.cards()
+    name = preflight.suitable_profile(found, preflight.vllm_build())
+    say(f"profile {name}, for a machine with {hardware.describe(found)} (--profile to choose)")
+    return name
+
+
 def _serve(arguments: argparse.Namespace) -> int:
-    name = arguments.profile
-    if name == AUTO:
-        found = hardware.cards()
-        name = preflight.suitable_profile(found, preflight.vllm_build())
+    name = _choose(arguments.profile, lambda line: print(line, flush=True))
+    profile = _load(arguments, name)
+    warnings = preflight.check(profile)
+    if warnings:
+        checks = ", ".join(finding.check for finding in warnings)
         print(
-            f"profile {name}, for a machine with {hardware.describe(found)} (--profile to choose)",
+            f"serve: warnings: {checks}; qwen2vl-serve doctor --profile {name} explains",
+            file=sys.stderr,
             flush=True,
         )
-    profile = _load(arguments, name)
-    preflight.check(profile)
     if arguments.check:
         print(f"profile {name} can start on this machine")
         return 0
@@ -191,6 +226,40 @@ def _serve(arguments: argparse.Namespace) -> int:
                 return  # whoever read this is gone; the server is not
 
         return launch.serve(profile, verbose=arguments.verbose, report=report)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    name = _choose(arguments.profile, lambda line: print(line, file=sys.stderr, flush=True))
+    profile = _load(arguments, name)
+    world = doctor.World(profile, preflight.vllm_build(), arguments.adapter)
+    findings = list(doctor.examine(world))
+    copy = mend.mended_copy(world) if arguments.fix else None
+    if arguments.json:
+        print(json.dumps(report.as_json(name, findings, copy), indent=2, ensure_ascii=False))
+    else:
+        width = min(shutil.get_terminal_size().columns, 100)
+        _print_report(report.lines(findings, width))
+        print(report.summary(findings, name))
+        if copy is not None:
+            print(f"A copy with mended rotary settings: {copy}")
+            print(f"Serve it with: serve --profile {name} --model {copy}")
+        elif arguments.fix:
+            print("Nothing to mend: the rotary settings are as every version reads them.")
+    return 1 if report.count(findings, "fatal") else 0
+
+
+def _print_report(lines: Iterable[str]) -> None:
+    """Print a report, its levels in colour on a terminal."""
+    from rich.console import Console  # noqa: PLC0415 -- as for the list of profiles
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(soft_wrap=True, highlight=False)
+    for line in lines:
+        text = Text(line)
+        for level, style in (("ok ", "green"), ("warning ", "yellow"), ("fatal ", "bold red")):
+            if line.startswith(level):
+                text.stylize(style, 0, len(level))
+        console.print(text)
 
 
 def _terminal() -> TextIO:

@@ -34,6 +34,7 @@ from qwen2vl_serve.api_keys import API_KEY_VARIABLE
 from qwen2vl_serve.app import API, build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
+from qwen2vl_serve.doctor import Advice, no_advice
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.idle_memory import IdleMemory, give_back
@@ -56,12 +57,19 @@ WATCH_SECONDS = 1.0
 """How often a running server asks whether its engine lives."""
 
 
-def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
+def serve(
+    profile: Profile,
+    *,
+    verbose: bool,
+    report: Report,
+    advice: Advice = no_advice,
+) -> int:
     """Serve ``profile`` until a signal ends it; return the exit status.
 
     0 after SIGTERM or SIGINT and a finished drain, 1 when the engine died. Standard output and
     error of this process and its children go to the log file from here on, so ``report`` must
-    write elsewhere; ``verbose`` reports the log's lines as well.
+    write elsewhere; ``verbose`` reports the log's lines as well. ``advice`` says what to change
+    in a profile that does not fit into memory, None when it does not know.
 
     Raises:
         PreflightError: the port was taken since the preflight, or no log file can be written.
@@ -74,11 +82,15 @@ def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
     profile = profile.at_port(listener.getsockname()[1])
     path = _fresh_log(profile.log_path.absolute())
     signals = _Signals()
-    with _output_to(path), BootLog(path, report, verbose=verbose) as boot:
+    stall = profile.server.boot_stall_seconds
+    with (
+        _output_to(path),
+        BootLog(path, report, verbose=verbose, stall_seconds=stall) as boot,
+    ):
         report(f"log     {path}")
         _log_requests_to(report)
         try:
-            return _run(_Server(profile, keys, listener, report, boot, signals))
+            return _run(_Server(profile, keys, listener, report, boot, signals, advice))
         except _Stopped:
             report("stopped while starting")
             return 0
@@ -136,6 +148,7 @@ class _Server:
     report: Report
     boot: BootLog
     signals: _Signals
+    advice: Advice
 
     async def run(self) -> int:
         begun = time.monotonic()
@@ -157,7 +170,8 @@ class _Server:
         except Exception as error:
             # vLLM raises whatever failed; its workers' own words are in the log.
             logging.getLogger(__name__).exception("the engine did not start")
-            raise BootError(self.boot.cause(error)) from error
+            cause = self.boot.cause(error, lambda: self.advice(self.profile))
+            raise BootError(cause) from error
 
     def _import_engine(self) -> Callable[..., contextlib.AbstractAsyncContextManager[Engine]]:
         """Import vLLM: seconds, so it has a phase of its own."""

@@ -237,6 +237,11 @@ class ServerSection(Section):
     shutdown_timeout: Annotated[float, Field(ge=0)] = Field(
         default=30.0, description="Seconds that running answers are given to finish on SIGTERM."
     )
+    boot_stall_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=120.0,
+        description="A start whose log stays silent for so long is reported with its phase and "
+        "what that usually means; again after twice, four times … the time.",
+    )
     log_file: Text | None = Field(
         default=None,
         description="File that keeps the engine's whole log. Unset: `serve-PORT.log` in "

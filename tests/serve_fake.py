@@ -1,6 +1,6 @@
-"""``python -m tests.serve_fake --port N MODE [SECTION.FIELD=VALUE …]``: a scripted engine.
+"""``python -m tests.serve_fake --port N MODE [--verbose] [SECTION.FIELD=VALUE …]``.
 
-The launcher and all above the seam are the real ones.
+A scripted engine; the launcher and all above the seam are the real ones.
 
 MODE: ``up``, ``long`` (a stream takes 30 s), ``slow-boot`` (hangs while starting), ``no-boot``
 (fails while starting) or ``dies`` (is gone a second after the start).
@@ -42,8 +42,8 @@ def main(port: str, mode: str, *overrides: str) -> int:
     console = os.fdopen(os.dup(1), "w", buffering=1)
     try:
         return serve(
-            load_profile("demo", [f"port={port}", *overrides]),
-            verbose=False,
+            load_profile("demo", [f"port={port}", *(o for o in overrides if o != "--verbose")]),
+            verbose="--verbose" in overrides,
             report=lambda line: print(line, file=console),
         )
     except ServeError as error:

@@ -103,3 +103,69 @@ def test_a_failure_that_left_no_trace_is_told_by_its_exception(log: Path) -> Non
     assert "OSError: no such file" in BootLog(log, print, verbose=False).cause(
         OSError("no such file")
     )
+
+
+def test_the_plans_advice_is_told_where_memory_is_short(log: Path) -> None:
+    """Who can compute knows better than a table; where it does not, the table is asked."""
+    boot = BootLog(log, print, verbose=False)
+    short = ValueError("No available memory for the cache blocks")
+    assert "; set media.max_pixels=1. Log" in boot.cause(short, lambda: "set media.max_pixels=1")
+    assert "engine.max_model_len" in boot.cause(short, lambda: None)
+    other = ValueError("NCCL error: unhandled cuda error")
+    assert "media.max_pixels" not in boot.cause(other, lambda: "set media.max_pixels=1")
+
+
+def wait_for(lines: list[str], count: int) -> list[str]:
+    """Wait until so many stalls are told."""
+    deadline = time.monotonic() + 20
+    while len(found := [line for line in lines if line.startswith("stall")]) < count:
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.02)
+    return found
+
+
+def test_a_silent_boot_is_told_with_its_phase_and_the_usual_reason(log: Path) -> None:
+    """Twice, the second after twice the time; a worker that vLLM waits for is named."""
+    lines: list[str] = []
+    with BootLog(log, lines.append, verbose=False, stall_seconds=0.2) as boot:
+        boot.enter("engine")
+        append(log, "INFO 11-20 [pynccl.py:148] vLLM is using nccl==2.27.5\n")
+        first = wait_for(lines, 1)[0]
+        append(log, "INFO 11-20 [shm.py:1] No available shared memory broadcast block found in\n")
+        second = wait_for(lines, 2)[1]
+    assert first.startswith("stall   connect: nothing happened for 0 s while connecting")
+    assert "NCCL_P2P_DISABLE=1" in first
+    assert "does not answer" not in first
+    assert "vLLM says that a worker does not answer" in second
+
+
+def test_a_line_in_the_log_is_a_sign_of_life(log: Path) -> None:
+    """After it the time begins anew: longer than that in all, and no stall."""
+    lines: list[str] = []
+    with BootLog(log, lines.append, verbose=False, stall_seconds=3) as boot:
+        boot.enter("weights")
+        for step in range(16):
+            append(log, f"step {step}\n")
+            time.sleep(0.2)
+        assert not any(line.startswith("stall") for line in lines)
+
+
+def test_a_server_that_is_ready_does_not_stall(log: Path) -> None:
+    """Nobody asks it anything: that is not a fault."""
+    lines: list[str] = []
+    with BootLog(log, lines.append, verbose=True, stall_seconds=0.05) as boot:
+        boot.enter("engine")
+        boot.ready()
+        told = len(lines)
+        time.sleep(0.4)
+    assert len(lines) <= told + 1
+
+
+def test_a_phase_does_not_begin_again(log: Path) -> None:
+    """One of eight workers is later than the others."""
+    lines: list[str] = []
+    with BootLog(log, lines.append, verbose=False):
+        append(log, BOOT + BOOT)
+        time.sleep(0.5)
+    phases = [line.split()[0] for line in lines if "files" not in line]
+    assert phases == ["weights", "memory", "warm-up"]

@@ -35,8 +35,9 @@ from tests.markdown import ROOT, Cell, Document
 
 APIS = [Document("docs/http-api.md"), Document("docs/http-api.zh-CN.md")]
 READMES = [Document("README.md"), Document("README.zh-CN.md")]
-TWINS = [APIS, READMES]
-HELD = [*APIS, *READMES, Document("CHANGELOG.md")]
+DOCTORS = [Document("docs/doctor.md"), Document("docs/doctor.zh-CN.md")]
+TWINS = [APIS, READMES, DOCTORS]
+HELD = [*APIS, *READMES, *DOCTORS, Document("CHANGELOG.md")]
 
 api = pytest.mark.parametrize("document", APIS, ids=str)
 readme = pytest.mark.parametrize("document", READMES, ids=str)
@@ -340,7 +341,7 @@ def variables_read() -> set[str]:
     pattern = re.compile(r"(?:QWEN2VL|VLLM|HF|XDG|CUDA|TRANSFORMERS)_[A-Z_]+")
     found = set()
     for folder in ("qwen2vl_serve", "clients/qwen2vl_client"):
-        for path in (ROOT / folder).glob("*.py"):
+        for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found |= {node.value} if pattern.fullmatch(node.value) else set()

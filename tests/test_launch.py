@@ -125,6 +125,26 @@ def test_a_failed_boot_says_why_in_one_line(launch: Launch) -> None:
     assert "engine.max_model_len" in server.lines[-1]
 
 
+def test_verbose_shows_the_traceback_as_well(launch: Launch) -> None:
+    """Who asks for it gets vLLM's own words; the last line is still the one that explains."""
+    quiet, verbose = launch("no-boot"), launch("no-boot", "--verbose")
+    assert quiet.process.wait(30) == verbose.process.wait(30) == 1
+    time.sleep(0.2)
+    assert not any("Traceback" in line for line in quiet.lines)
+    assert any("Traceback" in line for line in verbose.lines)
+    assert verbose.lines[-1].startswith("BootError: the engine did not start: ValueError")
+
+
+def test_a_boot_that_stalls_says_where_it_stands(launch: Launch) -> None:
+    """After the profile's time, while the engine blocks everything else."""
+    server = launch("slow-boot", "server.boot_stall_seconds=0.5")
+    deadline = time.monotonic() + 30
+    while not (told := [line for line in server.lines if line.startswith("stall   engine")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "starting the engine's processes. Usually " in told[0]
+
+
 def test_a_dead_engine_ends_the_server_with_status_1(launch: Launch) -> None:
     """A supervisor restarts what does not exit with 0."""
     server = launch("dies")

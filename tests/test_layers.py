@@ -38,13 +38,17 @@ LAYERS: dict[str, int] = {
     "context": 2,
     "uploads": 2,
     "envelope": 2,
+    "boot_failures": 2,
     "boot_log": 2,
+    "boot_phases": 2,
     "checkpoint": 2,
     "hardware": 2,
     "idle_memory": 2,
     "memory": 2,
+    "nvidia": 2,
     # L3: the seam, the gate, the application
     "vllm_engine": 3,
+    "doctor": 3,
     "preflight": 3,
     "app": 3,
     # L4: what runs them

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from qwen2vl_serve import checkpoint, hardware, preflight
+from qwen2vl_serve import checkpoint, hardware, nvidia, preflight
 from qwen2vl_serve.errors import PreflightError, SetupError
 from qwen2vl_serve.hardware import Card
 from qwen2vl_serve.profile import Profile, load_profile, profile_names
@@ -36,6 +36,7 @@ def machine(monkeypatch, tmp_path) -> Callable[..., None]:
     def has(build: str | None, *cards: Card) -> None:
         monkeypatch.setattr(preflight, "vllm_build", lambda: build)
         monkeypatch.setattr(hardware, "cards", lambda: cards)
+        monkeypatch.setattr(nvidia, "driver", nvidia.Driver)
 
     has("cpu")
     return has

@@ -1,0 +1,16 @@
+"""Says what would go wrong with a profile on this machine, before it does."""
+
+from qwen2vl_serve.doctor.checks import CHECKS, examine
+from qwen2vl_serve.doctor.finding import Finding, Level
+from qwen2vl_serve.doctor.world import Advice, Build, World, no_advice
+
+__all__ = [
+    "CHECKS",
+    "Advice",
+    "Build",
+    "Finding",
+    "Level",
+    "World",
+    "examine",
+    "no_advice",
+]

@@ -1,0 +1,177 @@
+"""NVIDIA cards: driver, number, format, free memory, and how they reach each other."""
+
+from __future__ import annotations
+
+import os
+
+from qwen2vl_serve import hardware, nvidia
+from qwen2vl_serve.doctor import software
+from qwen2vl_serve.doctor.finding import Finding, fatal, ok, warning
+from qwen2vl_serve.doctor.world import World
+from qwen2vl_serve.profile import Profile
+
+# Firmware and ECC keep some of what a card is sold with: 23.58 of a 3090's 24 GiB.
+CARD_TOLERANCE = 0.95
+BFLOAT16_CAPABILITY = (8, 0)
+# vLLM's wheels hold kernels from Turing on.
+WHEEL_CAPABILITY = (7, 5)
+WITHOUT_CARDS = "not needed: this profile runs on the CPU"
+P2P_VARIABLES = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL")
+
+
+def driver(world: World) -> Finding:
+    """Compare the driver with the CUDA version that torch was built for."""
+    if not world.on_cards:
+        return ok(WITHOUT_CARDS)
+    found, built = world.driver, software.torch_cuda()
+    if found.fault is not None:
+        return fatal(
+            f"the NVIDIA driver does not answer: {found.fault}",
+            "after an update of the driver, its old half stays in the kernel",
+            "`sudo reboot`, or load the kernel module nvidia anew; `nvidia-smi` has to answer",
+        )
+    if found.cuda is None:
+        return warning(
+            "no NVIDIA driver",
+            "no card can be used",
+            "install the driver (`sudo ubuntu-drivers install`, or nvidia.com/drivers); in a "
+            "container: `docker run --gpus all`, with the NVIDIA Container Toolkit",
+        )
+    if built is None and world.build == "cuda" and software.installed("torch") is not None:
+        return fatal(
+            "torch is a CPU build, and vLLM a CUDA build",
+            "vLLM's kernels do not load beside it",
+            "`pip install --force-reinstall 'qwen2vl-serve[gpu]'`",
+        )
+    return _compared(found, found.cuda, built)
+
+
+def _compared(driver: nvidia.Driver, newest: tuple[int, int], built: str | None) -> Finding:
+    """Within one major version of CUDA older drivers run newer builds, but for PTX."""
+    text = f"driver {driver.version} runs CUDA up to {newest[0]}.{newest[1]}"
+    if built is None:
+        return ok(text)
+    text += f", torch is built for {built}"
+    needed = tuple(map(int, (*built.split("."), "0")))[:2]
+    if newest[0] < needed[0]:
+        return fatal(
+            text,
+            "torch finds no card: the NVIDIA driver on your system is too old",
+            f"update the driver to one for CUDA {needed[0]} (nvidia-smi shows it at the top right)",
+        )
+    if newest < needed:
+        return warning(
+            text,
+            "kernels that are compiled on the spot fail: PTX was compiled with an unsupported "
+            "toolchain",
+            f"update the driver to one for CUDA {built}",
+        )
+    return ok(text)
+
+
+def cards(world: World) -> Finding:
+    """Compare number and size of the cards with what the profile needs."""
+    profile, found = world.profile, world.cards
+    if not world.on_cards:
+        return ok(WITHOUT_CARDS)
+    needed, engine = profile.workers, profile.engine
+    several_hosts = engine.distributed_executor_backend == "ray"
+    if not found or (len(found) < needed and not several_hosts):
+        kind = f" ({profile.hardware.card})" if profile.hardware.card else ""
+        split = (
+            f" for tensor_parallel_size {engine.tensor_parallel_size} × "
+            f"pipeline_parallel_size {engine.pipeline_parallel_size}"
+            if needed > 1
+            else ""
+        )
+        return fatal(
+            f"{_title(profile)} needs {needed} NVIDIA card{'s' * (needed > 1)}{kind}{split}; "
+            f"this machine has {hardware.describe(found)}",
+            "each worker needs a card of its own",
+            "choose another profile (qwen2vl-serve profiles) or try this one on the CPU with "
+            "--rehearse",
+        )
+    wanted = profile.hardware.card_memory_gib
+    smallest = min(world.used_cards, key=lambda card: card.memory_gib)
+    if wanted is not None and smallest.memory_gib < wanted * CARD_TOLERANCE:
+        return fatal(
+            f"hardware.card_memory_gib: {_title(profile)} needs {wanted:g} GiB on each card; "
+            f"card {smallest.index}, {smallest.name}, has {smallest.memory_gib:.1f}",
+            "weights and KV cache will not fit",
+            world.advice(profile) or "choose another profile (qwen2vl-serve profiles)",
+        )
+    return ok(hardware.describe(found))
+
+
+def dtype(world: World) -> Finding:
+    """Compare the cards' compute capability with the profile's number format."""
+    if not world.used_cards:
+        return ok(WITHOUT_CARDS if not world.on_cards else "no card to compare with")
+    profile = world.profile
+    oldest = min(world.used_cards, key=lambda card: card.capability)
+    capability = "{}.{}".format(*oldest.capability)
+    if profile.model.dtype == "bfloat16" and oldest.capability < BFLOAT16_CAPABILITY:
+        return fatal(
+            f"model.dtype: bfloat16 needs compute capability 8.0; card {oldest.index}, "
+            f"{oldest.name}, has {capability}",
+            "vLLM refuses it",
+            "set model.dtype=half",
+        )
+    if oldest.capability < WHEEL_CAPABILITY:
+        return warning(
+            f"card {oldest.index}, {oldest.name}, has compute capability {capability}",
+            "vLLM's wheels have no kernels below 7.5; AWQ and Marlin have none at all",
+            "take a newer card, or build vLLM from source for it",
+        )
+    return ok(f"{profile.model.dtype} at compute capability {capability}")
+
+
+def gpu_memory(world: World) -> Finding:
+    """Compare each card's free memory with what vLLM will ask for, and name who holds the rest."""
+    if not world.used_cards:
+        return ok(WITHOUT_CARDS if not world.on_cards else "no card to look at")
+    utilization = world.utilization
+    fullest = min(world.used_cards, key=lambda card: card.free_gib / card.memory_gib)
+    asked = fullest.memory_gib * utilization
+    if fullest.free_gib >= asked:
+        return ok(f"{fullest.free_gib:.1f} GiB or more free on each card")
+    holding = "; ".join(map(str, nvidia.holders(fullest.index)[:3]))
+    share = int(fullest.free_gib / fullest.memory_gib * 100 - 1) / 100
+    lower = f"set engine.gpu_memory_utilization={share:.2f}" if share > 0 else "take another card"
+    more = world.advice(world.profile)
+    return fatal(
+        f"card {fullest.index}, {fullest.name}, has {fullest.free_gib:.1f} of "
+        f"{fullest.memory_gib:.1f} GiB free, engine.gpu_memory_utilization {utilization:g} asks "
+        f"for {asked:.1f}. Held by: {holding or 'nobody that this user or container can see'}",
+        "vLLM refuses to start: free memory is less than desired GPU memory utilization",
+        f"stop that program or {lower}" + (f", and {more}" if more else ""),
+    )
+
+
+def p2p(world: World) -> Finding:
+    """See which cards cannot read each other's memory, and that NCCL is told so."""
+    if len(world.used_cards) < 2:
+        return ok("not needed: one card or none")
+    pairs = nvidia.apart([card.index for card in world.used_cards])
+    if not pairs:
+        return ok(f"{len(world.used_cards)} cards reach each other")
+    told = next((name for name in P2P_VARIABLES if os.environ.get(name)), None)
+    disabled = world.profile.engine.disable_custom_all_reduce is True
+    cards = "{} and {}".format(*pairs[0])
+    found = f"cards {cards} cannot read each other's memory (P2P)"
+    if len(pairs) > 1:
+        found += f", nor can {len(pairs) - 1} other pairs"
+    mends = [] if told else ["`export NCCL_P2P_DISABLE=1`"]
+    mends += [] if disabled else ["set engine.disable_custom_all_reduce=true"]
+    if mends:
+        return warning(
+            found,
+            "consumer cards often say otherwise when asked: NCCL then hangs at start, or "
+            "answers are wrong",
+            " and ".join(mends),
+        )
+    return ok(f"{found}; {told} is set and custom all-reduce is off")
+
+
+def _title(profile: Profile) -> str:
+    return f"profile {profile.name}" if profile.name else "this profile"

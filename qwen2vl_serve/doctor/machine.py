@@ -1,0 +1,162 @@
+"""Python, clock, shared memory, limits, memory and proxies of this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from urllib.request import getproxies_environment, proxy_bypass
+
+from packaging.specifiers import SpecifierSet
+
+from qwen2vl_serve import hardware
+from qwen2vl_serve.doctor.finding import Finding, fatal, ok, warning
+from qwen2vl_serve.doctor.world import World
+
+DISTRIBUTION = "qwen2vl-serve"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # not a file of ours: the system's own place
+INFINIBAND = Path("/sys/class/infiniband")
+MIB = 1024**2
+# vLLM 0.32 maps a ring of 10 × 16 MiB for requests, and one of 10 × 24
+# MiB for each worker's answers (multiproc_executor.py, shm_broadcast.py).
+RING_MIB, WORKER_RING_MIB = 160, 240
+OPEN_FILES = 4096
+# This program is younger, and so is every certificate that a hub shows today.
+YOUNGER_THAN = datetime(2026, 1, 1, tzinfo=UTC)
+DAY = 24 * 3600
+
+
+def python(_: World) -> Finding:
+    """See that this Python is one that the packages are built and tested for."""
+    version = platform.python_version()
+    try:
+        wanted = metadata.metadata(DISTRIBUTION)["Requires-Python"]
+    except metadata.PackageNotFoundError:
+        return warning(
+            f"Python {version}; {DISTRIBUTION} runs without being installed",
+            "its tested versions are not known here, and its entry points are missing",
+            "`pip install -e .` in the checkout",
+        )
+    if version not in SpecifierSet(wanted, prereleases=True):
+        return fatal(
+            f"Python {version} at {sys.executable} is outside {wanted}",
+            "vLLM and torch have no build for it",
+            "`python3.11 -m venv .venv`, and install into that",
+        )
+    return ok(f"Python {version}")
+
+
+def clock(world: World) -> Finding:
+    """Compare the date with the age of the files around."""
+    now = time.time()
+    files = [Path(__file__), *([world.folder / "config.json"] if world.folder else [])]
+    newest = max((file.stat().st_mtime for file in files if file.exists()), default=now)
+    date = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    if now < YOUNGER_THAN.timestamp() or newest > now + DAY:
+        return warning(
+            f"the clock says {date}, which files on this disk are younger than",
+            "certificates seem not yet valid: pictures by HTTPS and downloads fail",
+            "`sudo timedatectl set-ntp true` (in a virtual machine: on its host)",
+        )
+    return ok(date)
+
+
+def shared_memory(world: World) -> Finding:
+    """See that workers find room to talk to each other in."""
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        return fatal(
+            f"{SHARED_MEMORY} is missing or cannot be written",
+            "Python's processes cannot share semaphores without it, and vLLM starts several",
+            "`mount -t tmpfs tmpfs /dev/shm`; in a container: `docker run --ipc=host`",
+        )
+    free = shutil.disk_usage(SHARED_MEMORY).free / MIB
+    workers = world.profile.workers
+    if workers == 1:
+        return ok(f"{free:.0f} MiB free in {SHARED_MEMORY}")
+    needed = RING_MIB + WORKER_RING_MIB * workers
+    found = f"{free:.0f} MiB free in {SHARED_MEMORY}; vLLM maps {needed} for {workers} workers"
+    if free < needed:
+        return warning(
+            found,
+            "a worker that writes beyond it dies with a bus error, often at the first picture, "
+            "and NCCL hangs or fails",
+            "`docker run --ipc=host` or `--shm-size=8g`; on the host: "
+            "`mount -o remount,size=8G /dev/shm`",
+        )
+    return ok(found)
+
+
+def limits(world: World) -> Finding:
+    """See that the system lets this process open files and lock memory."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if files != resource.RLIM_INFINITY and files < OPEN_FILES:
+        return warning(
+            f"at most {files} open files (ulimit -Hn)",
+            "each client and each file being fetched takes one; further clients are refused",
+            f"`LimitNOFILE=65536` in the unit, `docker run --ulimit nofile=65536`, or "
+            f"`ulimit -n {OPEN_FILES}` as root",
+        )
+    over_infiniband = world.on_cards and world.profile.workers > 1 and INFINIBAND.is_dir()
+    if over_infiniband and locked != resource.RLIM_INFINITY:
+        return warning(
+            f"at most {locked // 1024} KiB of locked memory (ulimit -l)",
+            "NCCL registers its buffers with InfiniBand, which needs locked memory",
+            "`docker run --ulimit memlock=-1`, or `LimitMEMLOCK=infinity` in the unit",
+        )
+    many = "unlimited" if files == resource.RLIM_INFINITY else str(files)
+    return ok(f"{many} open files")
+
+
+def memory(world: World) -> Finding:
+    """See that the system has the KV cache that CPU workers are told to take."""
+    if world.on_cards:
+        return ok("not needed: this profile runs on cards")
+    host = hardware.host()
+    profile = world.profile
+    if profile.hardware.cpu_kvcache_gib is not None:
+        field = "hardware.cpu_kvcache_gib"
+        each = float(profile.hardware.cpu_kvcache_gib)
+    elif profile.engine.kv_cache_memory_bytes is not None:
+        field = "engine.kv_cache_memory_bytes"
+        each = profile.engine.kv_cache_memory_bytes / hardware.GIB
+    else:
+        return ok(f"{host.available_gib:.1f} GiB free")
+    if each * profile.workers > host.available_gib:
+        return fatal(
+            f"{field}: {profile.workers} × {each:g} GiB of KV cache are asked for and "
+            f"{host.available_gib:.1f} GiB of memory are free",
+            "vLLM refuses to start, or the system kills it",
+            "lower it or stop other programs",
+        )
+    return ok(
+        f"{host.available_gib:.1f} GiB free, {profile.workers} × {each:g} GiB for the KV cache"
+    )
+
+
+def proxy(world: World) -> Finding:
+    """See that clients on this machine do not ask a proxy for it."""
+    server = world.profile.server
+    proxies = getproxies_environment()
+    scheme = "https" if server.ssl_certfile else "http"
+    kind = next((kind for kind in (scheme, "all") if kind in proxies), None)
+    if kind is None:
+        return ok("no proxy between this machine's clients and the server")
+    everywhere = server.host in ("0.0.0.0", "::", "localhost")  # noqa: S104  # compared only
+    names = ["localhost", "127.0.0.1"] if everywhere else [server.host]
+    missing = [name for name in names if not proxy_bypass(name, proxies)]
+    if missing:
+        hosts = ",".join(dict.fromkeys(["localhost", "127.0.0.1", *missing]))
+        return warning(
+            f"{kind}_proxy is set and NO_PROXY lacks {', '.join(missing)}",
+            "curl, requests and openai on this machine ask the proxy for the server, and get 502 "
+            "or 503; the server itself fetches media without proxies",
+            f"`export NO_PROXY={hosts} no_proxy={hosts}`",
+        )
+    return ok(f"{kind}_proxy, and NO_PROXY spares {', '.join(names)}; media are fetched without it")

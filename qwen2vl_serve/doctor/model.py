@@ -1,0 +1,212 @@
+"""The checkpoint: is it here, whole, ours, and can it be split as the profile wants."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from qwen2vl_serve import checkpoint
+from qwen2vl_serve.doctor import software
+from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
+from qwen2vl_serve.doctor.world import World
+from qwen2vl_serve.errors import SetupError
+
+NOT_HERE = "not here yet: the hub is asked at start"
+UNUSABLE = "not looked at: config.json cannot be used"
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+UNPADDED_72B, PADDED_72B = 29568, 29696
+
+
+def model(world: World) -> Finding:
+    """See that the model's folder exists, or that the hub may be asked for it."""
+    name = world.profile.model.path
+    if world.local:
+        if Path(name).is_dir():
+            return ok(name)
+        return fatal(
+            f"model.model: there is no folder {name}",
+            "nothing can be loaded",
+            "correct the path, or give the model's name on the hub, as Qwen/Qwen2-VL-7B-Instruct",
+        )
+    if world.folder is not None:
+        return ok(f"{name} in the hub cache, {world.folder}")
+    offline = forbidden()
+    if offline and not is_set("VLLM_USE_MODELSCOPE"):
+        return fatal(
+            f"model.model: {name} is not in the local hub cache, and {offline} forbids to "
+            "download it",
+            "nothing can be loaded",
+            "give the path of its folder or unset the variable",
+        )
+    return ok(f"{name}, to be downloaded from the hub")
+
+
+def config(world: World) -> Finding:
+    """Read config.json: a family that is served, rotary settings that vLLM understands."""
+    if world.folder is None or not world.folder.is_dir():
+        return ok(NOT_HERE)
+    try:
+        settings = checkpoint.read_config(world.folder, world.profile.model.hf_overrides)
+    except SetupError as error:
+        finding = refused(error, "vLLM stops at it, or positions of pictures are wrong")
+        if "rope_scaling" in finding.found:
+            mend = f"{finding.mend} (`qwen2vl-serve doctor --fix` does it on a copy)"
+            return fatal(finding.found, finding.why, mend)
+        return finding
+    kind = settings["model_type"]
+    text = checkpoint.text_config(settings)
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if rope.get("type") == "mrope" and "rope_type" not in rope:
+        older = 'rope_scaling {"type": "mrope"}, as transformers wrote it up to 4.44'
+        if _as_tested(world):
+            return ok(f"{kind}; {older}, which this vLLM reads")
+        return warning(
+            f"{world.folder / 'config.json'}: {older}",
+            'other versions stop at it: KeyError, or assert "factor" in rope_scaling',
+            'write "rope_type": "default" beside it (`qwen2vl-serve doctor --fix` does it on a '
+            "copy), or install the tested versions",
+        )
+    return ok(str(kind))
+
+
+def processor(world: World) -> Finding:
+    """See that processor, tokenizer and chat template are there."""
+    folder = world.folder
+    if folder is None or not folder.is_dir():
+        return ok(NOT_HERE)
+    try:
+        checkpoint.check_processor(folder)
+    except SetupError as error:
+        if _may_come(world):
+            return ok(NOT_HERE)
+        return refused(error, "no message could be turned into tokens")
+    return ok("pictures, text and chat template")
+
+
+def weights(world: World) -> Finding:
+    """See that every file of the weights is here and as long as its header says."""
+    model = world.profile.model
+    if model.load_format == "dummy":
+        return ok("load_format dummy: random weights are made up")
+    unfinished = [path.name for path in _unfinished(world)]
+    named = f"{len(unfinished)} interrupted downloads, as {unfinished[0]}" if unfinished else ""
+    folder = _weights_folder(world)
+    if folder is None or (_may_come(world) and not _names_all(folder)):
+        if named:
+            return warning(
+                f"{named} of {model.path}",
+                "the start begins with the rest of the download",
+                f"`hf download {model.path}` to have it done before",
+            )
+        return ok(NOT_HERE)
+    try:
+        files = checkpoint.check_weights(folder)
+    except SetupError as error:
+        finding = refused(error, "vLLM finds out after minutes of loading")
+        return replace(finding, found=f"{finding.found} ({named})") if named else finding
+    if files == 0:
+        return ok("pytorch_model*.bin, not looked into")
+    return ok(f"{files} file{'s' * (files > 1)}, whole")
+
+
+def quantisation(world: World) -> Finding:
+    """Find a 72B that was quantised without padding its width first."""
+    shape = None if world.config is None else checkpoint.shape_of(world.config)
+    if shape is None:
+        return ok(UNUSABLE if world.folder is not None else NOT_HERE)
+    if shape.group is None:
+        return ok("none in groups")
+    if shape.intermediate != UNPADDED_72B or UNPADDED_72B % (2 * shape.group) == 0:
+        return ok(f"groups of {shape.group}")
+    found = (
+        f"{world.folder}: intermediate_size {UNPADDED_72B} is quantised in groups of {shape.group}"
+    )
+    why = f"{UNPADDED_72B} / {shape.group} groups do not divide over cards"
+    mend = (
+        f"take Qwen's own AWQ or GPTQ checkpoint, or pad the weights to {PADDED_72B} before "
+        "quantising them"
+    )
+    if world.profile.engine.tensor_parallel_size > 1:
+        return fatal(f"{found}: it cannot be split", why, mend)
+    return warning(f"{found}: it runs on one card only", why, mend)
+
+
+def split(world: World) -> Finding:
+    """See that layers and heads divide over the profile's cards."""
+    if world.folder is None or not (world.folder / "config.json").is_file():
+        shape = checkpoint.known_shape(world.profile.model.path)
+    else:
+        shape = None if world.config is None else checkpoint.shape_of(world.config)
+    if shape is None:
+        return ok("not known for this model before it is here")
+    engine = world.profile.engine
+    tensor, pipeline = engine.tensor_parallel_size, engine.pipeline_parallel_size
+    split_vision = engine.mm_encoder_tp_mode != "data"
+    obstacle = shape.obstacle(tensor, split_vision=split_vision)
+    if obstacle is not None:
+        legal = ", ".join(map(str, shape.legal(split_vision=split_vision)))
+        return fatal(
+            f"engine.tensor_parallel_size: {tensor} does not divide {world.profile.model.model} "
+            f"({obstacle})",
+            "vLLM refuses it, or fails while it loads",
+            f"it can be {legal}, times pipeline_parallel_size for more cards",
+        )
+    if pipeline > shape.layers:
+        return fatal(
+            f"engine.pipeline_parallel_size: {pipeline} stages for {shape.layers} layers",
+            "a stage would be empty",
+            f"it can be at most {shape.layers}",
+        )
+    return ok(f"tensor {tensor} × pipeline {pipeline}")
+
+
+def forbidden() -> str | None:
+    """Name the variable that forbids to ask the hub."""
+    return next((name for name in OFFLINE if is_set(name)), None)
+
+
+def is_set(variable: str) -> bool:
+    """Whether a variable of the environment says yes."""
+    return os.environ.get(variable, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+def _may_come(world: World) -> bool:
+    """Whether the hub may still bring what the folder lacks."""
+    return not world.local and forbidden() is None
+
+
+def _weights_folder(world: World) -> Path | None:
+    model, folder = world.profile.model, world.folder
+    if not world.local and model.download_dir is not None:
+        cache = Path(model.download_dir).expanduser()
+        folder = checkpoint.snapshot(model.path, model.revision, cache)
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _names_all(folder: Path) -> bool:
+    """Whether no file of the weights is absent, whole or not."""
+    try:
+        index = checkpoint.read_json(folder / "model.safetensors.index.json", "")
+        return all((folder / str(name)).exists() for name in index["weight_map"].values())
+    except (SetupError, KeyError, AttributeError):
+        return any(folder.glob("*.safetensors"))
+
+
+def _as_tested(world: World) -> bool:
+    return software.versions(world).level == "ok"
+
+
+def _unfinished(world: World) -> Iterator[Path]:
+    """Yield what interrupted downloads of the hubs left behind."""
+    model = world.profile.model
+    if world.local:
+        folder = Path(model.path)
+        yield from sorted(folder.glob(".cache/huggingface/download/**/*.incomplete"))
+        yield from sorted(path for path in folder.glob("._____temp/*") if path.is_file())
+        yield from sorted([*folder.glob("*.incomplete"), *folder.glob("*.aria2")])
+        return
+    cache = Path(model.download_dir).expanduser() if model.download_dir else checkpoint.hub_cache()
+    repository = checkpoint.snapshot(model.path, model.revision, cache).parents[1]
+    yield from sorted(repository.glob("blobs/*.incomplete"))

