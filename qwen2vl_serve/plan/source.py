@@ -1,0 +1,120 @@
+"""Where a model's sizes come from: its folder, the built-in facts, the hub's cache, the hub.
+
+Only the last needs a network, and only for models that nothing nearer knows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qwen2vl_serve import checkpoint
+from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.plan.architectures import Architecture, published, published_names
+from qwen2vl_serve.plan.configuration import read_architecture
+from qwen2vl_serve.profile import Profile
+
+HUB_SECONDS = 10.0
+
+
+def architecture_of(profile: Profile) -> Architecture:
+    """Return the sizes of the profile's model.
+
+    Raises:
+        PreflightError: a folder or config.json that cannot be read, or a name that nothing knows.
+    """
+    name, overrides = profile.model.path, profile.model.hf_overrides
+    folder = Path(name)
+    if folder.is_dir():
+        return _of_folder(profile.model.model, folder, overrides)
+    if (cached := checkpoint.cached_folder(name, profile.model.revision)) is not None:
+        return _of_folder(name, cached, overrides)
+    if (known := published(name)) is not None and (not _is_path(name) or not folder.exists()):
+        return _with_positions(known, overrides)
+    if _is_path(name):
+        raise PreflightError(
+            f"model.model: there is no folder {name}; correct the path, or give the model's name "
+            f"on the hub, as {published_names()[1]}"
+        )
+    return _of_config(name, _hub_config(name, profile.model.revision), overrides, name)
+
+
+def _is_path(name: str) -> bool:
+    owner, slash, rest = name.partition("/")
+    return not slash or "/" in rest or owner in ("", ".", "..", "~") or Path(owner).is_dir()
+
+
+def _of_folder(name: str, folder: Path, overrides: Mapping[str, Any]) -> Architecture:
+    source = folder / "config.json"
+    config = checkpoint.read_json(source, "it is not a checkpoint's folder")
+    found = _of_config(name, config, overrides, str(source))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return found
+    return replace(found, stored_bytes=sum(_tensor_bytes(file) for file in files))
+
+
+def _of_config(
+    name: str, config: dict[str, Any], overrides: Mapping[str, Any], source: str
+) -> Architecture:
+    found = read_architecture(name, checkpoint.merged(config, overrides))
+    if found is None:
+        raise PreflightError(
+            f"{source}: model_type {config.get('model_type')!r} cannot be planned; take a "
+            "checkpoint of Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen2 or Qwen3 with all its sizes"
+        )
+    return found
+
+
+def _with_positions(known: Architecture, overrides: Mapping[str, Any]) -> Architecture:
+    """Apply what ``hf_overrides`` say of the context's length to a model that is built in."""
+    inner = overrides.get("text_config")
+    text = {**overrides, **(inner if isinstance(inner, Mapping) else {})}
+    positions = text.get("max_position_embeddings")
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    if isinstance(rope, Mapping) and rope.get("factor"):
+        original = rope.get("original_max_position_embeddings") or known.text.positions
+        positions = int(float(original) * float(rope["factor"]))
+    if not isinstance(positions, int):
+        return known
+    return replace(known, text=replace(known.text, positions=positions))
+
+
+def _tensor_bytes(path: Path) -> int:
+    """Bytes of tensors in a safetensors file: its size without the header."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        return max(0, path.stat().st_size - 8 - length)
+    except OSError as error:
+        raise PreflightError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _hub_config(name: str, revision: str | None) -> dict[str, Any]:
+    """Fetch config.json from the hub, where ``huggingface_hub`` is installed and reaches it."""
+    known = ", ".join(published_names()[:3])
+    instead = f"give the path of its folder, or one of the built-in models ({known}, …)"
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise PreflightError(
+            f"model.model: {name} is not built in, and huggingface_hub is not installed; {instead}"
+        )
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(HUB_SECONDS)))
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 -- optional, and slow to import
+
+    try:
+        path = hf_hub_download(name, "config.json", revision=revision, etag_timeout=HUB_SECONDS)
+        config = json.loads(Path(path).read_bytes())
+    except Exception as error:  # the hub's errors have no common base
+        reason = str(error).strip().splitlines()[:1]
+        detail = f" ({type(error).__name__}: {reason[0][:120]})" if reason else ""
+        raise PreflightError(
+            f"model.model: {name} is not built in and the hub does not give it{detail}; {instead}"
+        ) from None
+    if not isinstance(config, dict):
+        raise PreflightError(f"model.model: {name} has a config.json that is no object")
+    return config
