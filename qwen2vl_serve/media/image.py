@@ -6,7 +6,6 @@ import contextlib
 import io
 import warnings
 from collections.abc import Collection
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
+from qwen2vl_serve.media.headers import Header
 
 FORMATS = MappingProxyType(
     {
@@ -31,15 +31,6 @@ FORMATS = MappingProxyType(
 """Pillow's names of what is decoded, as far as the installed Pillow can; with each, ours."""
 
 _SWAPPED = frozenset({5, 6, 7, 8})
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the head of a file says; sides in pixels, after the EXIF orientation is applied."""
-
-    format: str
-    width: int
-    height: int
 
 
 def read_header(

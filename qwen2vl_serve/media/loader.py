@@ -33,7 +33,8 @@ from qwen2vl_serve.media import video
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
 from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.media.gate import Gate
-from qwen2vl_serve.media.image import FORMATS, Header, decode, read_header
+from qwen2vl_serve.media.headers import Header, VideoHeader
+from qwen2vl_serve.media.image import FORMATS, decode, read_header
 from qwen2vl_serve.media.sampling import (
     REFERENCE,
     FrameRules,
@@ -44,7 +45,7 @@ from qwen2vl_serve.media.sampling import (
 )
 from qwen2vl_serve.media.sizing import Bounds, Sizing, shrunk, size_for
 from qwen2vl_serve.media.sources import DataURLError, Sources, UnknownFileID
-from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoHeader, VideoLimits
+from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoLimits
 from qwen2vl_serve.protocol import (
     ChatRequest,
     FramesPart,

@@ -288,10 +288,13 @@ def quantised_twin(architecture: Architecture) -> str | None:
     """Name the AWQ checkpoint that Qwen published beside an unquantised one."""
     if architecture.quantisation is not None or published(architecture.name) is None:
         return None
-    owner, slash, name = architecture.name.rpartition("/")
-    if owner.lower() not in ("qwen", ""):
-        return None
-    return f"{owner}{slash}{name}-AWQ" if published(f"{name}-AWQ") else None
+    owner, _, name = architecture.name.rstrip("/").rpartition("/")
+    if "/" in owner or owner.lower() not in ("", "qwen"):
+        owner = "Qwen" if "/" in owner or owner.startswith(".") else ""
+    elif not owner:
+        owner = "Qwen"
+    # Anybody else's checkpoint of this name may hold other weights.
+    return f"{owner}/{name}-AWQ" if owner else None
 
 
 def with_online_fp8(architecture: Architecture, method: str) -> Architecture:

@@ -58,9 +58,13 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What is known about one profile on one set of cards."""
+    """What is known about one profile on one set of cards.
+
+    ``source`` is the model as it is stored, ``deployment.architecture`` as it is loaded.
+    """
 
     profile: Profile
+    source: Architecture
     machines: Machines
     deployment: Deployment
     verdict: Verdict
@@ -115,7 +119,7 @@ def assess(
     verdict = _verdict(stages)
     if any(finding.fatal for finding in found):
         verdict = Verdict.NO
-    return Assessment(profile, machines, plan, verdict, tuple(found), stages, tokens)
+    return Assessment(profile, architecture, machines, plan, verdict, tuple(found), stages, tokens)
 
 
 def _verdict(stages: tuple[StagePlan, ...]) -> Verdict:

@@ -20,7 +20,7 @@ CUDA_BLOCK, CPU_BLOCK = 16, 32
 """Tokens of one block of the KV cache (``config/cache.py``, ``backends/cpu_attn.py``)."""
 BFLOAT16_CAPABILITY = (8, 0)
 _PROFILED_FRAMES = 14
-_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
+NUMBER_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Deployment:
     @property
     def dtype_bytes(self) -> int:
         """Bytes of one number of weights and activations."""
-        return _BYTES[self.dtype]
+        return NUMBER_BYTES[self.dtype]
 
     @property
     def cards(self) -> int:
@@ -168,7 +168,7 @@ def _dtype(wanted: str, stored: str, *, without_bfloat16: bool) -> str:
 def _kv_bytes(kv_dtype: str, dtype: str) -> int:
     if kv_dtype.startswith("fp8"):
         return 1
-    return _BYTES[dtype if kv_dtype == "auto" else kv_dtype]
+    return NUMBER_BYTES[dtype if kv_dtype == "auto" else kv_dtype]
 
 
 def _largest(

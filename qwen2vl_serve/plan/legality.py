@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from qwen2vl_serve import checkpoint
-from qwen2vl_serve.hardware import Card
+from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan.cards import Machines, decoder_attention, vision_attention
-from qwen2vl_serve.plan.deployment import BFLOAT16_CAPABILITY, Deployment
+from qwen2vl_serve.plan.deployment import BFLOAT16_CAPABILITY, NUMBER_BYTES, Deployment
 
 BUILT_FOR, NATIVE_FP8 = (7, 5), (8, 9)
 """Oldest compute capability of vLLM's wheels, and of cards that compute in 8-bit floats."""
@@ -217,6 +217,21 @@ def _pictures(plan: Deployment, _: Machines) -> Iterator[Finding]:
         )
 
 
+def _stored(plan: Deployment, _: Machines) -> Iterator[Finding]:
+    """Compare what the files hold with what the sizes need."""
+    model = plan.architecture
+    if model.stored_bytes is None or plan.architecture.quantisation is not None:
+        return
+    expected = model.parameters * NUMBER_BYTES.get(model.dtype, 2)
+    if abs(model.stored_bytes / expected - 1) > 0.03:
+        yield Finding(
+            "model.model",
+            f"its files hold {model.stored_bytes / GIB:.2f} GiB and its config.json describes "
+            f"{expected / GIB:.2f}; the download may not be whole",
+            fatal=False,
+        )
+
+
 def _oldest(plan: Deployment, machines: Machines) -> list[Card]:
     used = machines.cards[: plan.cards] or machines.cards
     return [min(used, key=lambda card: card.capability)] if used and plan.on_cards else []
@@ -233,4 +248,5 @@ RULES: tuple[Callable[[Deployment, Machines], Iterator[Finding]], ...] = (
     _attention,
     _length,
     _pictures,
+    _stored,
 )

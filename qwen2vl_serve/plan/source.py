@@ -6,12 +6,12 @@ Only the last needs a network, and only for models that nothing nearer knows.
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import requests
 
 from qwen2vl_serve import checkpoint
 from qwen2vl_serve.errors import PreflightError
@@ -96,24 +96,32 @@ def _tensor_bytes(path: Path) -> int:
 
 
 def _hub_config(name: str, revision: str | None) -> dict[str, Any]:
-    """Fetch config.json from the hub, where ``huggingface_hub`` is installed and reaches it."""
+    """Fetch config.json from the hub, at the address and with the token that vLLM would use.
+
+    One request without repetition: its own download would try for half a minute where there is
+    no network.
+    """
     known = ", ".join(published_names()[:3])
     instead = f"give the path of its folder, or one of the built-in models ({known}, …)"
     if importlib.util.find_spec("huggingface_hub") is None:
         raise PreflightError(
-            f"model.model: {name} is not built in, and huggingface_hub is not installed; {instead}"
+            f"model.model: {name} is not built in, and huggingface_hub is not installed to ask the "
+            f"hub; {instead}"
         )
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(HUB_SECONDS)))
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415 -- optional, and slow to import
+    from huggingface_hub import get_token, hf_hub_url  # noqa: PLC0415 -- optional, slow to import
 
     try:
-        path = hf_hub_download(name, "config.json", revision=revision, etag_timeout=HUB_SECONDS)
-        config = json.loads(Path(path).read_bytes())
-    except Exception as error:  # the hub's errors have no common base
-        reason = str(error).strip().splitlines()[:1]
-        detail = f" ({type(error).__name__}: {reason[0][:120]})" if reason else ""
+        url = hf_hub_url(name, "config.json", revision=revision)
+        token = get_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        reply = requests.get(url, headers=headers, timeout=HUB_SECONDS)
+        reply.raise_for_status()
+        config = reply.json()
+    except (requests.RequestException, ValueError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        reason = f"answers {status}" if status else f"is not reached ({type(error).__name__})"
         raise PreflightError(
-            f"model.model: {name} is not built in and the hub does not give it{detail}; {instead}"
+            f"model.model: {name} is not built in, and the hub {reason}; {instead}"
         ) from None
     if not isinstance(config, dict):
         raise PreflightError(f"model.model: {name} has a config.json that is no object")
