@@ -33,7 +33,7 @@ class Answer:
 
     @property
     def fits(self) -> bool:
-        """Whether the profile starts, unless everything takes the most that is expected."""
+        """Whether the profile starts, also where everything takes the most that is expected."""
         return self.plan.verdict is Verdict.FITS
 
 
@@ -124,7 +124,7 @@ def as_json(told: Answer) -> dict[str, Any]:
         "kv_cache": {
             "bytes_per_token": deployment.kv_bytes_per_token() * deployment.tensor_parallel,
             "tokens": _tokens(plan.kv_tokens),
-            "longest_request": plan.longest,
+            "longest_request": _tokens(plan.longest),
         },
         "requests": {
             "max_model_len": _capacity(told.full),

@@ -19,7 +19,8 @@ from qwen2vl_serve.profile import Profile
 class Verdict(StrEnum):
     """Whether a profile starts.
 
-    TIGHT fits only where everything takes the least that is expected; count on it not to.
+    FITS holds where everything takes the most that is expected as well, TIGHT where it takes the
+    least, NO not even there.
     """
 
     FITS = "fits"
@@ -78,10 +79,14 @@ class Assessment:
         return tuple(stage.weights_gib for stage in self.stages)
 
     @property
-    def longest(self) -> int:
-        """Longest request in tokens that the likely cache and the model admit."""
-        spare = int(self.kv_tokens.likely) - self.deployment.block
-        return max(0, min(spare, self.deployment.architecture.text.positions))
+    def longest(self) -> Range:
+        """Longest request in tokens that the cache and the model admit."""
+        block, most = self.deployment.block, self.deployment.architecture.text.positions
+        low, likely, high = (
+            max(0.0, min(tokens - block, most))
+            for tokens in (self.kv_tokens.low, self.kv_tokens.likely, self.kv_tokens.high)
+        )
+        return Range(low, likely, high)
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -123,7 +128,7 @@ def assess(
 
 
 def _verdict(stages: tuple[StagePlan, ...]) -> Verdict:
-    if all(stage.cache.size.likely >= stage.needed for stage in stages):
+    if all(stage.cache.size.low >= stage.needed for stage in stages):
         return Verdict.FITS
     if all(stage.cache.size.high >= stage.needed for stage in stages):
         return Verdict.TIGHT

@@ -108,14 +108,7 @@ def _kind(name: str, specification: str) -> tuple[str, float, tuple[int, int]]:
         size, unit, major, minor = sized.groups()
         memory = float(size) * (1e9 / 2**30 if unit == "gb" else 1)
         return f"{memory:g} GiB card", memory, (int(major), int(minor))
-    plain = re.sub(r"nvidia|geforce|tesla|[\s_-]", "", name)
-    size = None
-    if sized := re.fullmatch(r"(.+?)(\d{1,3})g(?:i?b)?", plain):
-        # 3090-24g is a 3090 of 24; the name alone may end in digits too.
-        options = [cut for cut in range(1, 4) if _named(plain.rstrip("gib")[:-cut])]
-        if options:
-            digits = plain.rstrip("gib")
-            size, plain = int(digits[-options[-1] :]), digits[: -options[-1]]
+    plain, size = _split_size(name)
     kind = _named(plain)
     if kind is None:
         raise _unknown(specification)
@@ -127,6 +120,21 @@ def _kind(name: str, specification: str) -> tuple[str, float, tuple[int, int]]:
     gb = next(iter(sizes)) if size is None else size
     memory = sizes.get(gb, float(gb))
     return f"{kind.title} {gb} GB", memory, kind.capability
+
+
+def _split_size(name: str) -> tuple[str, int | None]:
+    """Part ``a100-80g`` into name and GB; without a mark between them, where a card is known."""
+    plain = re.sub(r"nvidia|geforce|tesla", "", name).strip()
+    if found := re.fullmatch(r"(.*\S)[\s_-]+(\d{1,3})\s*g(?:i?b)?", plain):
+        return re.sub(r"[\s_-]", "", found[1]), int(found[2])
+    plain = re.sub(r"[\s_-]", "", plain)
+    if found := re.fullmatch(r"(\w*?\d+)g(?:i?b)?", plain):
+        for digits in (1, 2, 3):
+            kind = _named(found[1][:-digits])
+            size = found[1][-digits:]
+            if kind is not None and size.isdigit() and int(size) in dict(kind.sizes):
+                return found[1][:-digits], int(size)
+    return plain, None
 
 
 def _named(plain: str) -> Kind | None:

@@ -43,15 +43,16 @@ class Words:
 ENGLISH = Words(
     title="# Hardware: what fits where",
     twin="[中文](hardware.zh-CN.md) · [the planner](plan.md) · [profiles](profiles.md)",
-    introduction=(
-        "Written by the planner, not by hand: `{command}` writes this page and its twin anew, and "
-        "a test fails where they differ. Every profile that ships is planned on as many cards of "
-        "each kind as it uses; nothing here was run on them. *KV tokens* is the likely size of "
-        "the KV cache, *at once* the requests of `max_model_len` tokens that it holds. *tight* "
-        "fits only where everything takes the least that is expected. The last column is the "
-        "change that does the least harm where a profile does not fit, planned again: each is a "
-        "`--set` of `serve`. For your own cards and settings ask `qwen2vl-serve plan`."
-    ),
+    introduction="""\
+Written by the planner, not by hand: `{command}` writes this page
+and its twin anew, and a test fails where they differ from the planner.
+
+Every profile that ships is planned on as many cards of each kind as it uses; nothing here was run
+on them. *KV tokens* is the likely size of the KV cache and *at once* the requests of
+`max_model_len` tokens that it holds, each with the change of the last column. *fits* holds even
+where everything takes the most that is expected; *tight* may. The last column is the change that
+does the least harm where a profile does not surely fit, planned again: each is a `--set` of
+`serve`. For cards and settings of your own ask [`qwen2vl-serve plan`](plan.md).""",
     cards_title="## Cards",
     cards_head="| `--gpus` | card | GiB | capability | attention | attention of pictures |",
     any_title="## {name}",
@@ -66,14 +67,15 @@ ENGLISH = Words(
 CHINESE = Words(
     title="# 硬件：什么装得下",
     twin="[English](hardware.md) · [规划器](plan.zh-CN.md) · [配置](profiles.zh-CN.md)",
-    introduction=(
-        "本页由规划器生成，不是手写的：`{command}` 会重写本页及其英文版，两者与规划器不一致时测试会失败。"
-        "每个随附的配置都按它所用的卡数在每种卡上规划一遍；这里没有任何一项是在真卡上跑出来的。"
-        "*KV token* 是 KV 缓存的可能大小，*同时* 是其中能放下多少个 `max_model_len` 长的请求。"
-        "*紧张* 表示只有当每一项都取预期的最小值时才装得下。最后一列是装不下时代价最小的改动，"
-        "并已重新规划验证：每一条都是 `serve` 的一个 `--set`。"
-        "要按自己的卡和设置规划，请运行 `qwen2vl-serve plan`。"
-    ),
+    introduction="""\
+本页由规划器生成，不是手写的：`{command}` 会重写本页及其英文版，
+与规划器不一致时测试会失败。
+
+每个随附的配置都按它所用的卡数在每种卡上规划一遍；这里没有任何一项是在真卡上跑出来的。
+*KV token* 是 KV 缓存的可能大小，*同时* 是其中能放下多少个长度为 `max_model_len` 的请求，
+两者都已计入最后一列的改动。*可以* 指每一项都取预期的最大值时也装得下，*紧张* 则未必。
+最后一列是不能确保装下时代价最小的改动，已重新规划验证，每一条都是 `serve` 的一个 `--set`。
+自己的卡和设置请用 [`qwen2vl-serve plan`](plan.zh-CN.md) 规划。""",
     cards_title="## 显卡",
     cards_head="| `--gpus` | 卡 | GiB | 计算能力 | 注意力 | 图片的注意力 |",
     any_title="## {name}",

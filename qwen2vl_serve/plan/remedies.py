@@ -22,7 +22,8 @@ from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.vision import FACTOR
 
 MOST_REMEDIES = 5
-_LEAST_TEXT = 512
+# A context that holds less than a largest picture with some text, or than this, is of no use.
+_LEAST_TEXT, _LEAST_LENGTH = 512, 2048
 Values = Mapping[str, Any]
 
 
@@ -314,10 +315,10 @@ def _smaller_pictures(plan: Assessment) -> Iterator[Change]:
 
 def _shorter(plan: Assessment) -> Iterator[Change]:
     """The longest context that fits, or halves of the present one; a picture and some text fit."""
-    length, longest = plan.deployment.max_model_len, plan.longest // 16 * 16
+    length, longest = plan.deployment.max_model_len, int(plan.longest.low) // 16 * 16
     picture = plan.deployment.picture.tokens if plan.deployment.picture else 0
-    least = picture + _LEAST_TEXT
-    for size in sorted({longest, 65536, 32768, 16384, 8192, 4096, 2048, 1024, least}, reverse=True):
+    least = max(picture + _LEAST_TEXT, _LEAST_LENGTH)
+    for size in sorted({longest, 65536, 32768, 16384, 8192, 4096, least}, reverse=True):
         if not least <= size < length:
             continue
         yield _change(

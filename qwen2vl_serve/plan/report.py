@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.plan import memory
 from qwen2vl_serve.plan.answer import PARTS, Answer
 from qwen2vl_serve.plan.assessment import Assessment, StagePlan, Verdict
 from qwen2vl_serve.plan.cards import decoder_attention, vision_attention
@@ -85,20 +86,24 @@ def _reason(plan: Assessment) -> str:
     """Say what the verdict rests on, where it is the memory."""
     if plan.problems:
         return ""
-    length = plan.deployment.max_model_len
-    worst = min(plan.stages, key=lambda stage: stage.cache.size.likely - stage.needed)
-    likely = (worst.cache.size.likely - worst.needed) / GIB
-    least = min(stage.cache.size.low - stage.needed for stage in plan.stages) / GIB
-    if plan.verdict is Verdict.TIGHT:
-        return (
-            f": only where everything takes the least that is expected; {-likely:.2f} GiB a card "
-            f"are likely to be lacking for one request of {length} tokens"
-        )
+    request = f"one request of {plan.deployment.max_model_len} tokens"
+    spare = [stage.cache.size + memory.exactly(-stage.needed) for stage in plan.stages]
+    least = min(stage.low for stage in spare) / GIB
+    likely = min(stage.likely for stage in spare) / GIB
+    most = min(stage.high for stage in spare) / GIB
+    if plan.verdict is Verdict.FITS:
+        return f", with {least:.2f} GiB a card to spare where everything takes the most"
     if plan.verdict is Verdict.NO:
-        return f": {-likely:.2f} GiB a card are lacking for one request of {length} tokens"
-    if least < 0:
-        return f", likely: {-least:.2f} GiB a card are lacking where everything takes the most"
-    return f", with {least:.2f} GiB a card to spare where everything takes the most"
+        return f": {-most:.2f} to {-least:.2f} GiB a card are lacking for {request}"
+    if likely >= 0:
+        return (
+            f", but likely to fit: {likely:.2f} GiB a card to spare, or {-least:.2f} lacking where "
+            f"everything takes the most, for {request}"
+        )
+    return (
+        f", and likely not to fit: {-likely:.2f} GiB a card are lacking for {request}, unless "
+        "everything takes the least"
+    )
 
 
 def _cards(plan: Assessment) -> str:
@@ -197,14 +202,15 @@ def _requests(told: Answer) -> Iterator[RenderableType]:
     if tokens.low == tokens.high:
         held = f"[bold]{tokens.likely:,.0f}[/bold]"
     yield f"KV cache: {held} tokens at {each:g} KiB each over all cards"
-    if told.fits:
+    if told.plan.verdict is not Verdict.NO and tokens.likely:
         yield (
             f"Requests at once: {told.full.together} of {told.full.tokens:,} tokens "
             f"(max_model_len), or {told.typical.together} of {told.typical.tokens:,} "
             f"({_typical(told.request)}: {told.cost.visual:,} visual tokens)"
         )
-    else:
-        yield f"Longest request: {plan.longest:,} tokens"
+    if not told.fits:
+        longest = plan.longest
+        yield f"Longest request: {longest.low:,.0f} – {longest.likely:,.0f} – {longest.high:,.0f}"
 
 
 def _typical(request: Request) -> str:
