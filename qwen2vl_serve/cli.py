@@ -156,8 +156,9 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
         metavar="REQUEST",
         help='the request that is counted, as "2 images 1280x960, 300 in, 200 out"',
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object")
+    output.add_argument(
         "--fix", action="store_true", help="print the nearest profile that fits, as YAML"
     )
     parser.set_defaults(run=_plan)

@@ -29,6 +29,19 @@ def test_sizes_are_those_of_qwen_vl_utils(height: int, width: int, budget: Pixel
         assert FACTOR <= max(rows, columns) <= 200 * min(rows, columns)
 
 
+@settings(max_examples=10_000, deadline=None)
+@given(sides, sides, budgets)
+def test_sizes_are_those_of_transformers(height: int, width: int, budget: PixelBudget) -> None:
+    """10,000 more against the processor that runs behind us; tokens are its grid, merged 2 × 2."""
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_qwen2_vl")
+
+    assume(max(height, width) <= 200 * min(height, width))
+    expected = module.smart_resize(height, width, FACTOR, budget.min_pixels, budget.max_pixels)
+    if min(expected) > 0 and max(expected) <= 200 * min(expected):
+        assert smart_resize(height, width, budget) == expected
+        assert visual_tokens(*expected) == (expected[0] // 14) * (expected[1] // 14) // 4
+
+
 @settings(max_examples=2_000, deadline=None)
 @given(sides, sides, budgets)
 def test_a_resized_picture_keeps_its_size(height: int, width: int, budget: PixelBudget) -> None:

@@ -138,7 +138,7 @@ def _split_size(name: str) -> tuple[str, int | None]:
 
 
 def _named(plain: str) -> Kind | None:
-    return KINDS.get(plain) or KINDS.get(plain.removeprefix("rtx"))
+    return KINDS.get(plain) or KINDS.get(plain.removeprefix("rtx")) or KINDS.get(f"rtx{plain}")
 
 
 def _unknown(specification: str) -> PreflightError:

@@ -189,7 +189,9 @@ def _largest(
     if limits.image:
         kinds["image"] = image, limits.image
     if limits.video:
-        frame = min(image, most_tokens(media.videos_kwargs.most_pixels, vision.factor))
+        frames_of = media.videos_kwargs
+        frame = min(image, most_tokens(frames_of.most_pixels, vision.factor))
+        frame = max(frame, frames_of.least_pixels // vision.factor**2)
         frames = 1
         while frames < _PROFILED_FRAMES and -(-(frames + 1) // FRAME_FACTOR) * frame <= length:
             frames += 1
