@@ -1,7 +1,8 @@
 """The command line: ``serve`` and ``qwen2vl-serve``; the only module that prints or exits.
 
 Exit status: 0 done, 1 the engine failed, 2 the command, the profile or this machine does not
-allow a start (one line on standard error), 130 interrupted.
+allow a start (one line on standard error), 130 interrupted. ``plan`` ends with 0 where the profile
+fits and with 1 where it does not.
 """
 
 from __future__ import annotations
