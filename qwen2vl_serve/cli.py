@@ -252,7 +252,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         asked = question.of_profile(name, arguments.gpus, [*arguments.overrides, *model])
     plan = plan_for(asked.profile, asked.machines, host=asked.host, architecture=asked.architecture)
     typical = arguments.typical
-    wanted = request.largest_typical(plan.profile) if typical is None else None
+    wanted = request.default_request(plan.profile) if typical is None else None
     told = answers.answer(plan, wanted or request.parse_request(typical), asked.host)
     if arguments.fix:
         return _print_fix(told)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from qwen2vl_serve import cli, hardware
+from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.hardware import Card
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.cards import parse_cards
@@ -199,6 +200,21 @@ def test_a_folder_is_read(run, tmp_path: Path) -> None:
     assert "the download may not be whole" in " ".join(text.split())
 
 
+def test_a_folder_of_another_machine_goes_by_its_name(run) -> None:
+    """A profile for a server can be planned on a laptop, and it is told by what."""
+    words = ["--model", "/srv/models/Qwen2-VL-7B-Instruct", "--gpus", "1xl40s"]
+    text = " ".join(run(*words, status=0).split())
+    assert "there is no folder /srv/models/Qwen2-VL-7B-Instruct here" in text
+    told = json.loads(run(*words, "--json", status=0))
+    assert told["model"]["parameters"] == known("Qwen2-VL-7B").parameters
+
+
+def test_many_cards_have_one_bar_a_stage(run) -> None:
+    words = ["--model", "Qwen/Qwen2-VL-72B-Instruct", "--gpus", "3x8xh100"]
+    bars = re.findall(r"^8 GPUs stage (\d) ", run(*words, status=0), re.MULTILINE)
+    assert bars == ["0", "1", "2"]
+
+
 def test_a_model_that_is_not_served_can_be_planned(run, tmp_path: Path) -> None:
     text_only = {
         "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944,
@@ -267,6 +283,14 @@ def test_without_a_hub_one_line_says_what_to_give(run, monkeypatch: pytest.Monke
     told = run("--model", "me/dogs", "--gpus", "1x4090", status=2)
     assert "hub is not reached" in told
     assert "path of its folder" in told
+
+
+def test_an_offline_machine_does_not_ask(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in run("--model", "me/dogs", "--gpus", "1x4090", status=2)
+    with pytest.raises(PreflightError, match="nothing on this machine"):
+        architecture_of(load_profile("single-3090", ["model=me/dogs"]), ask_hub=False)
 
 
 def test_overrides_of_the_context_count_for_built_in_models() -> None:

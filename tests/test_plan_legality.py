@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from qwen2vl_serve.plan import Verdict, plan_for
 from qwen2vl_serve.plan.architectures import published
 from qwen2vl_serve.plan.assessment import Assessment
+from qwen2vl_serve.plan.capacity import capacity
 from qwen2vl_serve.plan.cards import KINDS, parse_cards, table
+from qwen2vl_serve.plan.legality import findings
 from qwen2vl_serve.profile import make_profile
 
 LEGAL = {
@@ -150,6 +153,19 @@ def test_unset_dtype_is_half_on_old_cards() -> None:
     assert plan("1x3090").deployment.dtype == "bfloat16"
 
 
+def test_replicas_need_cards_of_their_own() -> None:
+    """Data parallelism multiplies the cards, and the requests that are held at once."""
+    found = plan("4x3090", tensor_parallel_size=2)
+    twice = replace(found.deployment, replicas=2)
+    assert twice.cards == 4
+    assert not any(finding.fatal for finding in findings(twice, parse_cards("4x3090")))
+    told = [str(finding) for finding in findings(twice, parse_cards("3x3090")) if finding.fatal]
+    assert len(told) == 1
+    assert "TP 2 × PP 1 × DP 2 needs 4 cards, and there are 3" in told[0]
+    one, two = found, replace(found, deployment=twice)
+    assert capacity(two, 4096).by_cache == 2 * capacity(one, 4096).by_cache
+
+
 def test_cards_that_stay_idle_are_told() -> None:
     """More cards than are used are no fault, but worth knowing."""
     found = plan("4x3090")
@@ -176,8 +192,6 @@ def test_the_smallest_of_different_cards_counts() -> None:
 def test_a_card_in_use_has_no_room() -> None:
     """A probed card that others hold memory of is refused as vLLM refuses it."""
     (card,) = parse_cards("1x3090").cards
-    from dataclasses import replace
-
     values = {"model": {"model": "Qwen/Qwen2-VL-2B-Instruct"}, "hardware": {"device": "cuda"}}
     found = plan_for(make_profile(values), [replace(card, free_gib=10.0)])
     assert "are free on RTX 3090 24 GB" in str(found.problems[0])

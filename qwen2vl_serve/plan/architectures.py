@@ -169,7 +169,8 @@ class Text:
 class Architecture:
     """A checkpoint's sizes; ``dtype_bytes`` and ``dtype`` are of its unquantised weights.
 
-    ``stored_bytes`` is what the weight files hold, where they were seen.
+    ``stored_bytes`` is what the weight files hold, where they were seen; ``assumed`` tells that a
+    folder was named that is not here, and that its name alone was gone by.
     """
 
     name: str
@@ -179,6 +180,7 @@ class Architecture:
     dtype: str = "bfloat16"
     kind: str = "qwen2_vl"
     stored_bytes: int | None = None
+    assumed: bool = False
 
     @property
     def parameters(self) -> int:

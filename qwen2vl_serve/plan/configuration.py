@@ -6,6 +6,7 @@ read as well, so that their memory can be planned.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qwen2vl_serve.plan.architectures import Architecture, Quantisation, Text, Vision
@@ -82,11 +83,27 @@ def _text(kind: str, config: dict[str, Any], text: dict[str, Any]) -> Text:
         head_dim=int(text.get("head_dim") or hidden // heads),
         vocabulary=int(text["vocab_size"]),
         tied=bool(tied),
-        positions=int(text.get("max_position_embeddings") or 32_768),
+        positions=positions_of(text, 32_768),
         qkv_bias=kind not in _QK_NORM,
         qk_norm=kind in _QK_NORM,
         mrope=kind not in _NO_MROPE,
     )
+
+
+def positions_of(text: Mapping[str, Any], known: int) -> int:
+    """Return the longest context that settings of a text model allow, ``known`` where unsaid.
+
+    Source: ``_get_and_verify_max_len`` in vLLM's ``config/model.py``: YaRN multiplies the original.
+
+    Raises:
+        TypeError, ValueError: numbers that are none.
+    """
+    positions = int(text.get("max_position_embeddings") or known)
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    if not isinstance(rope, Mapping) or "yarn" not in (rope.get("rope_type"), rope.get("type")):
+        return positions
+    original = rope.get("original_max_position_embeddings") or positions
+    return int(float(original) * float(rope.get("factor") or 1))
 
 
 def _vision(kind: str, vision: dict[str, Any], hidden: int) -> Vision:

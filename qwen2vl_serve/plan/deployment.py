@@ -60,6 +60,7 @@ class Deployment:
     videos: int
     kv_cache_bytes: int | None
     offload_bytes: float
+    largest_graph: int
     on_cards: bool
 
     @property
@@ -127,6 +128,8 @@ def deployment(
         videos=limits.video,
         kv_cache_bytes=kv_bytes,
         offload_bytes=(engine.cpu_offload_gb or 0) * GIB,
+        # Source: ``_set_cudagraph_sizes`` in ``config/vllm.py``.
+        largest_graph=1024 if cards and cards[0].capability[0] == 10 else 512,
         on_cards=on_cards,
     )
 

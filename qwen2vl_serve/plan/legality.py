@@ -46,6 +46,16 @@ def _served(plan: Deployment, _: Machines) -> Iterator[Finding]:
         )
 
 
+def _assumed(plan: Deployment, _: Machines) -> Iterator[Finding]:
+    if plan.architecture.assumed:
+        yield Finding(
+            "model.model",
+            f"there is no folder {plan.architecture.name} here; planned with the sizes of Qwen's "
+            "checkpoint of that name",
+            fatal=False,
+        )
+
+
 def _tensor(plan: Deployment, _: Machines) -> Iterator[Finding]:
     shape = plan.architecture.shape()
     obstacle = shape.obstacle(plan.tensor_parallel, split_vision=plan.split_vision)
@@ -239,6 +249,7 @@ def _oldest(plan: Deployment, machines: Machines) -> list[Card]:
 
 RULES: tuple[Callable[[Deployment, Machines], Iterator[Finding]], ...] = (
     _served,
+    _assumed,
     _tensor,
     _pipeline,
     _cards,

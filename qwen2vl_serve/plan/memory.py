@@ -164,7 +164,7 @@ def _graphs(plan: Deployment, layers: int) -> Range:
     """
     if plan.eager or not plan.on_cards:
         return Range()
-    most = min(2 * plan.max_num_seqs, 512, plan.max_num_batched_tokens)
+    most = min(2 * plan.max_num_seqs, plan.largest_graph, plan.max_num_batched_tokens)
     sizes = len(capture_sizes(most))
     text = plan.architecture.text
     pool = (

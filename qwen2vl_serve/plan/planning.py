@@ -20,8 +20,12 @@ def plan_for(
     *,
     host: Host | None = None,
     architecture: Architecture | None = None,
+    ask_hub: bool = True,
 ) -> Assessment:
     """Plan ``profile`` on ``cards``; with none of them, on the CPU of ``host``.
+
+    The model's sizes are looked up unless ``architecture`` gives them; ``ask_hub`` allows that to
+    reach for the network where nothing here knows the model.
 
     The result has the verdict, each stage's memory by part, ``kv_tokens`` as a range, and
     ``weights_gib`` of a card by stage, in the terms of vLLM's own boot log.
@@ -30,4 +34,6 @@ def plan_for(
         PreflightError: the model's sizes cannot be found out.
     """
     machines = cards if isinstance(cards, Machines) else Machines(tuple(cards))
-    return assess(profile, architecture or architecture_of(profile), machines, host)
+    return assess(
+        profile, architecture or architecture_of(profile, ask_hub=ask_hub), machines, host
+    )

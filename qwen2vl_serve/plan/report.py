@@ -20,6 +20,8 @@ from qwen2vl_serve.plan.remedies import Remedy
 from qwen2vl_serve.plan.request import Request
 
 BAR_CELLS = 50
+MOST_BARS = 16
+"""Beyond as many cards, one bar stands for those of a stage."""
 _COLOURS = {Verdict.FITS: "bold green", Verdict.TIGHT: "bold yellow", Verdict.NO: "bold red"}
 _TITLES = {
     "weights": "text weights",
@@ -123,10 +125,13 @@ def _bars(plan: Assessment) -> Iterator[RenderableType]:
     if not plan.stages[0].total:
         return
     several = len(plan.stages) > 1
+    each = plan.deployment.cards <= MOST_BARS
     for stage in plan.stages:
-        for number in stage.cards or ("CPU",):
-            place = f" stage {stage.index}" if several else ""
-            label = f"GPU {number}{place}" if stage.cards else "memory"
+        names = (
+            [f"GPU {number}" for number in stage.cards] if each else [f"{len(stage.cards)} GPUs"]
+        )
+        for name in names if stage.cards else ["memory"]:
+            label = f"{name} stage {stage.index}" if several else name
             bar = Text(f"{label:<14} ") + _bar(stage)
             yield bar + Text(f" {stage.total / GIB:.4g} GiB")
     legend = Text()

@@ -81,7 +81,7 @@ def parse_request(text: str) -> Request:
     return Request(tuple(media), tokens.get("in", 300), tokens.get("out", 200))
 
 
-def largest_typical(profile: Profile) -> Request:
+def default_request(profile: Profile) -> Request:
     """Return the request that is counted where none is given: a screen's picture, if allowed."""
     pictures = (Medium(1, 1280, 960),) if profile.media.limit_mm_per_prompt.image else ()
     return Request(pictures)

@@ -16,14 +16,14 @@ import requests
 from qwen2vl_serve import checkpoint
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.plan.architectures import Architecture, published, published_names
-from qwen2vl_serve.plan.configuration import read_architecture
+from qwen2vl_serve.plan.configuration import positions_of, read_architecture
 from qwen2vl_serve.profile import Profile
 
 HUB_SECONDS = 10.0
 
 
-def architecture_of(profile: Profile) -> Architecture:
-    """Return the sizes of the profile's model.
+def architecture_of(profile: Profile, *, ask_hub: bool = True) -> Architecture:
+    """Return the sizes of the profile's model; without ``ask_hub``, as far as they are here.
 
     Raises:
         PreflightError: a folder or config.json that cannot be read, or a name that nothing knows.
@@ -34,13 +34,15 @@ def architecture_of(profile: Profile) -> Architecture:
         return _of_folder(profile.model.model, folder, overrides)
     if (cached := checkpoint.cached_folder(name, profile.model.revision)) is not None:
         return _of_folder(name, cached, overrides)
-    if (known := published(name)) is not None and (not _is_path(name) or not folder.exists()):
-        return _with_positions(known, overrides)
+    if (known := published(name)) is not None:
+        return _with_positions(replace(known, assumed=_is_path(name)), overrides)
     if _is_path(name):
         raise PreflightError(
             f"model.model: there is no folder {name}; correct the path, or give the model's name "
             f"on the hub, as {published_names()[1]}"
         )
+    if not ask_hub:
+        raise PreflightError(f"model.model: nothing on this machine knows the sizes of {name}")
     return _of_config(name, _hub_config(name, profile.model.revision), overrides, name)
 
 
@@ -75,13 +77,12 @@ def _with_positions(known: Architecture, overrides: Mapping[str, Any]) -> Archit
     """Apply what ``hf_overrides`` say of the context's length to a model that is built in."""
     inner = overrides.get("text_config")
     text = {**overrides, **(inner if isinstance(inner, Mapping) else {})}
-    positions = text.get("max_position_embeddings")
-    rope = text.get("rope_parameters") or text.get("rope_scaling")
-    if isinstance(rope, Mapping) and rope.get("factor"):
-        original = rope.get("original_max_position_embeddings") or known.text.positions
-        positions = int(float(original) * float(rope["factor"]))
-    if not isinstance(positions, int):
-        return known
+    try:
+        positions = positions_of(text, known.text.positions)
+    except (TypeError, ValueError):
+        raise PreflightError(
+            "model.hf_overrides: max_position_embeddings and rope_scaling have to be numbers"
+        ) from None
     return replace(known, text=replace(known.text, positions=positions))
 
 
@@ -108,7 +109,13 @@ def _hub_config(name: str, revision: str | None) -> dict[str, Any]:
             f"model.model: {name} is not built in, and huggingface_hub is not installed to ask the "
             f"hub; {instead}"
         )
-    from huggingface_hub import get_token, hf_hub_url  # noqa: PLC0415 -- optional, slow to import
+    from huggingface_hub import get_token, hf_hub_url, is_offline_mode  # noqa: PLC0415 -- optional
+
+    if is_offline_mode():
+        raise PreflightError(
+            f"model.model: {name} is not built in, and HF_HUB_OFFLINE forbids to ask the hub; "
+            f"{instead}"
+        )
 
     try:
         url = hf_hub_url(name, "config.json", revision=revision)
