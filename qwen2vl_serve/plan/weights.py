@@ -83,7 +83,7 @@ def stage_weights(
     if vision is not None and with_vision:
         packed = packing if packing is not None and packing.vision else None
         tower = held(vision.tensors(), tensor_parallel if split_vision else 1, packed)
-    rotary = _allocation(text.rotary_values * dtype_bytes)
+    rotary = allocation(text.rotary_values * dtype_bytes)
     table, last_norm = [text.embedding()], [Tensors("norm", text.hidden, 1, "copied")]
     found = []
     counts = layers_of_stages(text.layers, stages)
@@ -106,7 +106,7 @@ def _load(tensor: Tensors, ranks: int, width: int, packing: Quantisation | None)
         matrix = packing.packed_bytes(inputs, outputs)
     else:
         matrix = float(inputs * outputs * width)
-    one = _allocation(matrix) + Load(bias * width, bias * width)
+    one = allocation(matrix) + Load(bias * width, bias * width)
     return Load(one.exact * tensor.count, one.allocated * tensor.count)
 
 
@@ -131,7 +131,7 @@ def _rank_sizes(tensor: Tensors, ranks: int) -> tuple[int, int, int]:
 _OWN_SEGMENT, _STEP, _SPLIT_OVER, _NEVER_SPLIT = 10 * MIB, 2 * MIB, 1 * MIB, 20 * MIB
 
 
-def _allocation(size: float) -> Load:
+def allocation(size: float) -> Load:
     """Return what PyTorch's caching allocator takes for one tensor.
 
     Source: ``CUDACachingAllocator`` (kMinLargeAlloc, kRoundLarge, kSmallSize) and vLLM's
@@ -140,8 +140,7 @@ def _allocation(size: float) -> Load:
     if size < _OWN_SEGMENT:
         return Load(size, size)
     segment = -(-size // _STEP) * _STEP
-    left = segment - size
-    if left > _SPLIT_OVER and segment < _NEVER_SPLIT:
+    if segment - size > _SPLIT_OVER and size < _NEVER_SPLIT:
         return Load(size, size)
     return Load(size, float(segment))
 
