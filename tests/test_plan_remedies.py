@@ -12,7 +12,7 @@ from qwen2vl_serve.plan import Verdict, plan_for
 from qwen2vl_serve.plan.answer import as_yaml, fixed
 from qwen2vl_serve.plan.assessment import Assessment
 from qwen2vl_serve.plan.cards import KINDS, parse_cards
-from qwen2vl_serve.plan.remedies import Remedy, find_remedies
+from qwen2vl_serve.plan.remedies import Remedy, changed, find_remedies
 from qwen2vl_serve.profile import load_profile, make_profile, profile_names
 
 
@@ -136,8 +136,6 @@ def test_several_changes_where_none_alone_is_enough() -> None:
     for left_out in first.changes:
         content = found.profile
         kept = [change for change in first.changes if change is not left_out]
-        from qwen2vl_serve.plan.remedies import changed
-
         for change in kept:
             content = changed(content, change.values)
         assert plan_for(content, parse_cards("1x3080-10g")).verdict is not Verdict.FITS

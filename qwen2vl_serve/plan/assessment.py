@@ -138,8 +138,8 @@ def _verdict(stages: tuple[StagePlan, ...]) -> Verdict:
 def _on_card(
     plan: Deployment, machines: Machines, held: tuple[StageWeights, ...], index: int
 ) -> StagePlan:
-    numbers = _card_numbers(plan, machines, index)
-    total = min(machines.cards[number].memory_gib for number in numbers) * GIB
+    numbers = _card_numbers(plan, index)
+    total = min(card.memory_gib for card in _present(machines, numbers)) * GIB
     weights = without(held[index], plan.offload_bytes)
     parts = memory.parts(plan, weights, first=index == 0, last=index == len(held) - 1)
     share = memory.requested_bytes(total, plan.utilisation)
@@ -201,15 +201,20 @@ def _stage(
     return StagePlan(index, weights.layers, numbers, total, share, parts, cache, needed, outside)
 
 
-def _card_numbers(plan: Deployment, machines: Machines, index: int) -> tuple[int, ...]:
-    """Return which cards hold a stage, over all replicas; where cards are missing, the last."""
-    last = len(machines.cards) - 1
+def _card_numbers(plan: Deployment, index: int) -> tuple[int, ...]:
+    """Return which cards hold a stage, over all replicas; there may be fewer of them."""
     each = plan.tensor_parallel * plan.stages
     return tuple(
-        min(replica * each + index * plan.tensor_parallel + rank, last)
+        replica * each + index * plan.tensor_parallel + rank
         for replica in range(plan.replicas)
         for rank in range(plan.tensor_parallel)
     )
+
+
+def _present(machines: Machines, numbers: tuple[int, ...]) -> list[Card]:
+    """Return the cards of these numbers, the last one in place of those that are missing."""
+    last = len(machines.cards) - 1
+    return [machines.cards[min(number, last)] for number in numbers]
 
 
 def _room(plan: Deployment, machines: Machines, stage: StagePlan) -> list[Finding]:
@@ -217,8 +222,7 @@ def _room(plan: Deployment, machines: Machines, stage: StagePlan) -> list[Findin
 
     Source: ``request_memory`` in ``v1/worker/utils.py``.
     """
-    cards: list[Card] = [machines.cards[number] for number in stage.cards]
-    card = min(cards, key=lambda one: min(one.free_gib, one.memory_gib))
+    card = min(_present(machines, stage.cards), key=lambda one: min(one.free_gib, one.memory_gib))
     free = min(card.free_gib, card.memory_gib) * GIB - stage.outside.low
     taken = stage.share
     field = "engine.gpu_memory_utilization"

@@ -127,9 +127,9 @@ def _bars(plan: Assessment) -> Iterator[RenderableType]:
     several = len(plan.stages) > 1
     each = plan.deployment.cards <= MOST_BARS
     for stage in plan.stages:
-        names = (
-            [f"GPU {number}" for number in stage.cards] if each else [f"{len(stage.cards)} GPUs"]
-        )
+        names = [f"GPU {number}" for number in stage.cards if number < len(plan.machines.cards)]
+        if not each:
+            names = [f"{len(stage.cards)} GPUs"]
         for name in names if stage.cards else ["memory"]:
             label = f"{name} stage {stage.index}" if several else name
             bar = Text(f"{label:<14} ") + _bar(stage)

@@ -107,7 +107,7 @@ def cost_of(request: Request, profile: Profile) -> Cost:
         most = limits.image if kind == "image" else limits.video
         if count > most:
             raise PreflightError(
-                f"--typical: {count} {kind}s, but media.limit_mm_per_prompt.{kind} is {most}; "
+                f"--typical: {count} {kind}{'s' * (count > 1)}, but media.limit_mm_per_prompt.{kind} is {most}; "
                 "raise it or ask for fewer"
             )
     return Cost(visual, request.text, request.answer)
