@@ -106,9 +106,10 @@ def cost_of(request: Request, profile: Profile) -> Cost:
     for kind, count in counts.items():
         most = limits.image if kind == "image" else limits.video
         if count > most:
+            what = f"{count} {kind}{'s' * (count > 1)}"
             raise PreflightError(
-                f"--typical: {count} {kind}{'s' * (count > 1)}, but media.limit_mm_per_prompt.{kind} is {most}; "
-                "raise it or ask for fewer"
+                f"--typical: {what}, but media.limit_mm_per_prompt.{kind} is {most}; raise it or "
+                "ask for fewer"
             )
     return Cost(visual, request.text, request.answer)
 
