@@ -92,6 +92,8 @@ def config_of(model: Architecture) -> dict[str, Any]:
             "bits": packing.bits,
             "group_size": packing.group,
             "zero_point" if packing.method == "awq" else "sym": True,
+            "desc_act": False,
+            "modules_to_not_convert": ["visual"],
         }
     return config
 

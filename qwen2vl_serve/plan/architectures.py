@@ -15,6 +15,7 @@ from qwen2vl_serve import checkpoint
 Split = Literal["column", "row", "copied", "vocabulary"]
 MROPE_POSITIONS = 4
 """vLLM's M-RoPE table has four rows for each position (``rotary_embedding/mrope.py``)."""
+VISION_POSITIONS = 8192
 VOCABULARY_STEP = 64
 """vLLM pads a vocabulary to this multiple (``vocab_parallel_embedding.py``)."""
 
@@ -97,6 +98,11 @@ class Vision:
     def factor(self) -> int:
         """Side in pixels of the square behind one visual token."""
         return self.patch * self.merge
+
+    @property
+    def rotary_values(self) -> int:
+        """Numbers of the rotary table: 8192 positions of half a head (``models/qwen2_vl.py``)."""
+        return VISION_POSITIONS * (self.embed // self.heads // 2)
 
     @property
     def merged(self) -> int:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan.architectures import Architecture, with_online_fp8
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.vision import FRAME_FACTOR
+from qwen2vl_serve.vision import FRAME_FACTOR, PixelBudget, smart_resize
 
 DEFAULT_UTILISATION = 0.92
-CUDA_BLOCK, CPU_BLOCK = 16, 32
-"""Tokens of one block of the KV cache (``config/cache.py``, ``backends/cpu_attn.py``)."""
+CUDA_BLOCK, CPU_BLOCK = 16, 128
+"""Tokens of one block of the KV cache (``config/cache.py``, ``platforms/cpu.py``)."""
 BFLOAT16_CAPABILITY = (8, 0)
 _PROFILED_FRAMES = 14
 NUMBER_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
@@ -149,16 +149,17 @@ def batch_defaults(cards: Sequence[Card], *, workers: int, on_cards: bool) -> tu
     return 2048, 256
 
 
-def most_tokens(pixels: int, factor: int) -> int:
-    """Visual tokens of the largest picture within ``pixels``, of at most 1 : 200.
+def largest_picture(pixels: int, factor: int) -> tuple[int, int]:
+    """Return height and width in squares of ``factor`` of the picture with the most tokens.
 
-    Source: ``get_image_size_with_most_features`` in ``models/qwen2_vl.py``.
+    Within ``pixels`` and of at most 1 : 200. Source: ``get_image_size_with_most_features`` in
+    ``models/qwen2_vl.py``.
     """
     for tokens in range(max(1, pixels // factor**2), 0, -1):
         short = next(side for side in range(math.isqrt(tokens), 0, -1) if tokens % side == 0)
         if tokens // short / short <= 200:
-            return tokens
-    return 1
+            return short, tokens // short
+    return 1, 1
 
 
 def _dtype(wanted: str, stored: str, *, without_bfloat16: bool) -> str:
@@ -188,13 +189,15 @@ def _largest(
     if vision is None:
         return None
     kinds: dict[str, tuple[int, int]] = {}
-    image = most_tokens(media.most_pixels, vision.factor)
+    factor = vision.factor
+    rows, columns = largest_picture(media.most_pixels, factor)
     if limits.image:
-        kinds["image"] = image, limits.image
+        kinds["image"] = rows * columns, limits.image
     if limits.video:
         frames_of = media.videos_kwargs
-        frame = min(image, most_tokens(frames_of.most_pixels, vision.factor))
-        frame = max(frame, frames_of.least_pixels // vision.factor**2)
+        bounds = PixelBudget(frames_of.least_pixels, frames_of.most_pixels)
+        height, width = smart_resize(rows * factor, columns * factor, bounds, factor)
+        frame = height // factor * (width // factor)
         frames = 1
         while frames < _PROFILED_FRAMES and -(-(frames + 1) // FRAME_FACTOR) * frame <= length:
             frames += 1

@@ -83,6 +83,7 @@ def stage_weights(
     if vision is not None and with_vision:
         packed = packing if packing is not None and packing.vision else None
         tower = held(vision.tensors(), tensor_parallel if split_vision else 1, packed)
+        tower += allocation(vision.rotary_values * dtype_bytes)
     rotary = allocation(text.rotary_values * dtype_bytes)
     table, last_norm = [text.embedding()], [Tensors("norm", text.hidden, 1, "copied")]
     found = []
