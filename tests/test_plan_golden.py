@@ -7,6 +7,7 @@ has to agree: weights, bytes of a token, blocks of a cache, and what is refused.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -194,3 +195,20 @@ def test_what_booted_is_said_to_fit(log: Log) -> None:
     # 0.32 keeps counts of output tokens and takes graphs from the cache; these boots did not.
     size = replace(stage.cache.size, high=stage.cache.size.high + stage.parts.graphs.high)
     assert size.low < log.cache * GIB < size.high
+
+
+@pytest.mark.parametrize("name", ["plan.md", "plan.zh-CN.md"])
+def test_the_figures_of_the_documentation(name: str) -> None:
+    """The table of boots says what is logged and what is planned, in this order."""
+    text = (Path(__file__).parents[1] / "docs" / name).read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| Qwen")]
+    logs = (LOGS[0], LOGS[5], LOGS[2], LOGS[6])
+    for row, log in zip(rows, logs, strict=False):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert f"{log.weights:.2f}" in cells[1]
+        assert cells[2] == f"{planned(log).stages[0].weights_gib:.2f}"
+    blocks = memory.tokens_held(7.71 * GIB, bytes_per_token(LOGS[5]), 16) // 16
+    assert rows[4].endswith(f"| {blocks} |")
+    needed = memory.needed_bytes(262144, bytes_per_token(LOGS[4]), 16) / GIB
+    assert rows[5].endswith(f"| {needed:.1f} |")
+    assert len(rows) == 6

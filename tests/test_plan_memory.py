@@ -112,6 +112,21 @@ def test_pictures_reserve_by_their_size() -> None:
     assert small.parts.activations.likely < 0.5 * GIB
 
 
+@pytest.mark.parametrize(
+    ("model", "widths"), [(MODEL, 15.06), ("Qwen/Qwen2.5-VL-7B-Instruct", 14.75)]
+)
+def test_the_encoder_takes_what_was_measured(model: str, widths: float) -> None:
+    """Peak of vLLM's own modules on a CPU, in widths of 1280 numbers a patch beside its pixels.
+
+    Of cards, those without FlashAttention run the same steps.
+    """
+    media = {"limit_mm_per_prompt": {"image": 1}, "max_pixels": 12_845_056}
+    activations = stage("1x2080ti-22g", media, model).parts.activations
+    measured = 65536 * (widths * 1280 + 1176) * 2
+    assert activations.low < measured < activations.high
+    assert activations.likely == pytest.approx(measured, rel=0.15)
+
+
 def test_what_requests_may_ask_for_is_reserved() -> None:
     """`client_max_pixels` is what vLLM profiles, not the default below it."""
     asked = {"limit_mm_per_prompt": {"image": 1}, "client_max_pixels": 12_845_056}

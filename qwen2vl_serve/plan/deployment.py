@@ -38,7 +38,10 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One model on cards, with no default left open. Sizes in tokens and bytes."""
+    """One model on cards, with no default left open. Sizes in tokens and bytes.
+
+    ``flash`` tells that pictures are attended to by FlashAttention, which needs no copies.
+    """
 
     architecture: Architecture
     dtype: str
@@ -61,6 +64,7 @@ class Deployment:
     kv_cache_bytes: int | None
     offload_bytes: float
     largest_graph: int
+    flash: bool
     on_cards: bool
 
     @property
@@ -130,6 +134,7 @@ def deployment(
         offload_bytes=(engine.cpu_offload_gb or 0) * GIB,
         # Source: ``_set_cudagraph_sizes`` in ``config/vllm.py``.
         largest_graph=1024 if cards and cards[0].capability[0] == 10 else 512,
+        flash=on_cards and not old,
         on_cards=on_cards,
     )
 
