@@ -57,10 +57,7 @@ class Deployment:
     block: int
     eager: bool
     split_vision: bool
-    pixels: int
     picture: Picture | None
-    images: int
-    videos: int
     kv_cache_bytes: int | None
     offload_bytes: float
     largest_graph: int
@@ -92,7 +89,7 @@ def deployment(
     profile: Profile, architecture: Architecture, cards: Sequence[Card], *, on_cards: bool
 ) -> Deployment:
     """Fill in vLLM's defaults for ``profile`` on ``cards``, of which there may be none."""
-    engine, media = profile.engine, profile.media
+    engine = profile.engine
     if profile.model.quantization is not None and architecture.quantisation is None:
         method = profile.model.quantization
         if method.startswith("fp8") or method == "mxfp8":
@@ -100,13 +97,13 @@ def deployment(
     old = on_cards and any(card.capability < BFLOAT16_CAPABILITY for card in cards)
     dtype = _dtype(profile.model.dtype, architecture.dtype, without_bfloat16=old)
     tensor, stages = engine.tensor_parallel_size, engine.pipeline_parallel_size
+    # No field of today's profiles; counted as soon as one has it.
     replicas = int(getattr(engine, "data_parallel_size", None) or 1)
     length = engine.max_model_len or architecture.text.positions
     tokens, seqs = batch_defaults(cards, workers=tensor * stages, on_cards=on_cards)
     asked_seqs = engine.max_num_seqs
     batched = engine.max_num_batched_tokens or min((asked_seqs or seqs) * length, tokens)
     sequences = asked_seqs or min(seqs, batched)
-    limits = media.limit_mm_per_prompt
     kv_bytes = engine.kv_cache_memory_bytes
     if profile.hardware.cpu_kvcache_gib is not None:
         kv_bytes = profile.hardware.cpu_kvcache_gib * GIB
@@ -126,10 +123,7 @@ def deployment(
         block=CUDA_BLOCK if on_cards else CPU_BLOCK,
         eager=bool(engine.enforce_eager),
         split_vision=engine.mm_encoder_tp_mode != "data",
-        pixels=media.most_pixels,
         picture=_largest(profile, architecture, length, batched, sequences),
-        images=limits.image,
-        videos=limits.video,
         kv_cache_bytes=kv_bytes,
         offload_bytes=(engine.cpu_offload_gb or 0) * GIB,
         # Source: ``_set_cudagraph_sizes`` in ``config/vllm.py``.
