@@ -267,6 +267,11 @@ def test_the_hub_is_asked_for_what_nothing_else_knows(run, hub: dict[str, bytes]
     hub["/me/cats/resolve/main/config.json"] = json.dumps(config_of(model)).encode()
     told = json.loads(run("--model", "me/cats", "--gpus", "1x4090", "--json", status=0))
     assert told["model"]["parameters"] == model.parameters
+    assert told["model"]["stored_gib"] is None
+    weights = {"safetensors": {"parameters": {"BF16": model.parameters}}}
+    hub["/api/models/me/cats"] = json.dumps(weights).encode()
+    again = json.loads(run("--model", "me/cats", "--gpus", "1x4090", "--json", status=0))
+    assert again["model"]["stored_gib"] == pytest.approx(model.parameters * 2 / 2**30, abs=1e-3)
     assert "answers 404" in run("--model", "me/dogs", "--gpus", "1x4090", status=2)
 
 

@@ -43,7 +43,8 @@ def architecture_of(profile: Profile, *, ask_hub: bool = True) -> Architecture:
         )
     if not ask_hub:
         raise PreflightError(f"model.model: nothing on this machine knows the sizes of {name}")
-    return _of_config(name, _hub_config(name, profile.model.revision), overrides, name)
+    config, stored = _of_hub(name, profile.model.revision)
+    return replace(_of_config(name, config, overrides, name), stored_bytes=stored)
 
 
 def _is_path(name: str) -> bool:
@@ -96,11 +97,10 @@ def _tensor_bytes(path: Path) -> int:
         raise PreflightError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _hub_config(name: str, revision: str | None) -> dict[str, Any]:
-    """Fetch config.json from the hub, at the address and with the token that vLLM would use.
+def _of_hub(name: str, revision: str | None) -> tuple[dict[str, Any], int | None]:
+    """Fetch config.json, and what the hub knows of the weights, without repeating a request.
 
-    One request without repetition: its own download would try for half a minute where there is
-    no network.
+    The hub's own download would try for half a minute where there is no network.
     """
     known = ", ".join(published_names()[:3])
     instead = f"give the path of its folder, or one of the built-in models ({known}, …)"
@@ -109,27 +109,55 @@ def _hub_config(name: str, revision: str | None) -> dict[str, Any]:
             f"model.model: {name} is not built in, and huggingface_hub is not installed to ask the "
             f"hub; {instead}"
         )
-    from huggingface_hub import get_token, hf_hub_url, is_offline_mode  # noqa: PLC0415 -- optional
+    from huggingface_hub import (  # noqa: PLC0415 -- optional
+        constants,
+        get_token,
+        hf_hub_url,
+        is_offline_mode,
+    )
 
     if is_offline_mode():
         raise PreflightError(
             f"model.model: {name} is not built in, and HF_HUB_OFFLINE forbids to ask the hub; "
             f"{instead}"
         )
-
+    token = get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         url = hf_hub_url(name, "config.json", revision=revision)
-        token = get_token()
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        reply = requests.get(url, headers=headers, timeout=HUB_SECONDS)
-        reply.raise_for_status()
-        config = reply.json()
+        config = _json(url, headers)
     except (requests.RequestException, ValueError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = f"answers {status}" if status else f"is not reached ({type(error).__name__})"
         raise PreflightError(
             f"model.model: {name} is not built in, and the hub {reason}; {instead}"
         ) from None
-    if not isinstance(config, dict):
-        raise PreflightError(f"model.model: {name} has a config.json that is no object")
-    return config
+    try:
+        path = f"{name}/revision/{revision}" if revision else name
+        tensors = _json(f"{constants.ENDPOINT}/api/models/{path}", headers)["safetensors"]
+        counts = tensors["parameters"]
+        stored = sum(int(count) * _STORED_BYTES[dtype] for dtype, count in counts.items())
+    except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError):
+        return config, None  # not every repository has them, and they only serve a comparison
+    return config, stored
+
+
+_STORED_BYTES = {
+    "F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+def _json(url: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    """Get a JSON object.
+
+    Raises:
+        requests.RequestException: no answer, or another status than success.
+        ValueError: something else.
+    """
+    reply = requests.get(url, headers=headers, timeout=HUB_SECONDS)
+    reply.raise_for_status()
+    found = reply.json()
+    if not isinstance(found, dict):
+        raise ValueError(f"{url} is no object")
+    return found
