@@ -83,7 +83,7 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     Refuses a model of another family, and rotary settings that vLLM 0.32 cannot use.
     """
     source = folder / "config.json"
-    config = _merged(read_json(source, "it is not a checkpoint's folder"), overrides)
+    config = merged(read_json(source, "it is not a checkpoint's folder"), overrides)
     check_config(config, source)
     return config
 
@@ -223,15 +223,16 @@ def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _merged(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(config)
+def merged(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace values of a config.json, level by level, as vLLM's ``hf_overrides`` do."""
+    result = dict(config)
     for key, value in overrides.items():
-        inner = merged.get(key)
+        inner = result.get(key)
         if isinstance(inner, dict) and isinstance(value, Mapping):
-            merged[key] = _merged(inner, value)
+            result[key] = merged(inner, value)
         else:
-            merged[key] = value
-    return merged
+            result[key] = value
+    return result
 
 
 def _check_sections(rope: dict[str, Any], text: dict[str, Any], source: Path) -> None:

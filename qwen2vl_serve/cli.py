@@ -1,7 +1,8 @@
 """The command line: ``serve`` and ``qwen2vl-serve``; the only module that prints or exits.
 
-Exit status: 0 done, 1 the engine failed or the doctor found something fatal, 2 the command, the
-profile or this machine does not allow a start (one line on standard error), 130 interrupted.
+Exit status: 0 done, 1 the engine failed, 2 the command, the profile or this machine does not
+allow a start (one line on standard error), 130 interrupted. ``plan`` ends with 1 where the profile
+does not fit, ``doctor`` where something is fatal.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import yaml
 
@@ -28,6 +29,9 @@ from qwen2vl_serve.profile import (
     profile_names,
     section_of,
 )
+
+if TYPE_CHECKING:
+    from qwen2vl_serve.plan.answer import Answer
 
 AUTO = "auto"
 
@@ -71,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     show.add_argument("profile", metavar="NAME|PATH")
     _add_overrides(show)
     show.set_defaults(run=_show_profile)
+    _add_plan_options(
+        commands.add_parser(
+            "plan", help="tell whether a profile fits given cards", allow_abbrev=False
+        )
+    )
     commands.add_parser("ask", help="ask a running server (ask --help)", add_help=False)
 
     def run() -> int:
@@ -142,6 +151,42 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the profile's topology and limits with the demo model on CPU workers",
     )
+
+
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Tell whether a profile fits given cards; nothing is loaded for that."
+    parser.add_argument(
+        "--profile", metavar="NAME|PATH", help="a profile that ships or a YAML file"
+    )
+    parser.add_argument(
+        "--model",
+        help="a checkpoint by itself: folder, hub name or demo; with --profile, its model",
+    )
+    parser.add_argument(
+        "--gpus",
+        metavar="CARDS",
+        help="8x2080ti-11g, 2x3090, 1xa100-80g, 4x24GiB@8.6 or, of two machines, 2x8xh100; "
+        "default: this machine's, else the profile's own",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="SECTION.FIELD=VALUE",
+        help="set any field of the profile; may be repeated",
+    )
+    parser.add_argument(
+        "--typical",
+        metavar="REQUEST",
+        help='the request that is counted, as "2 images 1280x960, 300 in, 200 out"',
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object")
+    output.add_argument(
+        "--fix", action="store_true", help="print the nearest profile that fits, as YAML"
+    )
+    parser.set_defaults(run=_plan)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -260,6 +305,50 @@ def _print_report(lines: Iterable[str]) -> None:
             if line.startswith(level):
                 text.stylize(style, 0, len(level))
         console.print(text)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from qwen2vl_serve.plan import answer as answers  # noqa: PLC0415 -- of no use to serve
+    from qwen2vl_serve.plan import question, request  # noqa: PLC0415
+    from qwen2vl_serve.plan.planning import plan_for  # noqa: PLC0415
+
+    if arguments.profile is None and arguments.model is not None:
+        asked = question.of_model(arguments.model, arguments.gpus, arguments.overrides)
+    else:
+        model = [] if arguments.model is None else [f"model={arguments.model}"]
+        name = arguments.profile or question.suitable(arguments.gpus)
+        asked = question.of_profile(name, arguments.gpus, [*arguments.overrides, *model])
+    plan = plan_for(asked.profile, asked.machines, host=asked.host, architecture=asked.architecture)
+    typical = arguments.typical
+    wanted = request.default_request(plan.profile) if typical is None else None
+    told = answers.answer(plan, wanted or request.parse_request(typical), asked.host)
+    if arguments.fix:
+        return _print_fix(told)
+    if arguments.json:
+        print(json.dumps(answers.as_json(told), ensure_ascii=False, indent=2))
+    else:
+        from rich.console import Console  # noqa: PLC0415 -- of no use to programs
+
+        from qwen2vl_serve.plan.report import report  # noqa: PLC0415
+
+        Console(highlight=False).print(report(told, asked.whence))
+    return 0 if told.fits else 1
+
+
+def _print_fix(told: Answer) -> int:
+    from qwen2vl_serve.plan import answer as answers  # noqa: PLC0415 -- as above
+
+    if told.fits:
+        print(answers.as_yaml(told.plan.profile), end="")
+        return 0
+    if not told.remedies:
+        print("serve: no change of this profile makes it fit these cards", file=sys.stderr)
+        return 1
+    first = told.remedies[0]
+    for change in first.changes:
+        print(f"# {change}: {change.cost}")
+    print(answers.as_yaml(answers.fixed(first)), end="")
+    return 0
 
 
 def _terminal() -> TextIO:

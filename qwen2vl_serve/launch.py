@@ -43,12 +43,11 @@ from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.media.image import FORMATS
 from qwen2vl_serve.media.loader import MediaBudget, MediaLoader
-from qwen2vl_serve.media.sampling import FPS, MAX_FRAMES, FrameRules
-from qwen2vl_serve.media.sizing import Bounds
+from qwen2vl_serve.media.sampling import frame_rules
+from qwen2vl_serve.media.sizing import picture_bounds
 from qwen2vl_serve.media.video import VideoLimits
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.profile_media import FilesSection
-from qwen2vl_serve.vision import PixelBudget
 
 Report = Callable[[str], None]
 """Takes one line for the operator's eyes."""
@@ -279,20 +278,6 @@ def media_loader(profile: Profile) -> MediaLoader:
         denied_domains=frozenset(media.denied_domains),
         allowed_networks=media.allowed_networks,
     )
-    bounds = Bounds(
-        default=PixelBudget(media.min_pixels, media.max_pixels),
-        limits=PixelBudget(media.least_pixels, media.most_pixels),
-    )
-    frames, sampling = media.videos_kwargs, media.media_io_kwargs.video
-    frame_rules = FrameRules(
-        bounds=Bounds(
-            default=PixelBudget(frames.min_pixels, frames.max_pixels),
-            limits=PixelBudget(frames.least_pixels, frames.most_pixels),
-        ),
-        total_pixels=frames.total_pixels,
-        fps=FPS if sampling.fps is None else sampling.fps,
-        max_frames=MAX_FRAMES if sampling.num_frames is None else sampling.num_frames,
-    )
     video_limits = VideoLimits(
         max_bytes=media.max_video_bytes,
         max_frames=media.max_video_frames,
@@ -301,9 +286,9 @@ def media_loader(profile: Profile) -> MediaLoader:
     )
     return MediaLoader(
         Fetcher(policy),
-        bounds,
+        picture_bounds(media),
         media.max_image_pixels,
-        frame_rules,
+        frame_rules(media),
         video_limits,
         folders=media.allowed_local_paths,
         files=_file_store(profile.files),

@@ -7,6 +7,7 @@ Nothing here imports vLLM: ``engine_args`` returns plain values.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
@@ -280,13 +281,21 @@ def load_profile(name_or_path: str, overrides: Sequence[str] = ()) -> Profile:
         document = Document(document.source, {})
     if not isinstance(document.values, dict):
         raise ProfileError(f"{document.source}: must hold the sections {_sections()}")
+    return _resolved(document, overrides).named(name_or_path)
+
+
+def make_profile(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Profile:
+    """Make a profile without a file, from plain values and ``overrides`` as of ``load_profile``."""
+    return _resolved(Document("the profile", copy.deepcopy(dict(values))), overrides)
+
+
+def _resolved(document: Document, overrides: Sequence[str]) -> Profile:
     for override in overrides:
         _override(document, override)
     try:
-        profile = Profile.model_validate(document.values)
+        return Profile.model_validate(document.values)
     except ValidationError as error:
         raise ProfileError(_explain(error.errors(), document)) from None
-    return profile.named(name_or_path)
 
 
 def section_of(name: str) -> str | None:

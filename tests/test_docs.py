@@ -36,8 +36,10 @@ from tests.markdown import ROOT, Cell, Document
 APIS = [Document("docs/http-api.md"), Document("docs/http-api.zh-CN.md")]
 READMES = [Document("README.md"), Document("README.zh-CN.md")]
 DOCTORS = [Document("docs/doctor.md"), Document("docs/doctor.zh-CN.md")]
-TWINS = [APIS, READMES, DOCTORS]
-HELD = [*APIS, *READMES, *DOCTORS, Document("CHANGELOG.md")]
+PLANS = [Document("docs/plan.md"), Document("docs/plan.zh-CN.md")]
+PAGES = [Document("docs/hardware.md"), Document("docs/hardware.zh-CN.md")]
+TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES]
+HELD = [*APIS, *READMES, *DOCTORS, *PLANS, *PAGES, Document("CHANGELOG.md")]
 
 api = pytest.mark.parametrize("document", APIS, ids=str)
 readme = pytest.mark.parametrize("document", READMES, ids=str)

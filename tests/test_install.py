@@ -141,6 +141,19 @@ def test_base_lists_profiles_from_any_folder(base: Path, tmp_path: Path) -> None
     assert "--tensor-parallel-size 4" in shown.stdout
 
 
+def test_base_plans(base: Path, tmp_path: Path) -> None:
+    """It is also enough to plan a profile, and to write one that fits."""
+    words = ["plan", "--profile", "single-3090", "--gpus"]
+    fits = run(base, "qwen2vl-serve", *words, "1x3090", cwd=tmp_path)
+    assert fits.returncode == 0, fits.stderr
+    assert "verdict: fits" in fits.stdout
+    mine = run(base, "qwen2vl-serve", *words, "1x3060", "--fix", cwd=tmp_path)
+    assert mine.returncode == 0, mine.stderr
+    (tmp_path / "mine.yaml").write_text(mine.stdout, "utf-8")
+    again = run(base, "qwen2vl-serve", "plan", "--profile", "mine.yaml", cwd=tmp_path)
+    assert "verdict: " in again.stdout
+
+
 def test_base_has_client_and_no_torch(base: Path, tmp_path: Path) -> None:
     """The client imports and comes from the wheel; torch and vLLM are nowhere."""
     code = (

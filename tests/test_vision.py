@@ -29,6 +29,26 @@ def test_sizes_are_those_of_qwen_vl_utils(height: int, width: int, budget: Pixel
         assert FACTOR <= max(rows, columns) <= 200 * min(rows, columns)
 
 
+@settings(max_examples=10_000, deadline=None)
+@given(sides, sides, budgets)
+def test_sizes_are_those_of_transformers(height: int, width: int, budget: PixelBudget) -> None:
+    """10,000 more against the processor that runs behind us, which takes what we made as it is.
+
+    A side of 14 pixels or less it rounds to 0 before it weighs the budget; the reference does not.
+    """
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    low, high = budget.min_pixels, budget.max_pixels
+
+    assume(max(height, width) <= 200 * min(height, width))
+    rows, columns = smart_resize(height, width, budget)
+    if low <= rows * columns <= high:
+        assert module.smart_resize(rows, columns, FACTOR, low, high) == (rows, columns)
+    expected = module.smart_resize(height, width, FACTOR, low, high)
+    if min(height, width) > FACTOR // 2 and max(expected) <= 200 * min(expected):
+        assert (rows, columns) == expected
+        assert visual_tokens(rows, columns) == (rows // 14) * (columns // 14) // 4
+
+
 @settings(max_examples=2_000, deadline=None)
 @given(sides, sides, budgets)
 def test_a_resized_picture_keeps_its_size(height: int, width: int, budget: PixelBudget) -> None:

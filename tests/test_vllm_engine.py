@@ -18,6 +18,10 @@ import pytest
 import requests
 from PIL import Image, ImageDraw
 
+from qwen2vl_serve import hardware
+from qwen2vl_serve.plan import plan_for
+from qwen2vl_serve.plan.capacity import capacity
+from qwen2vl_serve.profile import load_profile
 from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
 from tests.conftest import ServerProcess
 
@@ -63,6 +67,17 @@ def colour_of(client: openai.OpenAI, colour: str) -> str:
 def test_a_picture_goes_in_and_an_answer_comes_out(client: openai.OpenAI, colour: str) -> None:
     """The demo model names the colour of a circle that Pillow drew."""
     assert colour in colour_of(client, colour).lower()
+
+
+def test_the_kv_cache_is_as_large_as_planned(server: ServerProcess) -> None:
+    """The planner's tokens of the demo profile against what vLLM says that it made, within 5 %."""
+    text = "\n".join(server.lines)
+    made = re.search(r"KV cache holds ([\d,]+) tokens, ([\d.]+) full windows", text)
+    assert made is not None, text
+    plan = plan_for(load_profile("demo"), (), host=hardware.host())
+    assert plan.kv_tokens.likely == pytest.approx(int(made[1].replace(",", "")), rel=0.05)
+    windows = capacity(plan, plan.deployment.max_model_len).by_cache
+    assert windows == pytest.approx(float(made[2]), rel=0.05)
 
 
 def test_questions_may_be_chinese(client: openai.OpenAI) -> None:

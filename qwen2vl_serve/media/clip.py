@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qwen2vl_serve.media import video
+from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.media.sampling import Sampling
-from qwen2vl_serve.media.video import VideoHeader, VideoLimits
+from qwen2vl_serve.media.video import VideoLimits
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ import io
 import warnings
 import zlib
 from collections.abc import Collection
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
+from qwen2vl_serve.media.headers import Header
 from qwen2vl_serve.media.resample import resize
 
 FORMATS = MappingProxyType(
@@ -35,15 +35,6 @@ FORMATS = MappingProxyType(
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_TEXT = PngImagePlugin.MAX_TEXT_CHUNK
 _SWAPPED = frozenset({5, 6, 7, 8})
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the head of a file says; sides in pixels, after the EXIF orientation is applied."""
-
-    format: str
-    width: int
-    height: int
 
 
 def read_header(

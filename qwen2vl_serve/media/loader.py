@@ -32,7 +32,8 @@ from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
 from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.media.gate import Gate
-from qwen2vl_serve.media.image import FORMATS, Header, read_header
+from qwen2vl_serve.media.headers import Header
+from qwen2vl_serve.media.image import FORMATS, read_header
 from qwen2vl_serve.media.ledger import Account, Ledger, TooManyBytes
 from qwen2vl_serve.media.lru import LRU
 from qwen2vl_serve.media.picture import Picture

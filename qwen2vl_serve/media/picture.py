@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qwen2vl_serve.media.image import Header, decode
+from qwen2vl_serve.media.headers import Header
+from qwen2vl_serve.media.image import decode
 from qwen2vl_serve.media.sizing import Sizing
 
 

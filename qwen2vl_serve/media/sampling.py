@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen2vl_serve.errors import InvalidValue, InvalidVideo
+from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.media.sizing import (
     Bounds,
     Sizing,
@@ -20,7 +21,7 @@ from qwen2vl_serve.media.sizing import (
     refuse_twice,
     shrunk,
 )
-from qwen2vl_serve.media.video import VideoHeader
+from qwen2vl_serve.profile_media import MediaSection
 from qwen2vl_serve.protocol import (
     ChatRequest,
     FramesPart,
@@ -60,6 +61,20 @@ class FrameRules:
 _FRAME = PixelBudget(128 * FACTOR**2, 768 * FACTOR**2)
 REFERENCE = FrameRules(Bounds(_FRAME, _FRAME), total_pixels=int(128_000 * FACTOR**2 * 0.9))
 """The rules of qwen_vl_utils 0.0.14 without a word from anybody."""
+
+
+def frame_rules(media: MediaSection) -> FrameRules:
+    """Return the profile's word on videos."""
+    frames, sampling = media.videos_kwargs, media.media_io_kwargs.video
+    return FrameRules(
+        bounds=Bounds(
+            default=PixelBudget(frames.min_pixels, frames.max_pixels),
+            limits=PixelBudget(frames.least_pixels, frames.most_pixels),
+        ),
+        total_pixels=frames.total_pixels,
+        fps=FPS if sampling.fps is None else sampling.fps,
+        max_frames=MAX_FRAMES if sampling.num_frames is None else sampling.num_frames,
+    )
 
 
 @dataclass(frozen=True, slots=True)

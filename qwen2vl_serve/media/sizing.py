@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qwen2vl_serve.errors import InvalidImage, InvalidValue
-from qwen2vl_serve.media.image import Header
+from qwen2vl_serve.media.headers import Header
+from qwen2vl_serve.profile_media import MediaSection
 from qwen2vl_serve.protocol import ChatRequest, ImagePart, MMProcessorKwargs
 from qwen2vl_serve.vision import PixelBudget, smart_resize, visual_tokens
 
@@ -25,6 +26,14 @@ class Bounds:
 
     default: PixelBudget
     limits: PixelBudget
+
+
+def picture_bounds(media: MediaSection) -> Bounds:
+    """Return the profile's word on pictures."""
+    return Bounds(
+        default=PixelBudget(media.min_pixels, media.max_pixels),
+        limits=PixelBudget(media.least_pixels, media.most_pixels),
+    )
 
 
 @dataclass(frozen=True, slots=True)

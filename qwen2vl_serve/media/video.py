@@ -14,30 +14,13 @@ import numpy as np
 
 from qwen2vl_serve.errors import APIError, InvalidVideo, VideoTooLarge
 from qwen2vl_serve.media import image
+from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.vision import FRAME_FACTOR
 
 CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"})
 """FFmpeg's names of what is decoded; its many other decoders are never given a stranger's bytes."""
 
 _HELP = "send an mp4, webm or mkv file with H.264, H.265, VP8, VP9, AV1 or MPEG-4 video"
-
-
-@dataclass(frozen=True, slots=True)
-class VideoHeader:
-    """What a video is: sides in pixels as it is shown, frames, and frames a second.
-
-    Of a list of frames ``fps`` is 0 where nobody says it.
-    """
-
-    width: int
-    height: int
-    frames: int
-    fps: float
-
-    @property
-    def duration(self) -> float | None:
-        """Seconds, where known."""
-        return round(self.frames / self.fps, 3) if self.fps else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from qwen2vl_serve.errors import InvalidValue, InvalidVideo
 from qwen2vl_serve.launch import media_loader
+from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.media.sampling import (
     REFERENCE,
     FrameRules,
@@ -25,7 +26,7 @@ from qwen2vl_serve.media.sampling import (
     wishes,
 )
 from qwen2vl_serve.media.sizing import Bounds
-from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoHeader, frame_indices
+from qwen2vl_serve.media.video import DEFAULT_LIMITS, frame_indices
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import FramesPart, VideoFields, VideoPart
 from qwen2vl_serve.torchvision_ops import declare_missing_operators

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen2vl_serve.errors import InvalidImage, InvalidValue, RequestError
-from qwen2vl_serve.media.image import Header
+from qwen2vl_serve.media.headers import Header
 from qwen2vl_serve.media.sizing import Bounds, Sizing, size_for
 from qwen2vl_serve.protocol import ImagePart
 from qwen2vl_serve.validation import RequestLimits, parse_chat

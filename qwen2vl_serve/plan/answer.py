@@ -1,0 +1,205 @@
+"""A plan with everything that is told about it: requests, pictures, remedies; also as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from qwen2vl_serve.hardware import GIB, Card, Host
+from qwen2vl_serve.plan.assessment import Assessment, StagePlan, Verdict
+from qwen2vl_serve.plan.capacity import Capacity, capacity
+from qwen2vl_serve.plan.cards import decoder_attention, vision_attention
+from qwen2vl_serve.plan.memory import Range
+from qwen2vl_serve.plan.remedies import Remedy, changed, find_remedies
+from qwen2vl_serve.plan.request import COMMON_PICTURES, Cost, Request, cost_of, picture_tokens
+from qwen2vl_serve.profile import Profile
+
+PARTS = ("weights", "vision", "activations", "buffers", "graphs", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """All that ``plan`` tells. ``pictures`` are (width, height, visual tokens)."""
+
+    plan: Assessment
+    request: Request
+    cost: Cost
+    full: Capacity
+    typical: Capacity
+    pictures: tuple[tuple[int, int, int], ...]
+    remedies: tuple[Remedy, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the profile starts, also where everything takes the most that is expected."""
+        return self.plan.verdict is Verdict.FITS
+
+
+def answer(plan: Assessment, request: Request, host: Host | None = None) -> Answer:
+    """Work out what a plan means for requests, and what would mend it.
+
+    Raises:
+        PreflightError: a typical request that the profile refuses.
+    """
+    cost = cost_of(request, plan.profile)
+    shown = COMMON_PICTURES if plan.profile.media.limit_mm_per_prompt.image else ()
+    pictures = tuple((w, h, picture_tokens(w, h, plan.profile)) for w, h in shown)
+    return Answer(
+        plan=plan,
+        request=request,
+        cost=cost,
+        full=capacity(plan, plan.deployment.max_model_len),
+        typical=capacity(plan, cost.total),
+        pictures=pictures,
+        remedies=find_remedies(plan, host),
+    )
+
+
+def fixed(remedy: Remedy) -> Profile:
+    """Return the remedy's profile, meant for the cards that it was planned on."""
+    plan = remedy.plan
+    used = plan.machines.cards[: plan.deployment.cards]
+    if not used:
+        return plan.profile
+    smallest = min(used, key=lambda card: card.memory_gib)
+    model = plan.profile.model.model.rstrip("/").rpartition("/")[2]
+    origin = f", from profile {plan.profile.name}" if plan.profile.name else ""
+    return changed(
+        plan.profile,
+        {
+            "description": f"{model} planned for {len(used)} × {smallest.name}{origin}",
+            "hardware.device": "cuda",
+            "hardware.cards": plan.profile.workers,
+            "hardware.card": smallest.name,
+            "hardware.card_memory_gib": int(smallest.memory_gib * 10) / 10,
+        },
+    )
+
+
+def as_yaml(profile: Profile) -> str:
+    """Write a profile as ``load_profile`` reads it, without what is default and without keys."""
+    values = profile.model_dump(
+        mode="json", exclude_defaults=True, exclude={"server": {"api_keys"}}
+    )
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    if profile.server.api_keys:
+        text += "# server.api_keys are not written here; add them, or use server.api_key_file\n"
+    return text
+
+
+def as_json(told: Answer) -> dict[str, Any]:
+    """Return the answer as plain values; sizes in GiB, ranges as low, likely and high."""
+    plan, model = told.plan, told.plan.deployment.architecture
+    deployment = plan.deployment
+    packing = model.quantisation
+    return {
+        "verdict": plan.verdict.value,
+        "fits": told.fits,
+        "profile": plan.profile.name or None,
+        "model": {
+            "name": plan.profile.model.model,
+            "parameters": model.parameters,
+            "vision_parameters": model.vision_parameters,
+            "dtype": deployment.dtype,
+            "quantization": packing.method if packing else None,
+            "stored_gib": _gib(model.stored_bytes) if model.stored_bytes else None,
+        },
+        "cards": [_card(card) for card in plan.machines.cards],
+        "nodes": plan.machines.nodes,
+        "engine": {
+            "tensor_parallel_size": deployment.tensor_parallel,
+            "pipeline_parallel_size": deployment.stages,
+            "data_parallel_size": deployment.replicas,
+            "max_model_len": deployment.max_model_len,
+            "max_num_seqs": deployment.max_num_seqs,
+            "max_num_batched_tokens": deployment.max_num_batched_tokens,
+            "gpu_memory_utilization": deployment.utilisation,
+            "kv_cache_dtype": deployment.kv_dtype,
+            "block_size": deployment.block,
+            **_attention(plan),
+        },
+        "stages": [_stage(plan, stage) for stage in plan.stages],
+        "kv_cache": {
+            "bytes_per_token": deployment.kv_bytes_per_token() * deployment.tensor_parallel,
+            "tokens": _tokens(plan.kv_tokens),
+            "longest_request": _tokens(plan.longest),
+        },
+        "requests": {
+            "max_model_len": _capacity(told.full),
+            "typical": {
+                "visual_tokens": told.cost.visual,
+                "text_tokens": told.cost.text,
+                "answer_tokens": told.cost.answer,
+                **_capacity(told.typical),
+            },
+        },
+        "pictures": [
+            {"width": width, "height": height, "visual_tokens": tokens}
+            for width, height, tokens in told.pictures
+        ],
+        "findings": [
+            {"field": one.field, "text": one.text, "fatal": one.fatal} for one in plan.findings
+        ],
+        "remedies": [_remedy(remedy) for remedy in told.remedies],
+    }
+
+
+def _attention(plan: Assessment) -> dict[str, Any]:
+    if not plan.deployment.on_cards:
+        return {"attention": "CPU_ATTN", "vision_attention": "TORCH_SDPA"}
+    oldest = min(card.capability for card in plan.machines.cards)
+    return {
+        "attention": decoder_attention(oldest, plan.deployment.kv_dtype),
+        "vision_attention": vision_attention(oldest),
+    }
+
+
+def _stage(plan: Assessment, stage: StagePlan) -> dict[str, Any]:
+    return {
+        "stage": stage.index,
+        "layers": stage.layers,
+        "gpus": list(stage.cards),
+        "total_gib": _gib(stage.total),
+        "share_gib": _gib(stage.share),
+        "weights_gib": round(stage.weights_gib, 4),
+        "parts_gib": {name: _range(getattr(stage.parts, name)) for name in PARTS},
+        "kv_cache_gib": _range(stage.cache.size),
+        "kv_bytes_per_token": plan.deployment.kv_bytes_per_token(stage.layers),
+        "kv_needed_gib": _gib(stage.needed),
+        "outside_share_gib": _range(stage.outside),
+    }
+
+
+def _remedy(remedy: Remedy) -> dict[str, Any]:
+    return {
+        "set": {name: value for change in remedy.changes for name, value in change.values.items()},
+        "costs": [change.cost for change in remedy.changes],
+        "kv_tokens": _tokens(remedy.plan.kv_tokens),
+        "verdict": remedy.plan.verdict.value,
+    }
+
+
+def _card(card: Card) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "memory_gib": round(card.memory_gib, 2),
+        "capability": "{}.{}".format(*card.capability),
+    }
+
+
+def _capacity(found: Capacity) -> dict[str, Any]:
+    return {"tokens": found.tokens, "at_once": found.together, "by_cache": round(found.by_cache, 2)}
+
+
+def _range(size: Range) -> dict[str, float]:
+    return {name: _gib(getattr(size, name)) for name in ("low", "likely", "high")}
+
+
+def _tokens(size: Range) -> dict[str, int]:
+    return {name: int(getattr(size, name)) for name in ("low", "likely", "high")}
+
+
+def _gib(size: float) -> float:
+    return round(size / GIB, 4)

@@ -1,0 +1,173 @@
+"""Graphics cards by name, and what their compute capability allows in vLLM 0.32.
+
+Memory is what NVML reports, in GiB; where that was never seen, the size that is sold.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.hardware import Card
+
+_SPECIFICATION = (
+    "write NxNAME as 8x2080ti-11g, 2x3090 or 1xa100-80g, NxSIZE@CAPABILITY as 4x24GiB@8.6, or "
+    "NODESxNxNAME"
+)
+MOST_CARDS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A card as it is sold: ``sizes`` maps GB as marketed to GiB as NVML reports them."""
+
+    title: str
+    capability: tuple[int, int]
+    sizes: tuple[tuple[int, float], ...]
+
+
+def _sold(*sizes: int) -> tuple[tuple[int, float], ...]:
+    return tuple((size, float(size)) for size in sizes)
+
+
+KINDS: dict[str, Kind] = {
+    "v100": Kind("V100", (7, 0), _sold(16, 32)),
+    "2080": Kind("RTX 2080", (7, 5), _sold(8)),
+    "2080ti": Kind("RTX 2080 Ti", (7, 5), _sold(11, 22)),
+    "titanrtx": Kind("TITAN RTX", (7, 5), _sold(24)),
+    "t4": Kind("T4", (7, 5), ((16, 14.6),)),
+    "a100": Kind("A100", (8, 0), ((40, 39.38), (80, 79.22))),
+    "a30": Kind("A30", (8, 0), _sold(24)),
+    "3060": Kind("RTX 3060", (8, 6), _sold(12)),
+    "3080": Kind("RTX 3080", (8, 6), _sold(10, 12)),
+    "3090": Kind("RTX 3090", (8, 6), ((24, 23.58),)),
+    "a10": Kind("A10", (8, 6), _sold(24)),
+    "a40": Kind("A40", (8, 6), _sold(48)),
+    "4060ti": Kind("RTX 4060 Ti", (8, 9), _sold(16)),
+    "4090": Kind("RTX 4090", (8, 9), ((24, 23.5),)),
+    "l4": Kind("L4", (8, 9), _sold(24)),
+    "l20": Kind("L20", (8, 9), _sold(48)),
+    "l40s": Kind("L40S", (8, 9), ((48, 44.42),)),
+    "6000ada": Kind("RTX 6000 Ada", (8, 9), _sold(48)),
+    "h20": Kind("H20", (9, 0), _sold(96)),
+    "h100": Kind("H100", (9, 0), _sold(80)),
+    "h200": Kind("H200", (9, 0), ((141, 139.0),)),
+    "b200": Kind("B200", (10, 0), _sold(180)),
+    "5090": Kind("RTX 5090", (12, 0), _sold(32)),
+    "rtxpro6000": Kind("RTX PRO 6000", (12, 0), _sold(96)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """The cards that a plan may use: all of them, and on how many machines."""
+
+    cards: tuple[Card, ...]
+    nodes: int = 1
+
+    @property
+    def cards_each(self) -> int:
+        """Cards of one machine."""
+        return len(self.cards) // self.nodes
+
+
+def parse_cards(specification: str) -> Machines:
+    """Read ``8x2080ti-11g``, ``2x3090``, ``4x24GiB@8.6``, or several kinds with ``+`` between.
+
+    Three numbers name machines as well: ``2x8xa100-80g`` is two of them with eight cards each.
+
+    Raises:
+        PreflightError: no such card, or a number that is none.
+    """
+    cards: list[Card] = []
+    nodes = 1
+    groups = [group.strip() for group in re.split(r"[+,]", specification)]
+    for group in groups:
+        found = re.fullmatch(r"(?:(\d{1,4})[x×*])?(?:(\d{1,4})[x×*])?\s*(.+)", group.lower())
+        if found is None:
+            raise _unknown(specification)
+        first, second, name = found.groups()
+        if second is not None and len(groups) == 1:
+            nodes, count = int(first), int(first) * int(second)
+        else:
+            count = int(first or 1) * int(second or 1)
+        if not 1 <= count <= MOST_CARDS or nodes < 1:
+            raise PreflightError(
+                f"--gpus {specification}: {count} cards; name 1 to {MOST_CARDS} of them"
+            )
+        title, memory, capability = _kind(name.strip(), specification)
+        cards += [
+            Card(len(cards) + index, title, memory, memory, capability) for index in range(count)
+        ]
+    return Machines(tuple(cards), nodes)
+
+
+def _kind(name: str, specification: str) -> tuple[str, float, tuple[int, int]]:
+    if sized := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gib|gb|g)?@(\d{1,2})\.?(\d)", name):
+        size, unit, major, minor = sized.groups()
+        memory = float(size) * (1e9 / 2**30 if unit == "gb" else 1)
+        return f"{memory:g} GiB card", memory, (int(major), int(minor))
+    plain, size = _split_size(name)
+    kind = _named(plain)
+    if kind is None:
+        raise _unknown(specification)
+    sizes = dict(kind.sizes)
+    if size is None and len(sizes) > 1:
+        ways = " or ".join(f"{name}-{gb}g" for gb in sizes)
+        raise PreflightError(f"--gpus {specification}: say which {kind.title}: {ways}")
+    # A size that was never sold, as a modified card: taken at its word.
+    gb = next(iter(sizes)) if size is None else size
+    memory = sizes.get(gb, float(gb))
+    return f"{kind.title} {gb} GB", memory, kind.capability
+
+
+def _split_size(name: str) -> tuple[str, int | None]:
+    """Part ``a100-80g`` into name and GB; without a mark between them, where a card is known."""
+    plain = re.sub(r"nvidia|geforce|tesla", "", name).strip()
+    if found := re.fullmatch(r"(.*\S)[\s_-]+(\d{1,3})\s*g(?:i?b)?", plain):
+        return re.sub(r"[\s_-]", "", found[1]), int(found[2])
+    plain = re.sub(r"[\s_-]", "", plain)
+    if found := re.fullmatch(r"(\w*?\d+)g(?:i?b)?", plain):
+        for digits in (1, 2, 3):
+            kind = _named(found[1][:-digits])
+            size = found[1][-digits:]
+            if kind is not None and size.isdigit() and int(size) in dict(kind.sizes):
+                return found[1][:-digits], int(size)
+    return plain, None
+
+
+def _named(plain: str) -> Kind | None:
+    return KINDS.get(plain) or KINDS.get(plain.removeprefix("rtx")) or KINDS.get(f"rtx{plain}")
+
+
+def _unknown(specification: str) -> PreflightError:
+    names = ", ".join(KINDS)
+    return PreflightError(f"--gpus {specification}: no such card; {_SPECIFICATION}. Names: {names}")
+
+
+def table() -> tuple[Card, ...]:
+    """One card of every kind and size, from the oldest capability to the newest."""
+    return tuple(
+        Card(0, f"{kind.title} {gb} GB", memory, memory, kind.capability)
+        for kind in KINDS.values()
+        for gb, memory in kind.sizes
+    )
+
+
+def decoder_attention(capability: tuple[int, int], kv_dtype: str = "auto") -> str:
+    """Name the backend that vLLM 0.32 takes for the text model.
+
+    Source: ``_get_backend_priorities`` in ``platforms/cuda.py``; FlashAttention and FlashInfer
+    need 8.0, and FlashAttention keeps an 8-bit cache on 9.0 alone (``fa_utils.py``).
+    """
+    if capability < (8, 0):
+        return "TRITON_ATTN"
+    if capability[0] == 10 or (kv_dtype.startswith("fp8") and capability[0] != 9):
+        return "FLASHINFER"
+    return "FLASH_ATTN"
+
+
+def vision_attention(capability: tuple[int, int]) -> str:
+    """Name the backend for the vision encoder (``get_vit_attn_backend``)."""
+    return "FLASH_ATTN" if capability >= (8, 0) else "TORCH_SDPA"

@@ -1,0 +1,223 @@
+"""How a card's memory is spent, part by part, each as a range.
+
+Pure arithmetic after vLLM 0.32's ``determine_available_memory`` (``v1/worker/gpu_worker.py``):
+KV cache = ⌈total · utilisation⌉ − what the process took since it opened the card − the highest
+peak of activations − the estimate for CUDA graphs. All sizes are bytes on one card.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.plan.deployment import Deployment
+from qwen2vl_serve.plan.weights import MIB, StageWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """An estimate: the least and the most that is expected, and what is likely."""
+
+    low: float = 0.0
+    likely: float = 0.0
+    high: float = 0.0
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.likely + other.likely, self.high + other.high)
+
+    def __or__(self, other: Range) -> Range:
+        """Return the larger of two, bound by bound."""
+        return Range(
+            max(self.low, other.low), max(self.likely, other.likely), max(self.high, other.high)
+        )
+
+    def times(self, low: float, likely: float, high: float) -> Range:
+        """Scale each bound by its own factor."""
+        return Range(self.low * low, self.likely * likely, self.high * high)
+
+
+def exactly(size: float) -> Range:
+    """Return a size that is known."""
+    return Range(size, size, size)
+
+
+def spread(size: float, low: float, high: float) -> Range:
+    """Return ``size`` as the likely one between its multiples ``low`` and ``high``."""
+    return Range(size * low, size, size * high)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything on a card but the KV cache, within vLLM's share of it."""
+
+    weights: Range
+    vision: Range
+    activations: Range
+    buffers: Range
+    graphs: Range
+    other: Range
+
+    @property
+    def total(self) -> Range:
+        """Sum of all parts."""
+        return sum((getattr(self, field.name) for field in fields(self)), Range())
+
+
+# What a process takes of a card before vLLM looks at it (CUDA's context), and what it adds outside
+# PyTorch while it starts (kernels, NCCL). Measured by others: 0.03 to 0.05 GiB of the latter on one
+# card, 0.30 to 0.43 on two and four.
+_CONTEXT = Range(0.2 * GIB, 0.4 * GIB, 0.6 * GIB)
+_NCCL_CONTEXT = Range(0.05 * GIB, 0.15 * GIB, 0.4 * GIB)
+_OTHER_ALONE = Range(0.02 * GIB, 0.1 * GIB, 0.3 * GIB)
+_OTHER_JOINED = Range(0.2 * GIB, 0.4 * GIB, 0.8 * GIB)
+
+
+def context_bytes(workers: int) -> Range:
+    """Return what lies outside vLLM's share: CUDA's context, and NCCL's among several cards."""
+    return _CONTEXT + (_NCCL_CONTEXT if workers > 1 else Range())
+
+
+def parts(plan: Deployment, weights: StageWeights, *, first: bool, last: bool) -> Parts:
+    """Return the parts of one card of a stage."""
+    text, vision = weights.text, weights.vision
+    return Parts(
+        weights=Range(text.exact, text.allocated, text.allocated * 1.01),
+        vision=Range(vision.exact, vision.allocated, vision.allocated * 1.02),
+        activations=_activations(plan, first=first, last=last),
+        buffers=_buffers(plan, first=first, last=last),
+        graphs=_graphs(plan, weights.layers),
+        other=_OTHER_JOINED if plan.tensor_parallel * plan.stages > 1 else _OTHER_ALONE,
+    )
+
+
+def _activations(plan: Deployment, *, first: bool, last: bool) -> Range:
+    """Peak of the profile run: vision encoder, then text model, then sampler, one after another.
+
+    Source: ``profile_run`` in ``v1/worker/gpu/model_runner.py``: the encoder runs on the first
+    stage only, its outputs stay while the text model runs, the sampler runs on the last stage.
+    """
+    text, width = plan.architecture.text, plan.dtype_bytes
+    cached = vit = Range()
+    if first and plan.picture is not None:
+        cached = exactly(plan.picture.tokens * plan.picture.items * text.hidden * width)
+        vit = _encoder_peak(plan)
+    tokens, ranks = plan.max_num_batched_tokens, plan.tensor_parallel
+    # Gate, up and their product; the residual, its norm and two buffers as wide.
+    layer = tokens * (3 * text.intermediate / ranks + 4 * text.hidden) * width
+    model = spread(layer, 0.6, 1.6) + cached
+    peak = vit | model
+    if last:
+        rows = min(plan.max_num_seqs, tokens)
+        logits = rows * text.vocabulary * width
+        # Gathered from the ranks; copied to float32 and sorted where requests ask for top-k.
+        sampler = Range(logits, 2.5 * logits, 8 * logits) + cached
+        peak = peak | sampler
+    return peak
+
+
+def _encoder_peak(plan: Deployment) -> Range:
+    """Peak of the vision encoder over the profiled media.
+
+    Per patch: its pixels, the residual, its norm, then the MLP or attention: queries, keys and
+    values (gathered from the ranks in Qwen2-VL), queries and keys twice more to turn them, result,
+    and without FlashAttention copies of them all. On a CPU the modules' peak was measured as 15.1
+    times the encoder's width (Qwen2-VL) and 14.8 (Qwen2.5-VL) for each patch, beside its pixels.
+    Source: ``forward`` of the blocks in ``models/qwen2_vl.py`` and ``models/qwen2_5_vl.py``.
+    """
+    vision, picture = plan.architecture.vision, plan.picture
+    if vision is None or picture is None:
+        return Range()
+    ranks = plan.tensor_parallel if plan.split_vision else 1
+    patches = picture.tokens * picture.items * vision.merge**2
+    embed, wide = vision.embed, vision.intermediate
+    gathered = 3 * embed if ranks > 1 and not vision.gated else 0
+    copies = 0 if plan.flash else 4
+    attention = 2 * embed + gathered + (3 + 2 + 2 + 1 + copies) * embed / ranks
+    mlp = 3 * embed + (3 if vision.gated else 2) * wide / ranks
+    values = vision.patch_values + max(attention, mlp)
+    return spread(patches * values * plan.dtype_bytes, 0.75, 1.5)
+
+
+def _buffers(plan: Deployment, *, first: bool, last: bool) -> Range:
+    """What the model runner keeps: embeddings' and stages' inputs, block tables, sampling state.
+
+    Sources: ``mm/encoder_runner.py``, ``model_runner.py`` (``intermediate_tensors``) and
+    ``sample/penalties.py`` in ``v1/worker/gpu``; the last counts every request's output tokens
+    over the whole vocabulary in 32 bit.
+    """
+    text, width = plan.architecture.text, plan.dtype_bytes
+    rows = plan.max_num_batched_tokens * text.hidden * width
+    size = 0.0
+    if first and plan.architecture.vision is not None:
+        size += rows
+    if not first:
+        size += 2 * rows
+    size += plan.max_num_seqs * -(-plan.max_model_len // plan.block) * 4
+    if last:
+        size += plan.max_num_seqs * text.vocabulary * (4 + 1 / 8)
+    return Range(size, size + 16 * MIB, 1.2 * size + 128 * MIB)
+
+
+def _graphs(plan: Deployment, layers: int) -> Range:
+    """Estimate of CUDA graphs: one pool for the largest, and nodes for every layer and size.
+
+    Sizes after ``_set_cudagraph_sizes`` in ``config/vllm.py``. The cost of a layer and size is not
+    computable; logs of other versions show 0.25 to 0.7 MiB.
+    """
+    if plan.eager or not plan.on_cards:
+        return Range()
+    most = min(2 * plan.max_num_seqs, plan.largest_graph, plan.max_num_batched_tokens)
+    sizes = len(capture_sizes(most))
+    text = plan.architecture.text
+    pool = (
+        most * (3 * text.intermediate / plan.tensor_parallel + 4 * text.hidden) * plan.dtype_bytes
+    )
+    return Range(
+        pool + sizes * layers * 0.1 * MIB,
+        pool + sizes * layers * 0.3 * MIB,
+        2 * pool + sizes * layers * 0.7 * MIB,
+    )
+
+
+def capture_sizes(most: int) -> list[int]:
+    """List the batch sizes that graphs are captured for, up to ``most``."""
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)]
+    return [size for size in sizes if size <= most]
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A card's KV cache: bytes, and the tokens they hold, each as a range of outcomes.
+
+    ``low`` is the least cache, which is left where everything else takes the most.
+    """
+
+    size: Range
+    tokens: Range
+
+
+def requested_bytes(total: float, utilisation: float) -> int:
+    """Return vLLM's share of a card. Source: ``request_memory`` in ``v1/worker/utils.py``."""
+    return math.ceil(total * utilisation)
+
+
+def cache_bytes(requested: float, taken: Range) -> Range:
+    """Return what is left of ``requested`` for the KV cache; negative where nothing is."""
+    return Range(requested - taken.high, requested - taken.likely, requested - taken.low)
+
+
+def tokens_held(size: float, bytes_per_token: int, block: int) -> int:
+    """Tokens in a KV cache of ``size`` bytes, in whole blocks.
+
+    Source: ``get_kv_cache_config_from_groups`` in ``v1/core/kv_cache_utils.py``.
+    """
+    return max(0, int(size // (bytes_per_token * block))) * block
+
+
+def needed_bytes(length: int, bytes_per_token: int, block: int) -> int:
+    """KV cache that one request of ``length`` tokens needs to be admitted: its blocks and one more.
+
+    Source: ``get_kv_cache_configs`` in ``v1/core/kv_cache_utils.py``, which keeps a null block.
+    """
+    return (-(-length // block) + 1) * bytes_per_token * block

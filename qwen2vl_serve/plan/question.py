@@ -1,0 +1,117 @@
+"""What is asked of ``plan``: which profile on which cards, from the words of the command line."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwen2vl_serve import hardware
+from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.hardware import Card, Host
+from qwen2vl_serve.plan.architectures import Architecture
+from qwen2vl_serve.plan.cards import Machines, parse_cards
+from qwen2vl_serve.plan.source import architecture_of
+from qwen2vl_serve.preflight import suitable_profile
+from qwen2vl_serve.profile import Profile, load_profile, make_profile
+
+# What a profile of its own starts from: pictures as in the profiles that ship.
+_PICTURES = {"limit_mm_per_prompt": {"image": 4}}
+_SPLIT = ("engine.tensor_parallel_size", "engine.pipeline_parallel_size")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A profile, its model's sizes, and the cards; without cards, the ``host`` whose CPU serves.
+
+    ``whence`` says where the cards come from: ``given``, ``found`` here or the ``profile``'s own.
+    """
+
+    profile: Profile
+    architecture: Architecture
+    machines: Machines
+    host: Host
+    whence: str
+
+
+def of_profile(name: str, gpus: str | None, overrides: Sequence[str]) -> Question:
+    """Ask about a profile on the cards given, else those found here, else its own.
+
+    Raises:
+        PreflightError, ProfileError: a profile, model or card that does not exist.
+    """
+    profile = load_profile(name, overrides)
+    machines, whence = _machines(profile, gpus)
+    return Question(profile, architecture_of(profile), machines, hardware.host(), whence)
+
+
+def of_model(model: str, gpus: str | None, overrides: Sequence[str]) -> Question:
+    """Ask about a model by itself: vLLM's defaults, split over all the cards.
+
+    Raises:
+        PreflightError, ProfileError: a model or card that does not exist, or no card at all.
+    """
+    found = parse_cards(gpus) if gpus is not None else Machines(hardware.cards())
+    if not found.cards:
+        raise PreflightError(
+            "--gpus: this machine has no NVIDIA card; say which ones are meant, as --gpus 1x3090"
+        )
+    values: dict[str, Any] = {
+        "model": {"model": model},
+        "hardware": {"device": "cuda"},
+        "media": dict(_PICTURES),
+    }
+    architecture = architecture_of(make_profile(values, overrides))
+    if not any(override.startswith(_SPLIT) for override in overrides):
+        tensor, stages = split_over(architecture, found)
+        values["engine"] = {"tensor_parallel_size": tensor, "pipeline_parallel_size": stages}
+    profile = make_profile(values, overrides)
+    whence = "found" if gpus is None else "given"
+    return Question(profile, architecture, found, hardware.host(), whence)
+
+
+def suitable(gpus: str | None) -> str:
+    """Name the profile that ships for the cards given, or for those found here.
+
+    Raises:
+        PreflightError: no such card.
+    """
+    cards = hardware.cards() if gpus is None else parse_cards(gpus).cards
+    return suitable_profile(cards, None)
+
+
+def split_over(architecture: Architecture, machines: Machines) -> tuple[int, int]:
+    """Return the widest tensor split within a machine that uses all cards, and its stages."""
+    shape, count = architecture.shape(), len(machines.cards)
+    for tensor in sorted(shape.legal(), reverse=True):
+        stages, rest = divmod(count, tensor)
+        if not rest and tensor <= machines.cards_each and stages <= shape.layers:
+            return tensor, stages
+    return 1, 1
+
+
+def _machines(profile: Profile, gpus: str | None) -> tuple[Machines, str]:
+    if gpus is not None:
+        return parse_cards(gpus), "given"
+    if profile.hardware.device == "cpu":
+        return Machines(()), "found"
+    if found := hardware.cards():
+        return Machines(found), "found"
+    return Machines(own_cards(profile)), "profile"
+
+
+def own_cards(profile: Profile) -> tuple[Card, ...]:
+    """Return the cards that a profile was written for; none where it names none.
+
+    Raises:
+        PreflightError: it names cards that nothing is known of.
+    """
+    wanted = profile.hardware
+    if wanted.device != "cuda" or wanted.card is None:
+        return ()
+    # "RTX 2080 12 GB" names no card that was sold: its own size goes before the name's.
+    name = re.sub(r"\s*\d+\s*GB$", "", wanted.card)
+    size = "" if wanted.card_memory_gib is None else f"-{math.floor(wanted.card_memory_gib)}g"
+    return parse_cards(f"{profile.workers}x{name}{size}").cards

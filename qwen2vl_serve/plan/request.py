@@ -1,0 +1,134 @@
+"""What a request costs: visual tokens of its pictures and videos under the profile's bounds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from qwen2vl_serve.errors import APIError, PreflightError
+from qwen2vl_serve.media.headers import VideoHeader
+from qwen2vl_serve.media.sampling import frame_rules, sample_file
+from qwen2vl_serve.media.sizing import picture_bounds
+from qwen2vl_serve.profile import Profile
+from qwen2vl_serve.protocol import VideoFields
+from qwen2vl_serve.vision import MARKER_TOKENS, smart_resize, visual_tokens
+
+FILE_FPS = 30.0
+"""Frames a second of a video of which only the seconds are known."""
+
+COMMON_PICTURES = ((512, 512), (1280, 720), (1280, 960), (1920, 1080), (2480, 3508), (4032, 3024))
+"""Widths and heights of icons, screens, a page of A4 at 300 dpi and 12 megapixels."""
+
+_FORMS = '"2 images 1280x960, 300 in, 200 out" or "1 video 640x480 10s, 100 in, 100 out"'
+_MEDIUM = re.compile(
+    r"(?:(\d+) )?(image|picture|video)s? (\d+)[x×](\d+)(?: (\d+(?:\.\d+)?) ?s)?", re.IGNORECASE
+)
+_TEXT = re.compile(r"(\d+) (?:tokens? )?(in|out)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """``count`` pictures, or videos of ``seconds``; sides in pixels of the file."""
+
+    count: int
+    width: int
+    height: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A typical request: its media, and the tokens of its text and of the answer."""
+
+    media: tuple[Medium, ...] = ()
+    text: int = 300
+    answer: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Tokens of a request in the KV cache."""
+
+    visual: int
+    text: int
+    answer: int
+
+    @property
+    def total(self) -> int:
+        """All tokens together."""
+        return self.visual + self.text + self.answer
+
+
+def parse_request(text: str) -> Request:
+    """Read ``2 images 1280x960, 300 in, 200 out``; what is not said of text is 300 in, 200 out.
+
+    Raises:
+        PreflightError: anything else.
+    """
+    media: list[Medium] = []
+    tokens: dict[str, int] = {}
+    for part in (part.strip() for part in text.split(",")):
+        if found := _TEXT.fullmatch(part):
+            tokens[found[2].lower()] = int(found[1])
+        elif found := _MEDIUM.fullmatch(part):
+            video = found[2].lower() == "video"
+            if video != (found[5] is not None):
+                raise PreflightError(f"--typical {part!r}: videos have seconds, as in {_FORMS}")
+            seconds = float(found[5]) if video else None
+            media.append(Medium(int(found[1] or 1), int(found[3]), int(found[4]), seconds))
+        else:
+            raise PreflightError(f"--typical {part!r}: must be of the form {_FORMS}")
+    return Request(tuple(media), tokens.get("in", 300), tokens.get("out", 200))
+
+
+def default_request(profile: Profile) -> Request:
+    """Return the request that is counted where none is given: a screen's picture, if allowed."""
+    pictures = (Medium(1, 1280, 960),) if profile.media.limit_mm_per_prompt.image else ()
+    return Request(pictures)
+
+
+def cost_of(request: Request, profile: Profile) -> Cost:
+    """Count a request's tokens under the profile.
+
+    Raises:
+        PreflightError: more media than the profile allows, or one that no size fits.
+    """
+    visual = 0
+    limits = profile.media.limit_mm_per_prompt
+    counts = {"image": 0, "video": 0}
+    for medium in request.media:
+        kind = "image" if medium.seconds is None else "video"
+        counts[kind] += medium.count
+        try:
+            visual += medium.count * (_tokens(medium, profile) + MARKER_TOKENS)
+        except (ValueError, APIError) as error:
+            raise PreflightError(f"--typical: {error}") from None
+    for kind, count in counts.items():
+        most = limits.image if kind == "image" else limits.video
+        if count > most:
+            what = f"{count} {kind}{'s' * (count > 1)}"
+            raise PreflightError(
+                f"--typical: {what}, but media.limit_mm_per_prompt.{kind} is {most}; raise it or "
+                "ask for fewer"
+            )
+    return Cost(visual, request.text, request.answer)
+
+
+def _tokens(medium: Medium, profile: Profile) -> int:
+    if medium.seconds is None:
+        return picture_tokens(medium.width, medium.height, profile)
+    frames = max(1, round(medium.seconds * FILE_FPS))
+    header = VideoHeader(medium.width, medium.height, frames, FILE_FPS)
+    sampling = sample_file(header, VideoFields(), frame_rules(profile.media), "the video")
+    return sampling.visual_tokens
+
+
+def picture_tokens(width: int, height: int, profile: Profile) -> int:
+    """Visual tokens of a picture without a request's own pixel fields, without its markers.
+
+    Raises:
+        ValueError: an aspect ratio beyond 200.
+    """
+    bounds = picture_bounds(profile.media)
+    size = smart_resize(height, width, bounds.default)
+    return visual_tokens(*smart_resize(*size, bounds.limits))

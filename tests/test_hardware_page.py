@@ -1,0 +1,38 @@
+"""`docs/hardware.md` and its Chinese twin are what the planner says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from qwen2vl_serve.plan.cards import parse_cards, table
+from qwen2vl_serve.plan.hardware_page import COMMAND, PAGES, page, write
+from qwen2vl_serve.profile import profile_names
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_is_what_the_planner_writes(name: str, tmp_path: Path) -> None:
+    """Where this fails, the command that the page names writes it anew."""
+    write(tmp_path)
+    assert (DOCS / name).read_text("utf-8") == (tmp_path / name).read_text("utf-8"), COMMAND
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_profile_and_card_is_there(name: str) -> None:
+    text = page(PAGES[name])
+    for profile in profile_names():
+        assert f"\n## {profile}\n" in text
+    for card in table():
+        assert text.count(f"\n| {card.name} |") == len(profile_names()) - 1
+
+
+def test_the_names_of_cards_are_those_of_the_option() -> None:
+    """What the table calls `--gpus` can be typed."""
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", page(PAGES["hardware.md"]), re.MULTILINE)[1:]
+    assert len(rows) == len(table())
+    for option, name in rows:
+        assert parse_cards(f"1x{option}").cards[0].name == name.strip()

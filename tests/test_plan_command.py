@@ -1,0 +1,327 @@
+"""`qwen2vl-serve plan`: what it prints, how it ends, and what it does without."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qwen2vl_serve import cli, hardware
+from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.hardware import Card
+from qwen2vl_serve.plan import plan_for
+from qwen2vl_serve.plan.cards import parse_cards
+from qwen2vl_serve.plan.question import own_cards, split_over
+from qwen2vl_serve.plan.source import architecture_of
+from qwen2vl_serve.profile import load_profile, profile_names
+from tests.test_plan_architectures import config_of, known
+
+
+@pytest.fixture(autouse=True)
+def no_cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A laptop: no card, no cache of the hub."""
+    monkeypatch.setattr(hardware, "cards", lambda: ())
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    def run(*words: str, status: int) -> str:
+        assert cli.main(["plan", *words]) == status
+        output = capsys.readouterr()
+        if status == 2:
+            assert output.out == ""
+            assert re.fullmatch(r"serve: [^\n]+\n", output.err)
+            return output.err
+        return output.out
+
+    return run
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_fits_the_cards_it_was_written_for(run, name: str) -> None:
+    """Without cards here and none given, a profile is planned on its own."""
+    told = json.loads(run("--profile", name, "--json", status=0))
+    assert told["verdict"] == "fits"
+    assert told["remedies"] == []
+    assert len(told["cards"]) == (0 if name == "demo" else load_profile(name).workers)
+
+
+def test_a_report_reads_well_in_a_pipe(run) -> None:
+    """80 columns, no escape sequences, a bar for each card, and every part in it."""
+    text = run("--profile", "multi-gpu", status=0)
+    assert "\x1b" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    bars = re.findall(r"^GPU (\d) stage (\d)\s+\[(.{50})\] 8 GiB$", text, re.MULTILINE)
+    assert [(number, stage) for number, stage, _ in bars] == [
+        (str(card), str(card // 4)) for card in range(8)
+    ]
+    for _, _, bar in bars:
+        assert re.fullmatch(r"W+V+A+G+K+·+", bar)
+    for words in ("verdict: fits", "KV cache: ", "Visual tokens under", "1280×960", "TP 4 × PP 2"):
+        assert words in text
+
+
+def test_a_bar_is_to_scale(run) -> None:
+    """Its cells are the shares of the card's memory that the JSON tells, to a cell."""
+    text = run("--profile", "single-3090", status=0)
+    (stage,) = json.loads(run("--profile", "single-3090", "--json", status=0))["stages"]
+    bar = re.search(r"\[(.{50})\]", text)
+    assert bar is not None
+    cells = 50 / stage["total_gib"]
+    for mark, size in (
+        ("W", stage["parts_gib"]["weights"]["likely"]),
+        ("V", stage["parts_gib"]["vision"]["likely"]),
+        ("K", stage["kv_cache_gib"]["likely"]),
+    ):
+        assert bar[1].count(mark) == pytest.approx(size * cells, abs=1.01)
+
+
+def test_what_does_not_fit_ends_with_1_and_says_what_would(run) -> None:
+    text = run("--profile", "single-3090", "--gpus", "1x2080ti-11g", status=1)
+    assert "verdict: does not fit: " in text
+    assert "What would fit" in text
+    assert "Qwen2-VL-7B-Instruct-AWQ" in text
+
+
+def test_fix_writes_a_profile_that_fits(run, tmp_path: Path) -> None:
+    """YAML alone on standard output, and a plan of it that ends with 0."""
+    words = ["--gpus", "1x2080ti-11g", "--set", "engine.gpu_memory_utilization=0.85"]
+    path = tmp_path / "my.yaml"
+    path.write_text(run("--profile", "single-3090", *words, "--fix", status=0), "utf-8")
+    fixed = load_profile(str(path))
+    assert fixed.hardware.card == "RTX 2080 Ti 11 GB"
+    run("--profile", str(path), "--gpus", "1x2080ti-11g", status=0)
+    # Its own cards are those that it was written for.
+    assert own_cards(fixed) == parse_cards("1x2080ti-11g").cards
+    run("--profile", str(path), status=0)
+
+
+def test_fix_of_what_fits_is_the_profile_itself(run, tmp_path: Path) -> None:
+    path = tmp_path / "same.yaml"
+    path.write_text(run("--profile", "single-3090", "--fix", status=0), "utf-8")
+    assert load_profile(str(path)).model_dump() == load_profile("single-3090").model_dump()
+
+
+def test_fix_of_what_nothing_mends_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--profile", "multi-gpu-72b-awq", "--gpus", "1x2080", "--fix"]
+    assert cli.main(words) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "no change of this profile" in output.err
+
+
+def test_a_model_by_itself_is_split_over_all_cards(run) -> None:
+    """28 heads over eight cards: tensor 4 in two stages; 64 heads: tensor 8."""
+    told = json.loads(
+        run("--model", "Qwen/Qwen2-VL-7B-Instruct", "--gpus", "8x2080ti-11g", "--json", status=0)
+    )["engine"]
+    assert (told["tensor_parallel_size"], told["pipeline_parallel_size"]) == (4, 2)
+    assert (told["attention"], told["vision_attention"]) == ("TRITON_ATTN", "TORCH_SDPA")
+    assert split_over(known("Qwen2-VL-72B-Instruct"), parse_cards("8xh100")) == (8, 1)
+    assert split_over(known("Qwen2-VL-72B-Instruct"), parse_cards("2x8xh100")) == (8, 2)
+
+
+def test_set_goes_before_the_split(run) -> None:
+    told = json.loads(
+        run(
+            "--model", "Qwen/Qwen2-VL-7B-Instruct", "--gpus", "8x3090", "--json",
+            "--set", "engine.tensor_parallel_size=2", "--set", "engine.max_model_len=4096",
+            status=0,
+        )
+    )  # fmt: skip
+    assert told["engine"]["tensor_parallel_size"] == 2
+    assert told["engine"]["max_model_len"] == 4096
+    assert any("uses 2 of 8 cards" in finding["text"] for finding in told["findings"])
+
+
+def test_a_typical_request_is_counted(run) -> None:
+    words = ["--typical", "2 images 1280x960, 300 in, 200 out"]
+    told = json.loads(run("--profile", "single-3090", *words, "--json", status=0))
+    typical = told["requests"]["typical"]
+    assert typical["visual_tokens"] == 2 * 1232
+    assert typical["tokens"] == 2 * 1232 + 500
+    assert typical["at_once"] == int(typical["by_cache"])
+    text = run("--profile", "single-3090", *words, status=0)
+    assert "2 pictures 1280 × 960" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--gpus", "3x9090"], "no such card"),
+        (["--gpus", "2xa100"], "a100-40g or a100-80g"),
+        (["--gpus", "0x3090"], "0 cards"),
+        (["--gpus", ""], "no such card"),
+        (["--profile", "nope"], "there are demo"),
+        (["--model", "Qwen/Qwen2-VL-7B-Instruct"], "no NVIDIA card"),
+        (["--model", "/nowhere", "--gpus", "1x3090"], "no folder /nowhere"),
+        (["--gpus", "1x3090", "--typical", "2 dogs"], "--typical"),
+        (["--gpus", "1x3090", "--set", "engine.max_model_len=no"], "engine.max_model_len"),
+        (["--gpus", "1x3090", "--bogus"], "--bogus"),
+        (["--gpus", "1x3090", "--fix", "--json"], "--fix"),
+    ],
+)
+def test_bad_input_is_one_line(run, words: list[str], told: str) -> None:
+    assert told in run(*words, status=2)
+
+
+def test_cards_of_this_machine_are_planned_for(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What NVML reports counts, also what others hold of it."""
+    card = Card(0, "NVIDIA GeForce RTX 3090", 23.58, 23.2, (8, 6))
+    monkeypatch.setattr(hardware, "cards", lambda: (card,))
+    assert "(found here)" in " ".join(run("--profile", "single-3090", status=0).split())
+    monkeypatch.setattr(hardware, "cards", lambda: (Card(0, card.name, 23.58, 9.0, (8, 6)),))
+    assert "are free on NVIDIA GeForce RTX 3090" in " ".join(
+        run("--profile", "single-3090", status=1).split()
+    )
+
+
+def test_a_folder_is_read(run, tmp_path: Path) -> None:
+    """Its config.json and the headers of its weight files, even where its name says nothing."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    model = known("Qwen2-VL-2B-Instruct")
+    (folder / "config.json").write_text(json.dumps(config_of(model)), "utf-8")
+    told = json.loads(run("--model", str(folder), "--gpus", "1x3090", "--json", status=0))
+    assert told["model"]["parameters"] == model.parameters
+    header = b'{"x":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}'
+    data = len(header).to_bytes(8, "little") + header + bytes(9)
+    (folder / "model.safetensors").write_bytes(data)
+    text = run("--model", str(folder), "--gpus", "1x3090", status=0)
+    assert "the download may not be whole" in " ".join(text.split())
+
+
+def test_a_folder_of_another_machine_goes_by_its_name(run) -> None:
+    """A profile for a server can be planned on a laptop, and it is told by what."""
+    words = ["--model", "/srv/models/Qwen2-VL-7B-Instruct", "--gpus", "1xl40s"]
+    text = " ".join(run(*words, status=0).split())
+    assert "there is no folder /srv/models/Qwen2-VL-7B-Instruct here" in text
+    told = json.loads(run(*words, "--json", status=0))
+    assert told["model"]["parameters"] == known("Qwen2-VL-7B").parameters
+
+
+def test_many_cards_have_one_bar_a_stage(run) -> None:
+    words = ["--model", "Qwen/Qwen2-VL-72B-Instruct", "--gpus", "3x8xh100"]
+    bars = re.findall(r"^8 GPUs stage (\d) ", run(*words, status=0), re.MULTILINE)
+    assert bars == ["0", "1", "2"]
+
+
+def test_a_model_that_is_not_served_can_be_planned(run, tmp_path: Path) -> None:
+    text_only = {
+        "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "vocab_size": 152064, "max_position_embeddings": 32768,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(text_only), "utf-8")
+    text = run("--model", str(tmp_path), "--gpus", "1xl40s", status=0)
+    assert "can be planned but not served" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model_type": "llama"}', "no json"])
+def test_a_folder_that_says_nothing(run, tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content, "utf-8")
+    assert "config.json" in run("--model", str(tmp_path), "--gpus", "1x3090", status=2)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+    """A hub of our own: files by their path, everything else is not found."""
+    files: dict[str, bytes] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = files.get(self.path)
+            self.send_response(404 if found is None else 200)
+            self.end_headers()
+            self.wfile.write(found or b"")
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    yield files
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_is_asked_for_what_nothing_else_knows(run, hub: dict[str, bytes]) -> None:
+    model = known("Qwen2.5-VL-3B-Instruct")
+    hub["/me/cats/resolve/main/config.json"] = json.dumps(config_of(model)).encode()
+    told = json.loads(run("--model", "me/cats", "--gpus", "1x4090", "--json", status=0))
+    assert told["model"]["parameters"] == model.parameters
+    assert told["model"]["stored_gib"] is None
+    weights = {"safetensors": {"parameters": {"BF16": model.parameters}}}
+    hub["/api/models/me/cats"] = json.dumps(weights).encode()
+    again = json.loads(run("--model", "me/cats", "--gpus", "1x4090", "--json", status=0))
+    assert again["model"]["stored_gib"] == pytest.approx(model.parameters * 2 / 2**30, abs=1e-3)
+    assert "answers 404" in run("--model", "me/dogs", "--gpus", "1x4090", status=2)
+
+
+def test_without_a_hub_one_line_says_what_to_give(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No half a minute of retries, no traceback."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        f"http://127.0.0.1:{port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+    )
+    told = run("--model", "me/dogs", "--gpus", "1x4090", status=2)
+    assert "hub is not reached" in told
+    assert "path of its folder" in told
+
+
+def test_an_offline_machine_does_not_ask(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in run("--model", "me/dogs", "--gpus", "1x4090", status=2)
+    with pytest.raises(PreflightError, match="nothing on this machine"):
+        architecture_of(load_profile("single-3090", ["model=me/dogs"]), ask_hub=False)
+
+
+def test_overrides_of_the_context_count_for_built_in_models() -> None:
+    """YaRN by hf_overrides lengthens what the planner lets through."""
+    rope = "{rope_type: yarn, factor: 2.0, original_max_position_embeddings: 32768}"
+    longer = load_profile(
+        "single-3090",
+        [f"model.hf_overrides={{rope_scaling: {rope}}}", "engine.max_model_len=65536"],
+    )
+    assert architecture_of(longer).text.positions == 65536
+    assert plan_for(longer, parse_cards("1xh200")).problems == ()
+
+
+def test_it_needs_nothing_but_the_base_install() -> None:
+    """No torch, vLLM, transformers, numpy, Pillow, PyAV or OpenCV, and no network."""
+    program = (
+        "import socket, sys\n"
+        "for name in ('torch', 'torchvision', 'transformers', 'vllm', 'numpy', 'PIL', 'av',\n"
+        "             'cv2', 'aiohttp', 'huggingface_hub'):\n"
+        "    sys.modules[name] = None\n"
+        "def no(*a, **k): raise AssertionError('network')\n"
+        "socket.create_connection = socket.getaddrinfo = no\n"
+        "from qwen2vl_serve import cli\n"
+        "sys.exit(cli.main(['plan', '--profile', 'multi-gpu', '--gpus', '8x2080ti-11g',\n"
+        "                   '--typical', '2 images 1280x960, 300 in, 200 out']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "verdict: fits" in done.stdout

@@ -1,0 +1,214 @@
+"""Real boots, as their logs tell them, against the planner.
+
+The logs are of other vLLM versions, whose profile runs differ; what does not depend on the version
+has to agree: weights, bytes of a token, blocks of a cache, and what is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from qwen2vl_serve.hardware import GIB, Card
+from qwen2vl_serve.plan import memory, plan_for
+from qwen2vl_serve.plan.architectures import Architecture, Quantisation, Text, published
+from qwen2vl_serve.plan.assessment import Assessment, Verdict
+from qwen2vl_serve.plan.weights import stage_weights
+from qwen2vl_serve.profile import make_profile
+
+QWEN3_VL_8B = Text(4096, 12288, 36, 32, 8, 128, 151936, False, 262144, qkv_bias=False, qk_norm=True)
+TEXT_32B = Text(5120, 27648, 64, 40, 8, 128, 152064, False, 32768, mrope=False)
+TEXT_7B = Text(3584, 18944, 28, 28, 4, 128, 152064, False, 32768, mrope=False)
+AWQ = Quantisation("awq", 4, 128, zeros=True)
+
+
+def vl(name: str) -> Architecture:
+    found = published(name)
+    assert found is not None
+    return found
+
+
+@dataclass(frozen=True)
+class Log:
+    """One boot: sizes in GiB a card; None for what the log does not tell."""
+
+    source: str
+    model: Architecture
+    tensor: int
+    length: int
+    total: float | None = None
+    share: float = 0.9
+    weights: float | None = None
+    other: float | None = None
+    activations: float | None = None
+    cache: float | None = None
+    tokens: int | None = None
+    refused: bool = False
+
+
+LOGS = [
+    Log(
+        "vllm#16570", vl("Qwen2.5-VL-72B-Instruct"), 4, 8192, 39.38, 0.95,
+        weights=34.43, other=0.34, activations=2.51, cache=0.13, refused=True,
+    ),
+    Log(
+        "vllm#16570, the fullest card", vl("Qwen2.5-VL-72B-Instruct"), 4, 8192, 39.38, 0.95,
+        weights=34.43, other=0.43, activations=2.51, cache=0.04, refused=True,
+    ),
+    Log("vllm#15136", vl("Qwen2.5-VL-7B-Instruct"), 4, 8192, weights=3.9972),
+    Log("gpustack#1800", vl("Qwen2.5-VL-7B-Instruct"), 1, 8192, 23.58, tokens=2400, refused=True),
+    Log(
+        "xinference#4926", Architecture("Qwen3-VL", QWEN3_VL_8B, None), 1, 262144,
+        cache=6.94, tokens=50512, refused=True,
+    ),
+    Log(
+        "vllm#15815", Architecture("Qwen2.5-32B", TEXT_32B, None), 2, 4096, 44.42,
+        weights=30.71, other=0.30, activations=1.26, cache=7.71, tokens=3947 * 16,
+    ),
+    Log(
+        "WeClone#101", Architecture("Qwen2.5-7B-AWQ", TEXT_7B, None, AWQ), 1, 3072, 15.99,
+        weights=5.20, activations=1.41, cache=7.73, tokens=9048 * 16,
+    ),
+    Log(
+        "vllm#13882", Architecture("Qwen2.5-7B-AWQ", TEXT_7B, None, AWQ), 1, 4096, 8.00, 0.70,
+        weights=5.20, other=0.03, activations=1.42, cache=-1.05, refused=True,
+    ),
+]  # fmt: skip
+
+
+def having(*fields: str) -> list[object]:
+    return [
+        pytest.param(log, id=log.source)
+        for log in LOGS
+        if all(getattr(log, field) is not None for field in fields)
+    ]
+
+
+def planned(log: Log, **engine: object) -> Assessment:
+    """Plan the boot on cards of its size, with vLLM 0.32's defaults for what it does not say."""
+    profile = make_profile(
+        {
+            "model": {"model": log.model.name},
+            "hardware": {"device": "cuda"},
+            "engine": {
+                "tensor_parallel_size": log.tensor,
+                "max_model_len": log.length,
+                "gpu_memory_utilization": log.share,
+                **engine,
+            },
+            "media": {"limit_mm_per_prompt": {"image": 1}},
+        }
+    )
+    total = log.total or 24.0
+    cards = [Card(index, "card", total, total, (8, 6)) for index in range(log.tensor)]
+    return plan_for(profile, cards, architecture=log.model)
+
+
+def bytes_per_token(log: Log) -> int:
+    return planned(log).deployment.kv_bytes_per_token()
+
+
+@pytest.mark.parametrize("log", having("weights"))
+def test_weights_of_a_card(log: Log) -> None:
+    """Within 0.25 GiB, and the likely value within a tenth."""
+    (stage,) = planned(log).stages
+    assert stage.weights_gib == pytest.approx(log.weights, abs=0.1)
+    exact = stage_weights(log.model, tensor_parallel=log.tensor, stages=1, dtype_bytes=2)[0]
+    assert exact.total.exact / GIB == pytest.approx(log.weights, abs=0.25)
+
+
+@pytest.mark.parametrize("log", having("cache", "tokens"))
+def test_tokens_of_a_cache(log: Log) -> None:
+    """A cache of the size that was logged holds the tokens that were logged, within 0.1 %."""
+    each = bytes_per_token(log)
+    # Sizes are logged with two decimals: half of the last one is the log's own uncertainty.
+    rounding = 0.005 / log.cache
+    assert log.cache * GIB / each == pytest.approx(log.tokens, rel=0.001 + rounding)
+    held = memory.tokens_held(log.cache * GIB, each, 16)
+    assert held == pytest.approx(log.tokens, rel=0.001 + rounding, abs=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "kib"),
+    [
+        ("Qwen2-VL-7B-Instruct", 1, 56),
+        ("Qwen2-VL-7B-Instruct", 4, 14),
+        ("Qwen2-VL-2B-Instruct", 4, 14),
+        ("Qwen2.5-VL-72B-Instruct", 4, 80),
+        ("Qwen2-VL-72B-Instruct", 16, 40),
+    ],
+)
+def test_bytes_of_a_token_on_a_card(name: str, tensor: int, kib: int) -> None:
+    """Ranks beyond the KV heads hold copies: 16 ranks of 8 heads hold one each."""
+    log = Log("", vl(name), tensor, 4096, 141.0)
+    assert bytes_per_token(log) == kib * 1024
+
+
+def test_what_one_request_needs() -> None:
+    """xinference#4926 says it: 262144 tokens of Qwen3-VL-8B need 36.0 GiB."""
+    each = bytes_per_token(LOGS[4])
+    null_block = each * 16
+    assert memory.needed_bytes(262144, each, 16) - null_block == 36 * GIB
+
+
+@pytest.mark.parametrize("log", having("total", "weights", "other", "activations", "cache"))
+def test_the_parts_add_up(log: Log) -> None:
+    """Share less weights, activations and the rest is the cache, as vLLM reckons."""
+    assert log.total is not None
+    taken = (log.weights or 0) + (log.other or 0) + (log.activations or 0)
+    share = memory.requested_bytes(log.total * GIB, log.share)
+    left = memory.cache_bytes(share, memory.exactly(taken * GIB))
+    assert left.likely / GIB == pytest.approx(log.cache, abs=0.02)
+
+
+@pytest.mark.parametrize("log", [pytest.param(log, id=log.source) for log in LOGS if log.refused])
+def test_what_was_refused_is_refused(log: Log) -> None:
+    """A cache as it was logged does not hold one request of the length that was asked for."""
+    each = bytes_per_token(log)
+    size = log.cache * GIB if log.cache is not None else (log.tokens or 0) * each
+    assert size < memory.needed_bytes(log.length, each, 16)
+
+
+@pytest.mark.parametrize("source", ["vllm#16570", "vllm#13882"])
+def test_a_refusal_is_foreseen(source: str) -> None:
+    """Under 0.32's own profile run these are no safer: none is said to fit."""
+    (log,) = (log for log in LOGS if log.source == source)
+    assert planned(log).verdict is not Verdict.FITS
+
+
+def test_a_refusal_by_length_is_foreseen() -> None:
+    """xinference#4926 on any card that leaves 6.94 GiB for the cache."""
+    plan = planned(LOGS[4], kv_cache_memory_bytes=int(6.94 * GIB))
+    assert plan.verdict is Verdict.NO
+    assert plan.longest.likely == pytest.approx(50512, rel=0.001)
+
+
+@pytest.mark.parametrize("log", [pytest.param(log, id=log.source) for log in LOGS[5:7]])
+def test_what_booted_is_said_to_fit(log: Log) -> None:
+    """And the cache that was left lies within the planned range."""
+    plan = planned(log)
+    assert plan.verdict is Verdict.FITS
+    (stage,) = plan.stages
+    assert log.cache is not None
+    # 0.32 keeps counts of output tokens and takes graphs from the cache; these boots did not.
+    size = replace(stage.cache.size, high=stage.cache.size.high + stage.parts.graphs.high)
+    assert size.low < log.cache * GIB < size.high
+
+
+@pytest.mark.parametrize("name", ["plan.md", "plan.zh-CN.md"])
+def test_the_figures_of_the_documentation(name: str) -> None:
+    """The table of boots says what is logged and what is planned, in this order."""
+    text = (Path(__file__).parents[1] / "docs" / name).read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| Qwen")]
+    logs = (LOGS[0], LOGS[5], LOGS[2], LOGS[6])
+    for row, log in zip(rows, logs, strict=False):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert f"{log.weights:.2f}" in cells[1]
+        assert cells[2] == f"{planned(log).stages[0].weights_gib:.2f}"
+    blocks = memory.tokens_held(7.71 * GIB, bytes_per_token(LOGS[5]), 16) // 16
+    assert rows[4].endswith(f"| {blocks} |")
+    needed = memory.needed_bytes(262144, bytes_per_token(LOGS[4]), 16) / GIB
+    assert rows[5].endswith(f"| {needed:.1f} |")
+    assert len(rows) == 6
