@@ -34,7 +34,6 @@ from qwen2vl_serve.api_keys import API_KEY_VARIABLE
 from qwen2vl_serve.app import API, build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
-from qwen2vl_serve.doctor import Advice, no_advice
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.idle_memory import IdleMemory, give_back
@@ -46,6 +45,7 @@ from qwen2vl_serve.media.loader import MediaBudget, MediaLoader
 from qwen2vl_serve.media.sampling import frame_rules
 from qwen2vl_serve.media.sizing import picture_bounds
 from qwen2vl_serve.media.video import VideoLimits
+from qwen2vl_serve.plan.advice import advice
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.profile_media import FilesSection
 
@@ -56,19 +56,12 @@ WATCH_SECONDS = 1.0
 """How often a running server asks whether its engine lives."""
 
 
-def serve(
-    profile: Profile,
-    *,
-    verbose: bool,
-    report: Report,
-    advice: Advice = no_advice,
-) -> int:
+def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
     """Serve ``profile`` until a signal ends it; return the exit status.
 
     0 after SIGTERM or SIGINT and a finished drain, 1 when the engine died. Standard output and
     error of this process and its children go to the log file from here on, so ``report`` must
-    write elsewhere; ``verbose`` reports the log's lines as well. ``advice`` says what to change
-    in a profile that does not fit into memory, None when it does not know.
+    write elsewhere; ``verbose`` reports the log's lines as well.
 
     Raises:
         PreflightError: the port was taken since the preflight, or no log file can be written.
@@ -89,7 +82,7 @@ def serve(
         report(f"log     {path}")
         _log_requests_to(report)
         try:
-            return _run(_Server(profile, keys, listener, report, boot, signals, advice))
+            return _run(_Server(profile, keys, listener, report, boot, signals))
         except _Stopped:
             report("stopped while starting")
             return 0
@@ -147,7 +140,6 @@ class _Server:
     report: Report
     boot: BootLog
     signals: _Signals
-    advice: Advice
 
     async def run(self) -> int:
         begun = time.monotonic()
@@ -169,7 +161,7 @@ class _Server:
         except Exception as error:
             # vLLM raises whatever failed; its workers' own words are in the log.
             logging.getLogger(__name__).exception("the engine did not start")
-            cause = self.boot.cause(error, lambda: self.advice(self.profile))
+            cause = self.boot.cause(error, lambda: advice(self.profile))
             raise BootError(cause) from error
 
     def _import_engine(self) -> Callable[..., contextlib.AbstractAsyncContextManager[Engine]]:

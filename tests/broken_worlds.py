@@ -184,6 +184,13 @@ def card_held_from_another_container(lab: Lab) -> World:
     return lab.world_with_cards()
 
 
+@breaks("fit", "warning", "GiB a card or more are lacking", "one request of", "the plan advises",
+        "Qwen2-VL-2B-Instruct-AWQ")  # fmt: skip
+def model_larger_than_the_card(lab: Lab) -> World:
+    lab.cards(gib=5.0, free=4.9)
+    return lab.world_with_cards("model=Qwen/Qwen2-VL-2B-Instruct", "engine.max_model_len=16384")
+
+
 @breaks("p2p", "warning", "cards 0 and 1", "NCCL_P2P_DISABLE=1",
         "engine.disable_custom_all_reduce=true")  # fmt: skip
 def consumer_cards(lab: Lab) -> World:

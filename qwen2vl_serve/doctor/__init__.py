@@ -2,7 +2,7 @@
 
 from qwen2vl_serve.doctor.checks import CHECKS, examine
 from qwen2vl_serve.doctor.finding import Finding, Level
-from qwen2vl_serve.doctor.world import Advice, Build, World, no_advice
+from qwen2vl_serve.doctor.world import Advice, Build, World
 
 __all__ = [
     "CHECKS",
@@ -12,5 +12,4 @@ __all__ = [
     "Level",
     "World",
     "examine",
-    "no_advice",
 ]

@@ -138,13 +138,12 @@ def gpu_memory(world: World) -> Finding:
     holding = "; ".join(map(str, nvidia.holders(fullest.index)[:3]))
     share = int(fullest.free_gib / fullest.memory_gib * 100 - 1) / 100
     lower = f"set engine.gpu_memory_utilization={share:.2f}" if share > 0 else "take another card"
-    more = world.advice(world.profile)
     return fatal(
         f"card {fullest.index}, {fullest.name}, has {fullest.free_gib:.1f} of "
         f"{fullest.memory_gib:.1f} GiB free, engine.gpu_memory_utilization {utilization:g} asks "
         f"for {asked:.1f}. Held by: {holding or 'nobody that this user or container can see'}",
         "vLLM refuses to start: free memory is less than desired GPU memory utilization",
-        f"stop that program or {lower}" + (f", and {more}" if more else ""),
+        f"stop that program or {lower}",
     )
 
 

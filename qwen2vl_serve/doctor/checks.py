@@ -9,6 +9,7 @@ from qwen2vl_serve.doctor import (
     adapter,
     cards,
     disk,
+    fit,
     machine,
     model,
     server,
@@ -48,6 +49,7 @@ CHECKS: tuple[Check, ...] = (
     model.weights,
     model.quantisation,
     model.split,
+    fit.fit,
     adapter.adapter,
 )
 """Each is known by its function's name, in the output and in ``docs/doctor.md``."""

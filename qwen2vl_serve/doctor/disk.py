@@ -11,18 +11,10 @@ from qwen2vl_serve.doctor.finding import Finding, fatal, ok
 from qwen2vl_serve.doctor.model import is_set
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.plan.architectures import published
+from qwen2vl_serve.plan.weights import stored_bytes
 
 GIB = 1024**3
-# GiB of the published weights: bf16 from the number of parameters, 8 and 4 bit about.
-_PUBLISHED = {
-    ("qwen2", "2b"): (4.115, 2.92, 2.31),
-    ("qwen2", "7b"): (15.444, 9.51, 6.45),
-    ("qwen2", "72b"): (136.729, 73.11, 40.04),
-    ("qwen2.5", "3b"): (6.994, 4.47, 3.17),
-    ("qwen2.5", "7b"): (15.445, 9.51, 6.45),
-    ("qwen2.5", "32b"): (62.311, 33.93, 19.28),
-    ("qwen2.5", "72b"): (136.738, 73.0, 40.0),
-}
 
 
 def disk(world: World) -> Finding:
@@ -64,21 +56,16 @@ def _place(world: World) -> Path:
 
 
 def _size(snapshot: Path, name: str) -> float | None:
-    """Return the weights' GiB: from their index, else as published, else None."""
+    """Return the weights' GiB: from their index, else as the plan counts them, else None."""
     try:
         index = checkpoint.read_json(snapshot / "model.safetensors.index.json", "")
         return int(index["metadata"]["total_size"]) / GIB
     except (SetupError, KeyError, TypeError, ValueError):
         pass
-    owner, _, last = name.lower().rpartition("/")
-    family, _, rest = last.partition("-vl-")
-    sizes = _PUBLISHED.get((family, rest.split("-")[0]))
-    if owner != "qwen" or sizes is None:
+    model = published(name)
+    if model is None or not name.lower().startswith("qwen/"):
         return None
-    whole, eight, four = sizes
-    if rest.endswith("-int8"):
-        return eight
-    return four if rest.endswith(("-awq", "-int4")) else whole
+    return stored_bytes(model) / GIB
 
 
 def _present(snapshot: Path, place: Path, name: str) -> float:

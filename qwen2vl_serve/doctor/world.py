@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from qwen2vl_serve import checkpoint, hardware, nvidia
 from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.plan.advice import advice
 from qwen2vl_serve.profile import Profile
 
 Build = Literal["cpu", "cuda"]
@@ -18,11 +19,6 @@ Advice = Callable[[Profile], str | None]
 
 DEFAULT_UTILIZATION = 0.92
 """vLLM 0.32's ``gpu_memory_utilization`` where a profile sets none."""
-
-
-def no_advice(_: Profile) -> str | None:
-    """Know nothing about memory."""
-    return None
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class World:
     profile: Profile
     build: Build | None
     adapter: Path | None = None
-    advice: Advice = no_advice
+    advice: Advice = advice
 
     @property
     def on_cards(self) -> bool:

@@ -100,6 +100,14 @@ def stage_weights(
     return tuple(found)
 
 
+def stored_bytes(architecture: Architecture) -> float:
+    """Return the bytes of a checkpoint's tensors, unquantised ones in 16 bits."""
+    (whole,) = stage_weights(architecture, tensor_parallel=1, stages=1, dtype_bytes=2)
+    vision = architecture.vision
+    tables = architecture.text.rotary_values + (vision.rotary_values if vision else 0)
+    return whole.total.exact - 2 * tables  # made when the model is loaded
+
+
 def _load(tensor: Tensors, ranks: int, width: int, packing: Quantisation | None) -> Load:
     """Bytes of ``tensor.count`` layers on one of ``ranks`` cards."""
     inputs, outputs, bias = _rank_sizes(tensor, ranks)

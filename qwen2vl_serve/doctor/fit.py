@@ -1,0 +1,65 @@
+"""Whether the model fits into the cards' memory, as the plan computes it."""
+
+from __future__ import annotations
+
+from qwen2vl_serve.doctor.cards import WITHOUT_CARDS
+from qwen2vl_serve.doctor.finding import Finding, ok, warning
+from qwen2vl_serve.doctor.world import World
+from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.plan import Assessment, Verdict, plan_for
+
+# The plan's rules on these fields are other checks of the doctor.
+_CHECKED_ELSEWHERE = frozenset(
+    {
+        "engine.gpu_memory_utilization",
+        "engine.pipeline_parallel_size",
+        "engine.tensor_parallel_size",
+        "hardware.card",
+        "model.dtype",
+        "model.model",
+    }
+)
+
+
+def fit(world: World) -> Finding:
+    """Compare what weights, pictures and the longest request need with the cards' memory.
+
+    The plan's ranges are wide where nothing was measured, so that it warns and stops nothing.
+    """
+    if not world.on_cards:
+        return ok(WITHOUT_CARDS)
+    if len(world.used_cards) < world.profile.workers:
+        return ok("not planned: cards are missing")
+    try:
+        plan = plan_for(world.profile, world.used_cards, ask_hub=False)
+    except PreflightError:
+        return ok("not planned: the sizes of this model are not known here")
+    for problem in plan.problems:
+        if problem.field not in _CHECKED_ELSEWHERE:
+            found, _, mend = str(problem).rpartition("; ")
+            return warning(found or mend, "vLLM refuses it", mend if found else "change it")
+    if plan.problems:
+        return ok("not planned: another check stops it")
+    return _judged(plan, world)
+
+
+def _judged(plan: Assessment, world: World) -> Finding:
+    length = f"one request of {plan.deployment.max_model_len} tokens"
+    mend = world.advice(world.profile) or "take a smaller model or larger cards"
+    lacking = max(stage.needed - stage.cache.size.high for stage in plan.stages) / GIB
+    if plan.verdict is Verdict.NO:
+        return warning(
+            f"{lacking:.2f} GiB a card or more are lacking for {length}",
+            "vLLM stops after it has loaded the weights: no memory for the KV cache",
+            mend,
+        )
+    weights = max(plan.weights_gib)
+    if plan.verdict is Verdict.TIGHT:
+        return warning(
+            f"{weights:.2f} GiB of weights a card leave little for {length}",
+            "it fits only if other parts take less than they may",
+            mend,
+        )
+    tokens = plan.kv_tokens.likely
+    return ok(f"{weights:.2f} GiB of weights a card, a KV cache of about {tokens:,.0f} tokens")
