@@ -15,6 +15,7 @@ from qwen2vl_serve.boot_phases import PHASES, WAITING
 
 _PLACE = {phase.name: place for place, phase in enumerate(PHASES)}
 _SHARDS = re.compile(r"checkpoint shards: +(\d+)% Completed \| (\d+)/(\d+)")
+_LOADED = re.compile(r"Model loading took ([\d.]+) GiB")
 _LOOK_SECONDS = 0.1
 
 
@@ -41,6 +42,10 @@ class BootLog:
         self._place = -1
         self._shards = ""
         self._booting = True
+        self.weights_gib: float | None = None
+        """Weights of the fullest card, once the engine has told them; on the CPU it never does."""
+        self.kv_tokens: int | None = None
+        """Tokens that the KV cache holds, once the engine has told it."""
         self._stall_seconds = stall_seconds
         self._next_stall = stall_seconds
         self._alive_at = self._begun
@@ -114,8 +119,11 @@ class BootLog:
                 if found := sign.search(line):
                     detail = ""
                     if found.groups():
+                        self.kv_tokens = int(found[1].replace(",", ""))
                         detail = f"; the KV cache holds {found[1]} tokens, {found[2]} full windows"
                     self.enter(phase.name, detail)
+        if found := _LOADED.search(line):
+            self.weights_gib = max(float(found[1]), self.weights_gib or 0.0)
         if found := _SHARDS.search(line):
             self._report_shards(found[1], found[2], found[3])
 

@@ -76,6 +76,24 @@ class Metrics:
             "Requests that wait until others hold fewer bytes",
             registry=self.registry,
         )
+        self.start_weights_bytes = Gauge(
+            "qwen2vl_start_weights_bytes",
+            "Weights on the fullest card, foreseen and actual",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.start_kv_tokens = Gauge(
+            "qwen2vl_start_kv_tokens",
+            "Tokens that the KV cache holds, foreseen and actual",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.start_seconds = Gauge(
+            "qwen2vl_start_seconds",
+            "Time of the start, foreseen and actual",
+            ["kind"],
+            registry=self.registry,
+        )
         self.caches: dict[str, Callable[[], CacheFigures]] = {}
         self.registry.register(_Caches(self.caches))
         self.seconds = Histogram(

@@ -36,6 +36,7 @@ from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
+from qwen2vl_serve.forecast import Start, StartTimes, comparison, expose, foresee
 from qwen2vl_serve.idle_memory import IdleMemory, give_back
 from qwen2vl_serve.media import resample
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
@@ -82,7 +83,8 @@ def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
         report(f"log     {path}")
         _log_requests_to(report)
         try:
-            return _run(_Server(profile, keys, listener, report, boot, signals))
+            foreseen = foresee(profile)
+            return _run(_Server(profile, keys, listener, report, boot, signals, foreseen))
         except _Stopped:
             report("stopped while starting")
             return 0
@@ -140,6 +142,7 @@ class _Server:
     report: Report
     boot: BootLog
     signals: _Signals
+    foreseen: Start
 
     async def run(self) -> int:
         begun = time.monotonic()
@@ -180,7 +183,7 @@ class _Server:
     async def _serve(self, engine: Engine, loader: MediaLoader, begun: float) -> int:
         app = build_app(engine, loader, self.profile, self.keys)
         http = _HTTPServer(_config(app, self.profile), app.state.api)
-        http.on_started = lambda: self._report_ready(engine, time.monotonic() - begun)
+        http.on_started = lambda: self._report_ready(engine, http, time.monotonic() - begun)
         watch = asyncio.create_task(self._watch(engine, http))
         try:
             with self.signals.draining(http):
@@ -204,8 +207,12 @@ class _Server:
                 http.drain()
                 return
 
-    def _report_ready(self, engine: Engine, seconds: float) -> None:
+    def _report_ready(self, engine: Engine, http: _HTTPServer, seconds: float) -> None:
         self.boot.ready()
+        actual = Start(self.boot.weights_gib, self.boot.kv_tokens, seconds)
+        self.report(f"plan    {comparison(self.foreseen, actual)}")
+        expose(self.foreseen, actual, http.api.metrics)
+        StartTimes(self.profile).add(seconds)
         url = server_url(self.profile)
         names = ", ".join(model.id for model in engine.models)
         self.report(f"ready   {url}/v1 serves {names}, {seconds:.1f} s after the start")

@@ -47,6 +47,16 @@ def test_each_phase_is_one_line(log: Path) -> None:
     assert "52,304 tokens, 5.95 full windows" in lines[6]
 
 
+def test_the_engines_own_figures_are_kept(log: Path) -> None:
+    """Weights of the fullest worker and the cache's tokens, for the plan to be held to."""
+    with BootLog(log, lambda line: None, verbose=False) as boot:
+        append(log, BOOT)
+        for gib in ("3.9", "4.07", "4.01"):
+            append(log, f"INFO [runner.py:5] Model loading took {gib} GiB memory and 3.2 seconds\n")
+        time.sleep(0.5)
+    assert (boot.weights_gib, boot.kv_tokens) == (4.07, 52_304)
+
+
 def test_a_line_written_in_pieces_is_read_once(log: Path) -> None:
     """Several processes write the file; half a line waits for its end."""
     lines: list[str] = []

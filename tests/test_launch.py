@@ -56,7 +56,7 @@ def test_a_boot_is_told_in_one_line_a_phase(launch: Launch, tmp_path: Path) -> N
     server = launch("up")
     server.wait_ready()
     words = [line.split()[0] for line in server.lines]
-    assert words[:4] == ["log", "import", "engine", "ready"]
+    assert words[:5] == ["log", "import", "engine", "plan", "ready"]
     log = Path(server.lines[0].split(maxsplit=1)[1])
     assert log.is_relative_to(tmp_path)
     assert log.stem == f"serve-{server.url.rpartition(':')[2].removesuffix('/v1')}", "its own file"

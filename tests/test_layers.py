@@ -49,6 +49,7 @@ LAYERS: dict[str, int] = {
     # L3: the seam, the gate, the application
     "vllm_engine": 3,
     "doctor": 3,
+    "forecast": 3,
     "plan": 3,
     "preflight": 3,
     "app": 3,
