@@ -52,7 +52,7 @@ def landscape() -> Image.Image:
     return Image.fromarray((total + 128).clip(0, 255).astype(np.uint8))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def photo(number: int) -> str:
     """Return the data URL of a 12-megapixel JPEG; no two numbers share one."""
     picture = landscape().copy()

@@ -1,9 +1,9 @@
 """A benchmark's command: two servers, cases in turns, a table of ratios.
 
 Both servers run the same checkpoint with the same engine arguments and are up for the whole
-run, but only one at a time is asked: stock, ours, ours, stock, … Each pair of requests has the
-same body, and answers must be equal. A round is the mean of its requests; the table shows
-medians of rounds and of their ratios.
+run, but only one at a time is asked: in each round one gets all requests of a case, then the
+other gets the same, after a pause; who begins alternates. Answers must be equal. A round is the
+mean of its requests; the table shows medians of rounds and of their ratios.
 
 CPU time is that of the process that speaks HTTP (the API process), not of its engine. Wall time
 of the concurrent case says little on few cores and is left out.
@@ -20,6 +20,7 @@ import platform
 import signal
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -31,6 +32,13 @@ from types import FrameType
 from bench.figures import Comparison, table
 from bench.servers import BenchError, Server, both
 from bench.traffic import Case, Client, Sample
+
+SPIN_SECONDS = 1.5
+"""How long a side is left alone before the other is asked.
+
+After its last step a worker of vLLM spins for a second (``SpinCondition`` in
+``shm_broadcast.py``), on few cores in the way of whoever is measured next.
+"""
 
 
 def run(
@@ -101,19 +109,14 @@ def compare(
     taken: dict[tuple[str, str], list[list[Sample]]] = defaultdict(list)
     try:
         for case in cases:
-            for number in range(case.warm_up):
-                _pair(case, servers, clients, number)
+            _block(case, servers, clients, range(case.warm_up), 0)
         # Each case counts on for itself: some numbers begin a conversation that others continue.
         numbers = {case.name: itertools.count(case.warm_up) for case in cases}
-        for _ in range(rounds):
+        for turn in range(rounds):
             for case in cases:
                 pairs = requests if case.streams == 1 else 1
-                sides: tuple[list[Sample], list[Sample]] = ([], [])
-                for number in itertools.islice(numbers[case.name], pairs):
-                    for side, sample in zip(
-                        sides, _pair(case, servers, clients, number), strict=True
-                    ):
-                        side.append(sample)
+                block = list(itertools.islice(numbers[case.name], pairs))
+                sides = _block(case, servers, clients, block, turn)
                 for server, side in zip(servers, sides, strict=True):
                     taken[case.name, server.name].append(side)
     finally:
@@ -122,18 +125,25 @@ def compare(
     return [line for case in cases for line in _compared(case, servers, taken)]
 
 
-def _pair(
-    case: Case, servers: tuple[Server, Server], clients: list[Client], number: int
-) -> list[Sample]:
-    """Ask both for ``number``, the one that is second for even numbers first for odd ones."""
-    samples: dict[str, Sample] = {}
-    answers: dict[str, list[str]] = {}
+def _block(
+    case: Case,
+    servers: tuple[Server, Server],
+    clients: list[Client],
+    numbers: Sequence[int],
+    turn: int,
+) -> list[list[Sample]]:
+    """Ask one for all ``numbers``, then the other; which is first alternates with ``turn``."""
+    samples: dict[str, list[Sample]] = {}
+    answers: dict[str, list[list[str]]] = {}
     order = list(zip(servers, clients, strict=True))
-    for server, client in order if number % 2 else reversed(order):
-        samples[server.name], answers[server.name] = case.measure(server, client, number)
-    theirs, mine = (answers[server.name] for server in servers)
-    if theirs != mine and case.streams == 1 and case.same_answers:
-        raise BenchError(f"{case.name}: stock answered {theirs!r}, ours {mine!r}")
+    for server, client in reversed(order) if turn % 2 else order:
+        time.sleep(SPIN_SECONDS)
+        measured = [case.measure(server, client, number) for number in numbers]
+        samples[server.name] = [sample for sample, _ in measured]
+        answers[server.name] = [answer for _, answer in measured]
+    for theirs, mine in zip(*(answers[server.name] for server in servers), strict=True):
+        if theirs != mine and case.streams == 1 and case.same_answers:
+            raise BenchError(f"{case.name}: stock answered {theirs!r}, ours {mine!r}")
     return [samples[server.name] for server in servers]
 
 

@@ -319,20 +319,21 @@ def test_no_field_of_vllms_request_is_silently_ignored() -> None:
     assert known - set(ChatRequest.model_fields) - set(UNSUPPORTED) == bookkeeping
 
 
-def test_no_default_of_vllms_request_is_left_to_its_factory() -> None:
-    """Fields with a default factory are given: pydantic inspects absent ones each time."""
+def test_requests_are_copies_that_share_nothing() -> None:
+    """A copy has vLLM's defaults, as a request made by its own model has, and lists of its own."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
     from qwen2vl_serve.vllm_engine.request import as_vllm
 
-    request = as_vllm(
-        ChatRequest.model_validate({"messages": [{"role": "user", "content": "Hello"}]}), [], "id"
-    )
-    made_by_factory = {
-        name for name, field in ChatCompletionRequest.model_fields.items() if field.default_factory
-    }
-    assert made_by_factory <= request.model_fields_set
-    assert request.bad_words == []
+    body = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0.5, "seed": 3}
+    one, other = (as_vllm(ChatRequest.model_validate(body), [], name) for name in ("a", "b"))
+    theirs = ChatCompletionRequest.model_construct(**body, request_id="a")
+    assert dict(one) == dict(theirs)
+    assert one.model_fields_set >= {"messages", "temperature", "seed", "request_id"}
+    for name, value in one:
+        if isinstance(value, list | dict):
+            assert value is not getattr(other, name), name
+    assert (one.request_id, other.request_id) == ("a", "b")
 
 
 def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_1(
