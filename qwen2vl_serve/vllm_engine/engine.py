@@ -234,7 +234,8 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
             ContextLengthExceeded: prompt and ``max_tokens`` exceed ``max_model_len``.
         """
         rendered = await super().render_chat_request(request)
-        wanted = request.max_completion_tokens or request.max_tokens
+        # As an attribute the deprecated ``max_tokens`` would warn each time, into nowhere.
+        wanted = request.max_completion_tokens or vars(request)["max_tokens"]
         if isinstance(rendered, ErrorResponse) or wanted is None:
             return rendered
         _, inputs = rendered
