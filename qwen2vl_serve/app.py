@@ -32,7 +32,7 @@ from qwen2vl_serve.context import (
     refusal,
     refuse_large_items,
 )
-from qwen2vl_serve.door import EXPOSED_HEADERS, AnswerHeaders, Door, allowed_hosts
+from qwen2vl_serve.door import EXPOSED_HEADERS, AnswerHeaders, Door, host_rule
 from qwen2vl_serve.engine import Engine, ServedModel
 from qwen2vl_serve.envelope import OPEN_PATHS, Envelope, Metrics
 from qwen2vl_serve.errors import (
@@ -302,7 +302,7 @@ def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys)
         keys=keys,
         quotas=quotas,
         open_paths=OPEN_PATHS,
-        hosts=allowed_hosts(server.allowed_hosts, server.host),
+        host_rule=host_rule(server.allowed_hosts, server.host),
     )
     app.add_middleware(Envelope, metrics=metrics)
     app.add_middleware(AnswerHeaders)

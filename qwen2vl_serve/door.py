@@ -6,8 +6,9 @@ requests to other hosts, without a key, or beyond a key's limits.
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -17,7 +18,7 @@ from qwen2vl_serve.auth import ANYONE, Keys
 from qwen2vl_serve.errors import InvalidHost, MalformedRequest
 from qwen2vl_serve.quota import UNLIMITED, Quotas
 
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 EXPOSED_HEADERS = (
     "retry-after",
@@ -42,15 +43,31 @@ _SECURITY_HEADERS = (
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
-def allowed_hosts(named: Collection[str] | None, listens_on: str) -> frozenset[str] | None:
-    """Return the names that ``Host`` may have; None for any.
+HostRule = Callable[[str], bool]
+"""Tells whether this server answers to a name, given in lower case without port and brackets."""
 
-    Without names of its own, a server that only its machine can reach takes only that machine's
-    names: a page in the operator's browser can point a name of its own at 127.0.0.1.
+
+def host_rule(named: Collection[str] | None, listens_on: str) -> HostRule | None:
+    """Return what is demanded of ``Host``; None where any is taken.
+
+    A page in the operator's browser can point a name of its own at 127.0.0.1 and speak to what
+    listens there. So a server that only its machine can reach, unless told names, takes addresses
+    and names without a dot: such a page has neither.
     """
     if named:
-        return None if "*" in named else frozenset(name.lower().strip("[]") for name in named)
-    return LOOPBACK_NAMES if listens_on.strip("[]") in LOOPBACK_NAMES else None
+        names = frozenset(name.lower().strip("[]") for name in named)
+        return None if "*" in names else names.__contains__
+    return _is_local if listens_on.strip("[]") in LOOPBACK else None
+
+
+def _is_local(name: str) -> bool:
+    if "." not in name or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class AnswerHeaders:
@@ -90,13 +107,13 @@ class Door:
         keys: Keys,
         quotas: Quotas,
         open_paths: frozenset[str],
-        hosts: frozenset[str] | None = None,
+        host_rule: HostRule | None = None,
     ) -> None:
         self.app = app
         self.keys = keys
         self.quotas = quotas
         self.open_paths = open_paths
-        self.hosts = hosts
+        self.host_rule = host_rule
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or raise an ``APIError`` for ``Envelope`` to answer.
@@ -116,9 +133,9 @@ class Door:
             # A probe of an orchestrator names the server by an address of its own.
             await self.app(scope, receive, send)
             return
-        if self.hosts is not None:
-            _check_host(headers.getlist("host"), self.hosts)
         caller = self.keys.check(headers.get("authorization"))
+        if self.host_rule is not None:
+            _check_host(headers.getlist("host"), self.host_rule)
         if caller.name:
             state["caller"], state["key"] = caller, caller.name
         if caller.limits is None:
@@ -128,13 +145,12 @@ class Door:
             await self.app(scope, receive, send)
 
 
-def _check_host(given: Iterable[str], hosts: frozenset[str]) -> None:
-    named = list(given)
-    found = _HOST.fullmatch(named[0]) if len(named) == 1 else None
+def _check_host(given: Sequence[str], rule: HostRule) -> None:
+    found = _HOST.fullmatch(given[0]) if len(given) == 1 else None
     if found is None:
         raise MalformedRequest("The request has to name one host in its header Host.")
     name = found[1].strip("[]").rstrip(".").lower()
-    if name not in hosts:
+    if not rule(name):
         raise InvalidHost(
             f"This server does not answer to the host {name[:100]!r}; its operator names others "
             "in server.allowed_hosts of the profile."

@@ -283,11 +283,11 @@ class RateLimited(APIError):
     """
 
     status = 429
-    type = "rate_limit_error"
+    type = "invalid_request_error"
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, retry_after: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int = 60) -> None:
+        super().__init__(message, param=param)
         self.headers = {"Retry-After": str(retry_after)}
 
 

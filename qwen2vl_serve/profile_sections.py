@@ -243,7 +243,7 @@ class ServerSection(Section):
     allowed_hosts: Names | None = Field(
         default=None,
         description="Names that the header `Host` may have; `*` for any. Unset: on a loopback "
-        "address `localhost`, `127.0.0.1` and `::1`, elsewhere any.",
+        "address any address and any name without a dot, elsewhere any.",
     )
     cors_origins: Names | None = Field(
         default=None,

@@ -92,9 +92,10 @@ class BoundedHTTP(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header, its colon, space and line end too."""
+        """Count a header, its colon, space and line end too; drop what trails a body."""
         self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Let the request in."""
