@@ -33,7 +33,7 @@ EXPOSED_HEADERS = (
 
 # Answers are somebody's own, no page of ours belongs into another's frame, and a body is what its
 # content type says.
-_SECURITY_HEADERS = (
+SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
@@ -87,7 +87,7 @@ class AnswerHeaders:
             if message["type"] == "http.response.start":
                 headers = list(message["headers"])
                 there = {name for name, _ in headers}
-                headers += [one for one in _SECURITY_HEADERS if one[0] not in there]
+                headers += [one for one in SECURITY_HEADERS if one[0] not in there]
                 headers += state.get("visit", UNLIMITED).headers()
                 message["headers"] = headers
             await send(message)

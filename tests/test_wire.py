@@ -45,7 +45,7 @@ def refused(answer: bytes) -> tuple[int, str]:
 
 
 SMUGGLING = [
-    b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /v1/models HTTP/1.1\r\n\r\n",
+    b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
     b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
     b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
     b"Content-Length: 5, 6\r\n\r\nabcdef",
@@ -228,7 +228,7 @@ def test_pipelined_requests_are_answered_in_order(api: Served) -> None:
     assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answer)] == [200, 404]
 
 
-def test_a_thousand_slow_connections_do_not_stop_a_good_one(api: Served) -> None:
+def test_hundreds_of_slow_connections_do_not_stop_a_good_one(api: Served) -> None:
     """While they hold their sockets, and after they have lost them."""
     clients = [socket.create_connection(("127.0.0.1", api.port), 10) for _ in range(400)]
     for client in clients:
@@ -243,7 +243,10 @@ def test_no_websocket_is_opened(api: Served) -> None:
     """An upgrade is no way around the door: it is an ordinary request for an unknown path."""
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    with served(load_profile("demo"), Keys(["k"])) as closed:
-        with socket.create_connection(("127.0.0.1", closed.port), 10) as client:
-            client.sendall(b"GET /v1/realtime HTTP/1.1\r\nHost: x\r\n" + upgrade + key)
-            assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
+    request = b"GET /v1/realtime HTTP/1.1\r\nHost: x\r\n" + upgrade + key
+    with (
+        served(load_profile("demo"), Keys(["k"])) as closed,
+        socket.create_connection(("127.0.0.1", closed.port), 10) as client,
+    ):
+        client.sendall(request)
+        assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
