@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 from limits.errors import ConfigurationError, StorageError
 from limits.storage import Storage, storage_from_string
 
-from qwen2vl_serve import quota_sqlite  # noqa: F401  # makes sqlite: an address of a storage
 from qwen2vl_serve.auth import Caller
 from qwen2vl_serve.errors import APIError, PreflightError, QuotaUnavailable, RateLimited
+from qwen2vl_serve.quota_sqlite import SQLiteStorage  # makes sqlite: an address of a storage
 
 logger = logging.getLogger("qwen2vl_serve.requests")
 
@@ -72,7 +72,7 @@ class Quotas:
         self.inside: Counter[str] = Counter()
         self._address = address
         self._storage: Storage | None = None
-        # A file or a server may make it wait; the event loop must not.
+        # A server, or a file that another process holds, makes it wait; the event loop must not.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="quota")
 
     def open(self) -> Storage:
@@ -125,13 +125,24 @@ class Quotas:
                 del self.inside[caller.quota]
             await visit.leave()
 
-    async def counted(self, count: Callable[[Storage], _T]) -> _T:
-        """Run ``count`` on the storage, in the thread that may wait for it."""
+    async def counted(self, count: Callable[[Storage], _T], *, in_order: bool = False) -> _T:
+        """Run ``count`` on the storage: at once where that takes microseconds, else in a thread.
+
+        With ``in_order`` always in the thread, and so behind everything that is there already.
+        """
 
         def run() -> _T:
-            return count(self.open())
+            storage = self.open()
+            if not isinstance(storage, SQLiteStorage):
+                return count(storage)
+            with storage.turn():
+                return count(storage)
 
         try:
+            # Not yet open, it is none; a server that must be reached is opened in the thread.
+            if isinstance(self._storage, SQLiteStorage) and not in_order:
+                with contextlib.suppress(TimeoutError), self._storage.turn(0):
+                    return count(self._storage)
             return await asyncio.get_running_loop().run_in_executor(self._thread, run)
         except (RateLimited, asyncio.CancelledError):
             raise
@@ -157,7 +168,7 @@ class LimitedVisit(Visit):
         self._reserved: dict[str, int] = {}
         self._used: dict[str, int] = {}
         self._minute = self._now = 0.0
-        self._asked = False
+        self._asked = self._reserving = False
         self.metered = "tokens" in self._limits or "visual-tokens" in self._limits
 
     async def enter(self) -> None:
@@ -178,7 +189,7 @@ class LimitedVisit(Visit):
         wanted = {unit: cost for unit, cost in costs.items() if unit in self._limits}
         if not wanted:
             return
-        self._asked = True
+        self._asked = self._reserving = True
 
         def count(storage: Storage) -> None:
             for unit, cost in wanted.items():
@@ -192,6 +203,7 @@ class LimitedVisit(Visit):
                 self._reserved[unit] = cost
 
         await self._counted(count)
+        self._reserving = False
 
     def used(self, tokens: int, visual_tokens: int | None = None) -> None:
         """Say what it has really used; settled when the visit ends."""
@@ -208,8 +220,6 @@ class LimitedVisit(Visit):
         if not self._asked:
             return
 
-        # A client that left may have left a reservation behind that the thread has not made yet;
-        # it works in order, so that it is there by now.
         def settle(storage: Storage) -> None:
             charged = self._minute
             for unit, reserved in self._reserved.items():
@@ -220,7 +230,8 @@ class LimitedVisit(Visit):
             self._reserved.clear()
 
         with contextlib.suppress(QuotaUnavailable):  # it is in the log, and the answer is out
-            await self._quotas.counted(settle)
+            # A client that left may have left a reservation to the thread that is not made yet.
+            await self._quotas.counted(settle, in_order=self._reserving)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return OpenAI's ``x-ratelimit-…`` headers, as of the last count."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from limits.storage import Storage
 
+WAIT_SECONDS = 2.0
+"""How long others may keep the file; they need microseconds."""
+
 
 class SQLiteStorage(Storage):
-    """``sqlite:////absolute/path``; each method is one statement, so atomic over processes."""
+    """``sqlite:////absolute/path``; counting belongs into a ``turn``, and is then atomic."""
 
     STORAGE_SCHEME = ["sqlite"]  # noqa: RUF012  # as the base class declares it
 
@@ -21,9 +26,9 @@ class SQLiteStorage(Storage):
         path = Path(unquote(urlsplit(uri).path)[1:])
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # One connection, whichever thread counts; the lock makes their turns.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._counters = sqlite3.connect(
-            path, timeout=2, isolation_level=None, check_same_thread=False
+            path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
         )
         # Counts of a minute may be lost with the machine's power; waiting for the disk would cost
         # every request a millisecond or more.
@@ -33,7 +38,40 @@ class SQLiteStorage(Storage):
             "CREATE TABLE IF NOT EXISTS counters"
             " (key TEXT PRIMARY KEY, count INTEGER NOT NULL, expires REAL NOT NULL) WITHOUT ROWID"
         )
+        # From here on ``turn`` waits, so that it can also not wait.
+        self._counters.execute("PRAGMA busy_timeout = 0")
         self._swept = 0.0
+
+    @contextlib.contextmanager
+    def turn(self, seconds: float = WAIT_SECONDS) -> Iterator[None]:
+        """Keep everybody else out: what is counted within is counted at once, or not at all.
+
+        Raises ``TimeoutError`` when others are at it for longer than ``seconds``.
+        """
+        end = time.monotonic() + seconds
+        if not self._lock.acquire(timeout=seconds):
+            raise TimeoutError("another thread is counting")
+        try:
+            self._begin(end)
+            try:
+                yield
+            except BaseException:
+                self._counters.execute("ROLLBACK")
+                raise
+            self._counters.execute("COMMIT")
+        finally:
+            self._lock.release()
+
+    def _begin(self, end: float) -> None:
+        while True:
+            try:
+                self._counters.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if time.monotonic() >= end:
+                    raise TimeoutError(str(error)) from None
+                time.sleep(0.001)
+            else:
+                return
 
     @property
     def base_exceptions(self) -> type[Exception]:

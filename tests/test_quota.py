@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import sqlite3
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -19,6 +21,7 @@ from qwen2vl_serve.auth import Caller
 from qwen2vl_serve.errors import InvalidValue, PreflightError, QuotaUnavailable, RateLimited
 from qwen2vl_serve.keys_file import KeyLimits
 from qwen2vl_serve.quota import Quotas
+from qwen2vl_serve.quota_sqlite import SQLiteStorage
 
 
 class Clock:
@@ -305,6 +308,104 @@ def test_processes_share_one_count(tmp_path: Path) -> None:
         one.join(60)
         assert one.exitcode == 0
     assert admitted.value == 100
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[tuple[Quotas, threading.Event]]:
+    """Quotas over a file that another process holds until the event is set."""
+    path = tmp_path / "held.sqlite"
+    quotas = Quotas(f"sqlite:///{path}", Clock())
+    quotas.open()
+    taken, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        taken.set()
+        let_go.wait(10)
+        other.execute("COMMIT")
+        other.close()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait(10)
+    yield quotas, let_go
+    let_go.set()
+    holder.join()
+
+
+def test_a_held_file_makes_the_request_wait_and_nothing_else(
+    held: tuple[Quotas, threading.Event],
+) -> None:
+    """The event loop turns on while another process counts."""
+    quotas, let_go = held
+    who = caller(tokens_per_minute=100)
+
+    async def run() -> None:
+        async def visit() -> None:
+            async with quotas.visit(who, {}) as one:
+                await one.reserve(60, 0)
+
+        waits = asyncio.create_task(visit())
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        assert not waits.done()
+        let_go.set()
+        await waits
+
+    asyncio.run(run())
+    assert left(quotas, who, "tokens") == 40
+
+
+def test_a_file_that_is_held_for_ever_is_told(held: tuple[Quotas, threading.Event]) -> None:
+    """After a bounded wait: 503, and the place is free."""
+    quotas, _ = held
+    with pytest.raises(QuotaUnavailable):
+        use(quotas, caller(requests_per_minute=5, concurrent=1), 0, None)
+    assert not quotas.inside
+
+
+def test_a_client_that_leaves_while_its_reservation_waits_is_settled(tmp_path: Path) -> None:
+    """What the thread reserves after the client has left is settled behind it."""
+    quotas = Quotas(f"sqlite:///{tmp_path / 'q.sqlite'}", Clock())
+    who = caller(tokens_per_minute=100)
+    storage = quotas.open()
+    assert isinstance(storage, SQLiteStorage)
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with storage.turn():
+            held.set()
+            let_go.wait(10)
+
+    async def run() -> None:
+        entered, reserve = asyncio.Event(), asyncio.Event()
+
+        async def visit() -> None:
+            async with quotas.visit(who, {}) as one:
+                one.used(5)
+                entered.set()
+                await reserve.wait()
+                await one.reserve(60, 0)
+
+        task = asyncio.create_task(visit())
+        await entered.wait()
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait(10)
+        reserve.set()
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        holder.join()
+
+    asyncio.run(run())
+    assert left(quotas, who, "tokens") == 95
+    assert not quotas.inside
 
 
 @pytest.fixture
