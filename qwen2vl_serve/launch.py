@@ -240,7 +240,7 @@ def _config(app: object, profile: Profile) -> uvicorn.Config:
     server = profile.server
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn names the ASGI versions one by one
-        http=bounded_http(profile.limits.max_header_bytes, profile.limits.header_seconds),
+        http=bounded_http(profile.limits),
         ws="none",
         log_config=None,
         access_log=False,

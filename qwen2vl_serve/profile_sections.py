@@ -311,6 +311,10 @@ class LimitsSection(Section):
     body_seconds: Annotated[float, Field(gt=0)] = Field(
         default=120.0, description="Seconds within which a request's body has to come."
     )
+    reader_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=60.0,
+        description="Seconds that a client may leave its answer unread before it is cut off.",
+    )
     max_messages: Positive = Field(default=1000, description="Most messages in one request.")
     overflow: Literal["error", "shrink", "drop_oldest_images"] = Field(
         default="error",

@@ -20,6 +20,7 @@ from qwen2vl_serve.errors import (
     RequestHeadTooLarge,
     RequestTimeout,
 )
+from qwen2vl_serve.profile_sections import LimitsSection
 
 LINGER_SECONDS = 2.0
 """How long a client that was answered early may go on sending before it is cut off.
@@ -41,11 +42,16 @@ class BoundedHTTP(HttpToolsProtocol):
     """uvicorn's protocol with bounds.
 
     ``max_head_bytes`` bounds request line and headers together, ``head_seconds`` the time from
-    a connection's or request's first moment to the end of its headers.
+    a connection's or request's first moment to the end of its headers, ``reader_seconds`` the time
+    that a client may leave what was sent to it unread.
     """
 
-    def __init__(self, *, max_head_bytes: int, head_seconds: float, **options: Any) -> None:
+    def __init__(
+        self, *, max_head_bytes: int, head_seconds: float, reader_seconds: float, **options: Any
+    ) -> None:
         super().__init__(**options)
+        self.reader_seconds = reader_seconds
+        self._reader: asyncio.TimerHandle | None = None
         self.max_head_bytes = max_head_bytes
         self.head_seconds = head_seconds
         self._head_bytes = 0  # as they came, since the head began
@@ -60,8 +66,9 @@ class BoundedHTTP(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
+        """Forget the deadlines."""
         self._cancel_deadline()
+        self._cancel_reader()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -116,6 +123,22 @@ class BoundedHTTP(HttpToolsProtocol):
             self._cancel_deadline()
             self._deadline = self.loop.call_later(LINGER_SECONDS, self._close)
 
+    def pause_writing(self) -> None:
+        """Begin to wait for the client: what it has not read fills the buffers."""
+        super().pause_writing()
+        # Cut off hard: to close in order would wait until it has read the rest.
+        self._reader = self.loop.call_later(self.reader_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads."""
+        self._cancel_reader()
+        super().resume_writing()
+
+    def _cancel_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  (uvicorn's words are not ours)
         """Answer what the parser refused."""
         excessive = self._size > self.max_head_bytes
@@ -169,9 +192,14 @@ class BoundedHTTP(HttpToolsProtocol):
             self.transport.close()
 
 
-def bounded_http(max_head_bytes: int, head_seconds: float) -> Any:
+def bounded_http(limits: LimitsSection) -> Any:
     """Return what ``uvicorn.Config(http=…)`` takes."""
-    return partial(BoundedHTTP, max_head_bytes=max_head_bytes, head_seconds=head_seconds)
+    return partial(
+        BoundedHTTP,
+        max_head_bytes=limits.max_header_bytes,
+        head_seconds=limits.header_seconds,
+        reader_seconds=limits.reader_seconds,
+    )
 
 
 def _malformed() -> APIError:

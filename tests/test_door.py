@@ -22,7 +22,7 @@ from qwen2vl_serve.door import host_rule
 from qwen2vl_serve.keys_file import KeyLimits, KeysFile
 from qwen2vl_serve.profile import load_profile
 from tests.fake_engine import FakeEngine
-from tests.served import HELLO, CountingEngine, Served, served
+from tests.served import HELLO, CountingEngine, Served, eventually, served
 
 Serve = Callable[..., Served]
 
@@ -212,13 +212,6 @@ def test_visual_tokens_are_known_before_they_are_computed(serve: Serve, file: Ke
     assert code(refused) == (429, "rate_limit_exceeded")
     assert "visual tokens" in refused.json()["error"]["message"]
     assert len(api.engine.requests) == 1
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time allowed"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.profile import load_profile
 from tests.fake_engine import FakeEngine
-from tests.served import HELLO, Served, drained, served
+from tests.served import HELLO, Served, drained, eventually, served
 
 BODY = json.dumps(HELLO).encode()
 CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -219,6 +221,70 @@ def test_a_long_answer_outlives_the_time_of_heads() -> None:
                 answer = drained(client)
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert answer.count(b"word ") == 12
+
+
+def test_a_client_that_does_not_read_is_cut_off() -> None:
+    """Its generation ends with it; one that reads slowly is waited for."""
+    profile = load_profile("demo", ["limits.reader_seconds=0.5"])
+    engine = FakeEngine(words=["x" * 60_000] * 1000)
+    request = json.dumps({**HELLO, "stream": True}).encode()
+    with served(profile, Keys(), engine) as api:
+        with socket.create_connection(("127.0.0.1", api.port), 10) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.sendall(CHAT + b"Content-Length: %d\r\n\r\n" % len(request) + request)
+            eventually(lambda: engine.running == 1)
+            eventually(lambda: engine.running == 0)
+            assert engine.aborted == 1
+            assert b"[DONE]" not in drained(client)
+        engine.words = ["x" * 60_000] * 100
+        with socket.create_connection(("127.0.0.1", api.port), 10) as client:
+            client.sendall(
+                CHAT + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(request) + request
+            )
+            answer = b""
+            while piece := client.recv(400_000):
+                answer += piece
+                time.sleep(0.01)
+        assert b"[DONE]" in answer
+
+
+bits = st.sampled_from(
+    [
+        b"GET ", b"POST ", b"/v1/models", b"/v1/chat/completions", b" HTTP/1.1", b" HTTP/1.0",
+        b"\r\n", b"\r\n", b"\r\n\r\n", b"\n", b"\r", b"Host: x", b"Content-Length: 5",
+        b"Content-Length: 0", b"Transfer-Encoding: chunked", b"Connection: close",
+        b"Connection: upgrade", b"Upgrade: h2c", b"Expect: 100-continue",
+        b"5\r\nhello\r\n0\r\n\r\n", b"hello", b"\x00", b"\xff", b": ", b" ", b"X-Y: z",
+        b"Content-Type: application/json", BODY,
+    ]
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Served]:
+    """One server for all examples."""
+    bounds = ["limits.header_seconds=0.3", "limits.body_seconds=0.3"]
+    with served(load_profile("demo", bounds), Keys()) as one:
+        yield one
+        assert one.chat().status_code == 200
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.lists(bits, max_size=12).map(b"".join), min_size=1, max_size=3))
+def test_no_bytes_bring_the_server_down(lasting: Served, pieces: list[bytes]) -> None:
+    """Whatever is sent: only answers below 500, each well formed, and the connection ends."""
+    with socket.create_connection(("127.0.0.1", lasting.port), 10) as client:
+        try:
+            for piece in pieces:
+                client.sendall(piece)
+            client.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        answer = drained(client)
+    statuses = [int(one) for one in re.findall(rb"HTTP/1\.1 (\d+) ", answer)]
+    assert all(status < 500 for status in statuses), answer
+    assert b"Traceback" not in answer
+    assert not answer or statuses
 
 
 def test_pipelined_requests_are_answered_in_order(api: Served) -> None:
