@@ -1,6 +1,6 @@
 """The HTTP application: middleware, error shape, routes.
 
-A request goes down this page: ``Envelope`` (id, errors, counts) → ``RequireKey`` → a route of
+A request goes down this page: ``Envelope`` (id, errors, counts) → ``Door`` (keys) → a route of
 ``API``: read → parse → media → engine → response.
 """
 
@@ -18,9 +18,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
-from qwen2vl_serve import __version__
-from qwen2vl_serve.auth import Keys, RequireKey
+from qwen2vl_serve import __version__, usage
+from qwen2vl_serve.auth import Caller, Keys
 from qwen2vl_serve.connection import EventStream, WhileConnected
 from qwen2vl_serve.context import (
     Context,
@@ -31,6 +32,7 @@ from qwen2vl_serve.context import (
     refusal,
     refuse_large_items,
 )
+from qwen2vl_serve.door import EXPOSED_HEADERS, AnswerHeaders, Door, host_rule
 from qwen2vl_serve.engine import Engine, ServedModel
 from qwen2vl_serve.envelope import OPEN_PATHS, Envelope, Metrics
 from qwen2vl_serve.errors import (
@@ -38,6 +40,7 @@ from qwen2vl_serve.errors import (
     MethodNotAllowed,
     ModelNotFound,
     RequestError,
+    RequestTimeout,
     RequestTooLarge,
     RouteNotFound,
     ShuttingDown,
@@ -49,6 +52,7 @@ from qwen2vl_serve.media.loader import MediaLoader, Medium
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.quota import Quotas
 from qwen2vl_serve.uploads import UPLOAD_BODY, FilesAPI
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 
@@ -65,6 +69,7 @@ class API:
         self.loader = loader
         self.metrics = metrics
         self.max_body_bytes = profile.limits.max_body_bytes
+        self.body_seconds = profile.limits.body_seconds
         self.limits = RequestLimits(
             max_messages=profile.limits.max_messages,
             max_n=profile.limits.max_n,
@@ -87,14 +92,21 @@ class API:
         """Answer a conversation about text, pictures and videos."""
         self.refuse_while_draining()
         chat = parse_chat(await self._read(request), self.limits)
-        self._find(chat.model)
-        async with WhileConnected(request.receive), self.loader.ledger.account() as account:
+        visit, caller = request.state.visit, request.state.caller
+        self._find(chat.model, caller)
+        account = self.loader.ledger.account(caller.name)
+        async with WhileConnected(request.receive), account:
             fitted = await self._load(chat, account)
+            await usage.reserve(visit, fitted)
             if not chat.stream:
                 answer = self.engine.complete(fitted.request, fitted.media, request.state.id)
                 body = await self._explained(answer, fitted)
+                usage.tell(visit, body)
                 return Response(_with_reports(body, fitted), media_type="application/json")
-            chunks = self.engine.stream(fitted.request, fitted.media, request.state.id)
+            asked = usage.asking_for_usage(fitted.request) if visit.metered else fitted.request
+            chunks = self.engine.stream(asked, fitted.media, request.state.id)
+            if visit.metered:
+                chunks = usage.told(visit, chunks, fitted.request)
             try:
                 # The first chunk before the status line: until then an error has its own status.
                 first = await self._explained(anext(chunks), fitted)
@@ -109,8 +121,10 @@ class API:
     async def explain(self, request: Request) -> JSONResponse:
         """Tell what a chat request would cost, without generating: tokens, sizes, what fits."""
         chat = parse_chat(await self._read(request), self.limits)
-        model = self._find(chat.model)
-        async with WhileConnected(request.receive), self.loader.ledger.account() as account:
+        caller = request.state.caller
+        model = self._find(chat.model, caller)
+        account = self.loader.ledger.account(caller.name)
+        async with WhileConnected(request.receive), account:
             chat = await self.documents.with_pages(chat, account)
             media = await self.loader.load(chat, account)
             context = await self._measure(chat, media)
@@ -132,15 +146,14 @@ class API:
             }
         )
 
-    async def models(self) -> JSONResponse:
-        """List the served models."""
-        return JSONResponse(
-            {"object": "list", "data": [_model(model) for model in self.engine.models]}
-        )
+    async def models(self, request: Request) -> JSONResponse:
+        """List the models that are served to the caller."""
+        models = [_model(model) for model in self._served(request.state.caller)]
+        return JSONResponse({"object": "list", "data": models})
 
-    async def model(self, name: str) -> JSONResponse:
+    async def model(self, name: str, request: Request) -> JSONResponse:
         """Describe one served model."""
-        return JSONResponse(_model(self._find(name)))
+        return JSONResponse(_model(self._find(name, request.state.caller)))
 
     async def live(self) -> JSONResponse:
         """Tell that the process turns its event loop."""
@@ -195,11 +208,15 @@ class API:
         if self.draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
 
-    def _find(self, name: str | None) -> ServedModel:
-        for model in self.engine.models:
+    def _served(self, caller: Caller) -> Sequence[ServedModel]:
+        return [model for model in self.engine.models if caller.may_use(model.id)]
+
+    def _find(self, name: str | None, caller: Caller) -> ServedModel:
+        served = self._served(caller)
+        for model in served:
             if name is None or model.id == name:
                 return model
-        names = ", ".join(repr(model.id) for model in self.engine.models)
+        names = ", ".join(repr(model.id) for model in served) or "none to this key"
         raise ModelNotFound(
             f"model {str(name)[:100]!r} is not served here; served: {names}.", param="model"
         )
@@ -220,10 +237,17 @@ class API:
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
             raise self._too_large(int(declared))
-        async for piece in request.stream():
-            body += piece
-            if len(body) > limit:
-                raise self._too_large(len(body))
+        try:
+            async with asyncio.timeout(self.body_seconds):
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > limit:
+                        raise self._too_large(len(body))
+        except TimeoutError:
+            raise RequestTimeout(
+                f"The body took more than {self.body_seconds:g} seconds; send smaller pictures, or "
+                "raise limits.body_seconds in the profile."
+            ) from None
         return bytes(body)
 
     def _too_large(self, size: int) -> RequestTooLarge:
@@ -234,8 +258,14 @@ class API:
 
 
 def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys) -> FastAPI:
-    """Return the application; ``app.state.api`` is its ``API``."""
+    """Return the application; ``app.state.api`` is its ``API``.
+
+    Raises ``PreflightError`` when keys have limits and nothing can be counted.
+    """
     metrics = Metrics()
+    quotas = Quotas(profile.quota_storage)
+    if keys.limited:
+        quotas.open()
     api = API(engine, loader, profile, metrics)
     app = FastAPI(title="qwen2vl_serve", version=__version__, redirect_slashes=False)
     app.state.api = api
@@ -266,8 +296,24 @@ def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys)
     app.add_api_route("/metrics", api.metrics_text)
     app.add_exception_handler(HTTPException, _raise_ours)
     app.add_exception_handler(RequestValidationError, _raise_ours)
-    app.add_middleware(RequireKey, keys=keys, open_paths=OPEN_PATHS)
-    app.add_middleware(Envelope, metrics=metrics)  # added last: outermost
+    server = profile.server
+    app.add_middleware(
+        Door,
+        keys=keys,
+        quotas=quotas,
+        open_paths=OPEN_PATHS,
+        host_rule=host_rule(server.allowed_hosts, server.host),
+    )
+    app.add_middleware(Envelope, metrics=metrics)
+    app.add_middleware(AnswerHeaders)
+    if server.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=server.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )  # added last: outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own hook
     return app
 

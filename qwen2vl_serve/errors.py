@@ -30,16 +30,22 @@
         │   ├── MethodNotAllowed   405  method_not_allowed
         │   ├── RequestTimeout     408  request_timeout
         │   ├── RequestTooLarge    413  request_too_large
-        │   └── UnsupportedContentType 415 unsupported_content_type
+        │   ├── UnsupportedContentType 415 unsupported_content_type
+        │   ├── InvalidHost        421  invalid_host
+        │   ├── RequestHeadTooLarge 431 request_head_too_large
+        │   └── MalformedRequest   400  malformed_request
         ├── InvalidAPIKey          401  invalid_api_key
+        ├── RateLimited            429  rate_limit_exceeded
         ├── InternalError          500  internal_error
         └── EngineUnavailable      503  engine_unavailable
             ├── ShuttingDown       503  shutting_down
-            └── Overloaded         503  overloaded
+            ├── Overloaded         503  overloaded
+            └── QuotaUnavailable   503  quota_unavailable
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -72,7 +78,7 @@ class APIError(ServeError):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
-    headers: ClassVar[dict[str, str]] = {}
+    headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -221,7 +227,7 @@ class MethodNotAllowed(RequestError):
 
 
 class RequestTimeout(RequestError):
-    """The body came too slowly."""
+    """Headers or body came too slowly."""
 
     status = 408
     code = "request_timeout"
@@ -241,13 +247,48 @@ class UnsupportedContentType(RequestError):
     code = "unsupported_content_type"
 
 
+class InvalidHost(RequestError):
+    """The header ``Host`` names another server than this one."""
+
+    status = 421
+    code = "invalid_host"
+
+
+class RequestHeadTooLarge(RequestError):
+    """The request line and headers take more bytes than ``limits.max_header_bytes``."""
+
+    status = 431
+    code = "request_head_too_large"
+
+
+class MalformedRequest(RequestError):
+    """What came is not HTTP, or says in two ways where its body ends."""
+
+    code = "malformed_request"
+
+
 class InvalidAPIKey(APIError):
     """No key, or none that this server knows."""
 
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
-    headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
+
+
+class RateLimited(APIError):
+    """The key has used up what it may use in this minute, or at a time.
+
+    ``retry_after`` is in seconds.
+    """
+
+    status = 429
+    type = "invalid_request_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int = 60) -> None:
+        super().__init__(message, param=param)
+        self.headers = {"Retry-After": str(retry_after)}
 
 
 class InternalError(APIError):
@@ -261,7 +302,7 @@ class EngineUnavailable(APIError):
 
     status = 503
     code = "engine_unavailable"
-    headers: ClassVar[dict[str, str]] = {"Retry-After": "5"}
+    headers: Mapping[str, str] = {"Retry-After": "5"}
 
 
 class ShuttingDown(EngineUnavailable):
@@ -274,4 +315,10 @@ class Overloaded(EngineUnavailable):
     """The server's queue is full."""
 
     code = "overloaded"
-    headers: ClassVar[dict[str, str]] = {"Retry-After": "1"}
+    headers: Mapping[str, str] = {"Retry-After": "1"}
+
+
+class QuotaUnavailable(EngineUnavailable):
+    """The storage that counts the uses of keys does not answer."""
+
+    code = "quota_unavailable"

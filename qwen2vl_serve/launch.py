@@ -38,6 +38,7 @@ from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.forecast import Start, StartTimes, comparison, expose, foresee
 from qwen2vl_serve.idle_memory import IdleMemory, give_back
+from qwen2vl_serve.keys_file import KeysFile
 from qwen2vl_serve.media import resample
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.files import FileStore
@@ -49,6 +50,7 @@ from qwen2vl_serve.media.video import VideoLimits
 from qwen2vl_serve.plan.advice import advice
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.profile_media import FilesSection
+from qwen2vl_serve.wire import bounded_http
 
 Report = Callable[[str], None]
 """Takes one line for the operator's eyes."""
@@ -68,7 +70,7 @@ def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
         PreflightError: the port was taken since the preflight, or no log file can be written.
         BootError: the engine did not start; the message names the cause and the log file.
     """
-    keys = Keys(profile.api_keys())
+    keys = Keys(profile.api_keys(), KeysFile(profile.keys_path))
     os.environ.update(_environment(profile))
     listener = _listen(profile)
     # Port 0 has become a real one, which address and log file are named after.
@@ -250,6 +252,8 @@ def _config(app: object, profile: Profile) -> uvicorn.Config:
     server = profile.server
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn names the ASGI versions one by one
+        http=bounded_http(profile.limits),
+        ws="none",
         log_config=None,
         access_log=False,
         lifespan="off",

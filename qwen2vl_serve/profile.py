@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -124,8 +125,7 @@ class Profile(Section):
         """The file that keeps the engine's log; its folder may not exist yet."""
         if self.server.log_file is not None:
             return Path(self.server.log_file).expanduser()
-        state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-        return Path(state).expanduser() / "qwen2vl-serve" / f"serve-{self.server.port}.log"
+        return _state_folder() / f"serve-{self.server.port}.log"
 
     def api_keys(self, environ: Mapping[str, str] = os.environ) -> frozenset[str]:
         """Gather the keys of profile, key file and environment; none means an open server.
@@ -137,6 +137,20 @@ class Profile(Section):
         if self.server.api_key_file is not None:
             keys += keys_of_file(Path(self.server.api_key_file).expanduser())
         return frozenset(keys)
+
+    @property
+    def keys_path(self) -> Path:
+        """The file of named keys; it may not exist."""
+        if self.server.keys_file is not None:
+            return Path(self.server.keys_file).expanduser()
+        return default_keys_path()
+
+    @property
+    def quota_storage(self) -> str:
+        """The address, as ``limits`` reads it, of where uses of keys are counted."""
+        if self.server.quota_storage is not None:
+            return self.server.quota_storage
+        return f"sqlite:///{quote(str(_state_folder().absolute() / 'quotas.sqlite'))}"
 
     def engine_args(self) -> dict[str, Any]:
         """Keyword arguments for ``vllm.AsyncEngineArgs``; unset ones are left out."""
@@ -255,6 +269,17 @@ class Profile(Section):
         copy = self.model_copy()
         copy._name = name
         return copy
+
+
+def default_keys_path() -> Path:
+    """The file of named keys where a profile names no other."""
+    config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(config).expanduser() / "qwen2vl-serve" / "keys.json"
+
+
+def _state_folder() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "qwen2vl-serve"
 
 
 def profiles_folder() -> Path:

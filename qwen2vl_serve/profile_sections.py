@@ -228,6 +228,28 @@ class ServerSection(Section):
         default=None,
         description="File with one key a line; empty lines and `#` comments are skipped.",
     )
+    keys_file: Text | None = Field(
+        default=None,
+        description="File of named keys, written by `qwen2vl-serve keys`; read again when it "
+        "changes. Unset: `keys.json` in `$XDG_CONFIG_HOME/qwen2vl-serve` "
+        "(`~/.config/qwen2vl-serve`), where there is one.",
+    )
+    quota_storage: Text | None = Field(
+        default=None,
+        description="Where uses of keys with limits are counted: `redis://…`, `memory://` or "
+        "`sqlite:////path`. Unset: an SQLite file in `$XDG_STATE_HOME/qwen2vl-serve`, which "
+        "the servers of this user share.",
+    )
+    allowed_hosts: Names | None = Field(
+        default=None,
+        description="Names that the header `Host` may have; `*` for any. Unset: on a loopback "
+        "address any address and any name without a dot, elsewhere any.",
+    )
+    cors_origins: Names | None = Field(
+        default=None,
+        description="Origins whose web pages may use the server from a browser, as "
+        "`https://example.com`; `*` for all. Unset: none.",
+    )
     ssl_certfile: Text | None = Field(
         default=None, description="PEM file of the certificate chain; turns HTTPS on."
     )
@@ -284,6 +306,19 @@ class LimitsSection(Section):
     )
     max_media_frames: Positive = Field(
         default=1536, description="Most frames taken from all videos of a request."
+    )
+    max_header_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=32 * 1024, description="Most bytes of a request line and its headers."
+    )
+    header_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=10.0, description="Seconds within which a request's headers have to come."
+    )
+    body_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=120.0, description="Seconds within which a request's body has to come."
+    )
+    reader_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=60.0,
+        description="Seconds that a client may leave its answer unread before it is cut off.",
     )
     max_messages: Positive = Field(default=1000, description="Most messages in one request.")
     overflow: Literal["error", "shrink", "drop_oldest_images"] = Field(

@@ -1,6 +1,7 @@
 """The routes of uploaded files, in OpenAI's shapes: send a picture once, name it afterwards.
 
-Files belong to the server, not to a key: whoever may use the server may list, use and delete them.
+A file belongs to the key that uploaded it: to any other it is not there. Keys without a name, and
+an open server's clients, are one owner.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from qwen2vl_serve.auth import Caller
 from qwen2vl_serve.errors import (
     InvalidType,
     InvalidValue,
@@ -101,7 +103,7 @@ class FilesAPI:
         try:
             upload, purpose, seconds = _fields(form, store.ttl_seconds)
             file = await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._keep, store, upload, purpose, seconds
+                self._pool, self._keep, store, upload, purpose, seconds, _owner(request)
             )
         finally:
             await form.close()
@@ -113,7 +115,9 @@ class FilesAPI:
         limit = _limit(query.get("limit"))
         order = _one_of(query.get("order", "desc"), ("asc", "desc"), "order")
         files = [
-            file for file in self._store().listing() if query.get("purpose") in (None, file.purpose)
+            file
+            for file in self._store().listing(_owner(request))
+            if query.get("purpose") in (None, file.purpose)
         ]
         if order == "asc":
             files.reverse()
@@ -131,17 +135,17 @@ class FilesAPI:
             }
         )
 
-    async def retrieve(self, file_id: str) -> JSONResponse:
+    async def retrieve(self, file_id: str, request: Request) -> JSONResponse:
         """Describe one file."""
         try:
-            return JSONResponse(_object(self._store().find(file_id)))
+            return JSONResponse(_object(self._store().find(file_id, _owner(request))))
         except NoSuchFile:
             raise _unknown(file_id) from None
 
-    async def delete(self, file_id: str) -> JSONResponse:
+    async def delete(self, file_id: str, request: Request) -> JSONResponse:
         """Delete one file."""
         try:
-            await asyncio.to_thread(self._store().delete, file_id)
+            await asyncio.to_thread(self._store().delete, file_id, _owner(request))
         except NoSuchFile:
             raise _unknown(file_id) from None
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
@@ -186,13 +190,18 @@ class FilesAPI:
             yield piece
 
     def _keep(
-        self, store: FileStore, upload: UploadFile, purpose: str, seconds: float | None
+        self,
+        store: FileStore,
+        upload: UploadFile,
+        purpose: str,
+        seconds: float | None,
+        owner: str,
     ) -> StoredFile:
         data = upload.file.read()
         if len(data) > self.max_file_bytes:
             raise self._too_large(len(data))
         self.inspect(data, "file")
-        return store.add(data, _plain_name(upload.filename or ""), purpose, seconds)
+        return store.add(data, _plain_name(upload.filename or ""), purpose, seconds, owner)
 
     def _too_large(self, size: int) -> RequestTooLarge:
         return RequestTooLarge(
@@ -200,6 +209,11 @@ class FilesAPI:
             "smaller, or raise files.max_file_bytes in the server's profile.",
             param="file",
         )
+
+
+def _owner(request: Request) -> str:
+    caller: Caller = request.state.caller
+    return caller.name
 
 
 def _check_kind(headers: Headers) -> None:
@@ -273,4 +287,4 @@ def _unknown(file_id: str) -> UnknownFile:
 
 
 def _object(file: StoredFile) -> dict[str, Any]:
-    return {"object": "file", **file.model_dump(), "status": "processed"}
+    return {"object": "file", **file.model_dump(exclude={"owner"}), "status": "processed"}

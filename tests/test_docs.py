@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from qwen2vl_serve import cli, protocol
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.door import EXPOSED_HEADERS, SECURITY_HEADERS
 from qwen2vl_serve.envelope import Metrics
 from qwen2vl_serve.errors import APIError, RequestError, ReservedToken
 from qwen2vl_serve.launch import media_loader
@@ -264,7 +265,8 @@ def test_every_header_is_listed(document: Document) -> None:
         re.findall(r'(?:self\.headers|MutableHeaders\([^)]*\))\["([^"]+)"\] =', source)
     )
     assert len(set_by_app) == 3, "the pattern above no longer finds where headers are set"
-    assert document.table_of(carried).keys() == carried | set_by_app
+    at_the_door = {*EXPOSED_HEADERS, *(name.decode() for name, _ in SECURITY_HEADERS)}
+    assert document.table_of(carried).keys() == carried | set_by_app | at_the_door
 
 
 @api

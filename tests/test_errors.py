@@ -13,7 +13,13 @@ import pytest
 
 from qwen2vl_serve import errors
 from qwen2vl_serve.envelope import error_response
-from qwen2vl_serve.errors import APIError, EngineUnavailable, RequestError, ServeError
+from qwen2vl_serve.errors import (
+    APIError,
+    EngineUnavailable,
+    RateLimited,
+    RequestError,
+    ServeError,
+)
 
 PACKAGE = Path(errors.__file__).parent
 
@@ -90,9 +96,9 @@ def test_every_leaf_is_an_answer_of_its_own(kind: type[APIError]) -> None:
 
 @pytest.mark.parametrize("kind", [k for k in CLASSES if issubclass(k, APIError)])
 def test_headers_tell_when_to_come_back_and_how_to_sign_in(kind: type[APIError]) -> None:
-    """503 carries whole seconds in Retry-After, 401 names the scheme, no other says anything."""
+    """503 and 429 carry whole seconds in Retry-After, 401 names the scheme, others say nothing."""
     headers = error_response(kind("x")).headers
-    assert ("retry-after" in headers) == issubclass(kind, EngineUnavailable)
+    assert ("retry-after" in headers) == issubclass(kind, EngineUnavailable | RateLimited)
     assert int(headers.get("retry-after", "1")) >= 1
     assert ("www-authenticate" in headers) == (kind.status == 401)
 

@@ -24,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from PIL import Image
 
 from qwen2vl_serve.errors import InvalidImage, InvalidImageURL
+from qwen2vl_serve.keys_file import KeyLimits, KeysFile
 from qwen2vl_serve.launch import media_loader, server_url
 from qwen2vl_serve.profile import load_profile
 from qwen2vl_serve.validation import RequestLimits, parse_chat
@@ -219,6 +220,38 @@ def test_https_and_keys_by_profile_file_and_environment(launch: Launch, tmp_path
     told = "\n".join(server.lines)
     assert "$QWEN2VL_API_KEY" in told
     assert "sk-" not in told
+
+
+def test_named_keys_are_made_and_revoked_beside_a_running_server(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """The file may appear later: from then on the server is closed, and stays so."""
+    path = tmp_path / "keys.json"
+    storage = f"server.quota_storage='sqlite:///{tmp_path / 'quotas.sqlite'}'"
+    server = launch("up", f"server.keys_file={path}", storage)
+    server.wait_ready()
+
+    def status(secret: str = "") -> int:
+        headers = {"authorization": f"Bearer {secret}"} if secret else {}
+        return requests.get(f"{server.url}/models", headers=headers, timeout=10).status_code
+
+    def within_seconds(expected: int, secret: str = "") -> None:
+        deadline = time.monotonic() + 10
+        while status(secret) != expected:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    assert status() == 200
+    secret = KeysFile(path).add("alice", KeyLimits(requests_per_minute=1000))
+    within_seconds(401)
+    assert status(secret) == 200
+    assert (tmp_path / "quotas.sqlite").exists()
+    KeysFile(path).revoke("alice")
+    within_seconds(401, secret)
+    assert status() == 401
+    told = "\n".join(server.lines)
+    assert "keys read again: 1 named" in told
+    assert secret not in told
 
 
 def upload(server: ServerProcess) -> str:

@@ -1,7 +1,8 @@
 """Uploaded files: kept by their content for a while, so that a picture is sent once.
 
-A file's id is the hash of its bytes. In the folder each is one file of that name: a line of JSON
-(name, purpose, times), then the bytes; written aside and renamed, so that none is ever half there.
+A file's id is the hash of its bytes and its owner. In the folder each is one file of that name: a
+line of JSON (name, purpose, times), then the bytes; written aside and renamed, so that none is ever
+half there.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class StoredFile(BaseModel):
     bytes: int
     created_at: int
     expires_at: int
+    owner: str = ""
 
 
 class FileStore:
@@ -52,6 +54,8 @@ class FileStore:
 
     Without a ``folder`` they lie in a temporary one that ``close`` removes. A folder belongs to one
     server: what it holds is read once, here. Raises ``OSError`` when it cannot be used.
+
+    Each file has an owner; to any other it is not there. All share the quota.
     """
 
     def __init__(
@@ -72,7 +76,12 @@ class FileStore:
             self._read_folder(folder)
 
     def add(
-        self, data: bytes, filename: str, purpose: str, seconds: float | None = None
+        self,
+        data: bytes,
+        filename: str,
+        purpose: str,
+        seconds: float | None = None,
+        owner: str = "",
     ) -> StoredFile:
         """Keep ``data`` for ``seconds`` (at most, and by default, ``ttl_seconds``).
 
@@ -83,7 +92,10 @@ class FileStore:
             raise ValueError(f"{len(data)} bytes exceed the {self.max_bytes} of all files")
         now = int(time.time())
         kept = min(self.ttl_seconds if seconds is None else seconds, self.ttl_seconds)
-        digest = blake3(data).hexdigest()
+        # Keyed by its owner: the same bytes of two owners are two files, and neither learns of the
+        # other's.
+        hasher = blake3(key=blake3(owner.encode()).digest()) if owner else blake3()
+        digest = hasher.update(data).hexdigest()
         file = StoredFile(
             id=f"file-{digest}",
             filename=filename,
@@ -91,6 +103,7 @@ class FileStore:
             bytes=len(data),
             created_at=now,
             expires_at=now + math.ceil(kept),
+            owner=owner,
         )
         unfinished = self._write_aside(file, data)
         with self._lock:
@@ -101,10 +114,10 @@ class FileStore:
             self._make_room()
         return file
 
-    def read(self, file_id: str) -> bytes:
+    def read(self, file_id: str, owner: str = "") -> bytes:
         """Return a file's bytes; raises ``NoSuchFile``."""
         with self._lock:
-            self._find(file_id)
+            self._find(file_id, owner)
             self._files.move_to_end(file_id)
             # Opened under the lock; once open, its bytes stay whoever deletes it.
             try:
@@ -116,27 +129,28 @@ class FileStore:
             source.readline()
             return source.read()
 
-    def look_up(self, file_id: str) -> StoredFile:
+    def look_up(self, file_id: str, owner: str = "") -> StoredFile:
         """Return what is known of a file that is to be shown; raises ``NoSuchFile``. Counted."""
         with self._lock:
             try:
-                file = self._find(file_id)
+                file = self._find(file_id, owner)
             except NoSuchFile:
                 self._misses += 1
                 raise
             self._hits += 1
             return file
 
-    def find(self, file_id: str) -> StoredFile:
+    def find(self, file_id: str, owner: str = "") -> StoredFile:
         """Return what is known of a file; raises ``NoSuchFile``."""
         with self._lock:
-            return self._find(file_id)
+            return self._find(file_id, owner)
 
-    def listing(self) -> Sequence[StoredFile]:
-        """Return all files, the newest first."""
+    def listing(self, owner: str = "") -> Sequence[StoredFile]:
+        """Return an owner's files, the newest first."""
         with self._lock:
             self._expire()
-            return sorted(self._files.values(), key=lambda file: (-file.created_at, file.id))
+            files = [file for file in self._files.values() if file.owner == owner]
+        return sorted(files, key=lambda file: (-file.created_at, file.id))
 
     def count(self) -> int:
         """Return how many files are kept."""
@@ -152,10 +166,10 @@ class FileStore:
             self._hits, self._misses, self._evictions, len(self._files), self._total
         )
 
-    def delete(self, file_id: str) -> None:
+    def delete(self, file_id: str, owner: str = "") -> None:
         """Remove a file; raises ``NoSuchFile``."""
         with self._lock:
-            self._remove(self._find(file_id))
+            self._remove(self._find(file_id, owner))
 
     def close(self) -> None:
         """Stop; remove the folder where it was a temporary one."""
@@ -164,12 +178,12 @@ class FileStore:
             if self._temporary and self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _find(self, file_id: str) -> StoredFile:
+    def _find(self, file_id: str, owner: str) -> StoredFile:
         file = self._files.get(file_id)
         if file is not None and file.expires_at <= time.time():
             self._remove(file)
             file = None
-        if file is None:
+        if file is None or file.owner != owner:
             raise NoSuchFile(file_id)
         return file
 

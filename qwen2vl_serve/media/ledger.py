@@ -37,9 +37,12 @@ class Ledger:
         """How many accounts wait for bytes."""
         return sum(account.waits for account in self._loading)
 
-    def account(self) -> Account:
-        """Return a request's account: a context, whose end gives everything back."""
-        account = Account(self)
+    def account(self, owner: str = "") -> Account:
+        """Return a request's account: a context, whose end gives everything back.
+
+        ``owner`` is whose uploads the request may show.
+        """
+        account = Account(self, owner)
         self._loading[account] = None
         return account
 
@@ -68,7 +71,8 @@ class Ledger:
 class Account:
     """What one request holds, in bytes."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, owner: str = "") -> None:
+        self.owner = owner
         self._ledger = ledger
         self._wanted = 0  # held or waited for
         self._held = 0

@@ -298,7 +298,9 @@ class MediaLoader:
             MediaTooLarge: more bytes than one request may hold.
         """
         try:
-            return await self.sources.read(address, lambda size: self.hold(size, account))
+            return await self.sources.read(
+                address, lambda size: self.hold(size, account), account.owner
+            )
         except DataURLError as error:
             raise InvalidImage(f"{param} {error}", param=param) from None
         except UnknownFileID:

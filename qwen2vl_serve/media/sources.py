@@ -40,10 +40,11 @@ class Sources:
         self.files = files
         self._folders = tuple(Path(folder).expanduser().resolve() for folder in folders)
 
-    async def read(self, address: str, take: Take) -> bytes:
+    async def read(self, address: str, take: Take, owner: str = "") -> bytes:
         """Return the bytes at ``address``, at most ``fetcher.policy.max_bytes`` of a file or URL.
 
-        They are asked of ``take`` before they are held, those of a URL as they come.
+        They are asked of ``take`` before they are held, those of a URL as they come. Of uploads
+        only those of ``owner`` are there.
 
         Raises:
             DataURLError: a malformed ``data:`` URL.
@@ -59,7 +60,7 @@ class Sources:
         if scheme == "file:":
             return await self._local(address, take)
         if address.startswith(UPLOAD):
-            return await self._uploaded(address.removeprefix(UPLOAD), take)
+            return await self._uploaded(address.removeprefix(UPLOAD), take, owner)
         return await self.fetcher.fetch(address, take)
 
     async def close(self) -> None:
@@ -68,12 +69,12 @@ class Sources:
         if self.files is not None:
             self.files.close()
 
-    async def _uploaded(self, file_id: str, take: Take) -> bytes:
+    async def _uploaded(self, file_id: str, take: Take, owner: str) -> bytes:
         if self.files is None:
             raise UnknownFileID("uploads are off")
         try:
-            await take(self.files.look_up(file_id).bytes)
-            return await asyncio.to_thread(self.files.read, file_id)
+            await take(self.files.look_up(file_id, owner).bytes)
+            return await asyncio.to_thread(self.files.read, file_id, owner)
         except NoSuchFile:
             raise UnknownFileID(file_id) from None
 

@@ -1,0 +1,284 @@
+"""What a key may use in a minute: counted at the door, reserved before and settled after.
+
+Minutes are the clock's: each minute has counters of its own, so that processes that share them
+need nothing but an atomic addition, and a reservation is given back to the minute it was taken
+from. Counting first and taking back what was too much never admits more than the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from limits.errors import ConfigurationError, StorageError
+from limits.storage import Storage, storage_from_string
+
+from qwen2vl_serve.auth import Caller
+from qwen2vl_serve.errors import APIError, PreflightError, QuotaUnavailable, RateLimited
+from qwen2vl_serve.quota_sqlite import SQLiteStorage  # makes sqlite: an address of a storage
+
+logger = logging.getLogger("qwen2vl_serve.requests")
+
+MINUTE = 60
+KEPT_SECONDS = 2 * MINUTE
+"""How long a minute's counter is kept: reservations of its last second are given back later."""
+
+# OpenAI's names in x-ratelimit-… headers and the fields of KeyLimits, in the order of checks.
+UNITS = {
+    "requests": "requests_per_minute",
+    "tokens": "tokens_per_minute",
+    "visual-tokens": "visual_tokens_per_minute",
+}
+
+_T = TypeVar("_T")
+
+
+class Visit:
+    """One request of a caller; as it stands, that of one without limits."""
+
+    metered = False
+    """Whether tokens are counted, so that somebody must say how many there were."""
+
+    async def reserve(self, tokens: int, visual_tokens: int) -> None:
+        """Take what the request is going to use; raises ``RateLimited`` when it is not there."""
+
+    def used(self, tokens: int, visual_tokens: int | None = None) -> None:
+        """Say what it has really used; settled when the visit ends."""
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return OpenAI's ``x-ratelimit-…`` headers, as of the last count."""
+        return []
+
+
+UNLIMITED = Visit()
+
+
+class Quotas:
+    """The counts of all limited keys, in the storage of an address of ``limits``.
+
+    ``concurrent`` is counted by each process for itself: what a killed one had counted would
+    never be freed. The storage is opened by the first limited visit, or by ``open``.
+    """
+
+    def __init__(self, address: str, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
+        self.inside: Counter[str] = Counter()
+        self._address = address
+        self._storage: Storage | None = None
+        # A server, or a file that another process holds, makes it wait; the event loop must not.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="quota")
+
+    def open(self) -> Storage:
+        """Open the storage; raises ``PreflightError`` when it cannot be used."""
+        if self._storage is None:
+            place = self._address.rpartition("@")[2]  # without a password
+            try:
+                storage = storage_from_string(self._address, wrap_exceptions=True)
+                if not isinstance(storage, Storage) or not storage.check():
+                    raise PreflightError(f"server.quota_storage: {place} does not answer")
+            except (ConfigurationError, StorageError, OSError, ValueError) as error:
+                raise PreflightError(f"server.quota_storage: cannot use {place}: {error}") from None
+            except Exception as error:
+                raise PreflightError(
+                    f"server.quota_storage: cannot use {place} ({type(error).__name__})"
+                ) from None
+            self._storage = storage
+        return self._storage
+
+    @contextlib.asynccontextmanager
+    async def visit(self, caller: Caller, state: MutableMapping[str, Any]) -> AsyncIterator[Visit]:
+        """Count a request from its head to its answer's end; its refusal costs no tokens.
+
+        The visit is put into ``state`` first, so that a refusal tells what is left as well.
+
+        Raises:
+            RateLimited: the key has used up its requests, or has as many under way as it may.
+            QuotaUnavailable: nothing can be counted.
+        """
+        if caller.limits is None:
+            yield UNLIMITED
+            return
+        state["visit"] = visit = LimitedVisit(self, caller)
+        most = caller.limits.concurrent
+        if most is not None and self.inside[caller.quota] >= most:
+            raise RateLimited(
+                f"This key may have {most} requests under way at a time, and has; wait for one.",
+                retry_after=1,
+            )
+        self.inside[caller.quota] += 1
+        try:
+            await visit.enter()
+            yield visit
+        except APIError:
+            visit.used(0, 0)
+            raise
+        finally:
+            self.inside[caller.quota] -= 1
+            if not self.inside[caller.quota]:
+                del self.inside[caller.quota]
+            await visit.leave()
+
+    async def counted(self, count: Callable[[Storage], _T], *, in_order: bool = False) -> _T:
+        """Run ``count`` on the storage: at once where that takes microseconds, else in a thread.
+
+        With ``in_order`` always in the thread, and so behind everything that is there already.
+        """
+
+        def run() -> _T:
+            storage = self.open()
+            if not isinstance(storage, SQLiteStorage):
+                return count(storage)
+            with storage.turn():
+                return count(storage)
+
+        try:
+            # Not yet open, it is none; a server that must be reached is opened in the thread.
+            if isinstance(self._storage, SQLiteStorage) and not in_order:
+                with contextlib.suppress(TimeoutError), self._storage.turn(0):
+                    return count(self._storage)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        except (RateLimited, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            logger.error("quotas cannot be counted: %s: %s", type(error).__name__, error)
+            raise QuotaUnavailable(
+                "The use of this key cannot be counted at the moment; try again shortly."
+            ) from None
+
+
+class LimitedVisit(Visit):
+    """One request of a key with limits."""
+
+    def __init__(self, quotas: Quotas, caller: Caller) -> None:
+        self._quotas = quotas
+        self._key = caller.quota
+        self._limits = {
+            unit: limit
+            for unit, field in UNITS.items()
+            if (limit := getattr(caller.limits, field)) is not None
+        }
+        self._counts = dict.fromkeys(self._limits, 0)
+        self._reserved: dict[str, int] = {}
+        self._used: dict[str, int] = {}
+        self._minute = self._now = 0.0
+        self._asked = self._reserving = False
+        self.metered = "tokens" in self._limits or "visual-tokens" in self._limits
+
+    async def enter(self) -> None:
+        """Count the request itself."""
+
+        def count(storage: Storage) -> None:
+            if "requests" in self._limits:
+                self._take(storage, "requests", 1)
+            for unit in self._limits:
+                if unit != "requests":
+                    self._counts[unit] = storage.get(self._counter(unit))
+
+        await self._counted(count)
+
+    async def reserve(self, tokens: int, visual_tokens: int) -> None:
+        """Take what the request is going to use; raises ``RateLimited`` when it is not there."""
+        costs = {"tokens": tokens, "visual-tokens": visual_tokens}
+        wanted = {unit: cost for unit, cost in costs.items() if unit in self._limits}
+        if not wanted:
+            return
+        self._asked = self._reserving = True
+
+        def count(storage: Storage) -> None:
+            for unit, cost in wanted.items():
+                try:
+                    self._take(storage, unit, cost)
+                except RateLimited:
+                    for taken, back in self._reserved.items():
+                        self._add(storage, taken, -back)
+                    self._reserved.clear()
+                    raise
+                self._reserved[unit] = cost
+
+        await self._counted(count)
+        self._reserving = False
+
+    def used(self, tokens: int, visual_tokens: int | None = None) -> None:
+        """Say what it has really used; settled when the visit ends."""
+        self._used["tokens"] = tokens
+        if visual_tokens is not None:
+            self._used["visual-tokens"] = visual_tokens
+
+    async def leave(self) -> None:
+        """Settle what was reserved with what was used.
+
+        What was too much goes back to the minute it came from. What was too little is taken from
+        the present one, even beyond the limit: it has been used.
+        """
+        if not self._asked:
+            return
+
+        def settle(storage: Storage) -> None:
+            charged = self._minute
+            for unit, reserved in self._reserved.items():
+                change = self._used.get(unit, reserved) - reserved
+                self._minute = charged if change < 0 else self._quotas.clock() // MINUTE
+                if change:
+                    self._add(storage, unit, change)
+            self._reserved.clear()
+
+        with contextlib.suppress(QuotaUnavailable):  # it is in the log, and the answer is out
+            # A client that left may have left a reservation to the thread that is not made yet.
+            await self._quotas.counted(settle, in_order=self._reserving)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return OpenAI's ``x-ratelimit-…`` headers, as of the last count."""
+        reset = b"%ds" % self._seconds_left()
+        found = []
+        for unit, limit in self._limits.items():
+            name = unit.encode()
+            left = max(limit - self._counts[unit], 0)
+            found += [
+                (b"x-ratelimit-limit-" + name, b"%d" % limit),
+                (b"x-ratelimit-remaining-" + name, b"%d" % left),
+                (b"x-ratelimit-reset-" + name, reset),
+            ]
+        return found
+
+    async def _counted(self, count: Callable[[Storage], None]) -> None:
+        self._now = self._quotas.clock()
+        self._minute = self._now // MINUTE
+        await self._quotas.counted(count)
+
+    def _take(self, storage: Storage, unit: str, cost: int) -> None:
+        """Add ``cost``, or take it back and raise ``RateLimited`` where that is too much."""
+        limit = self._limits[unit]
+        if self._add(storage, unit, cost) <= limit:
+            return
+        self._add(storage, unit, -cost)
+        noun = unit.replace("-", " ")
+        wait = self._seconds_left()
+        if cost > limit:
+            text = (
+                f"This key may use {limit} {noun} a minute; this request alone takes {cost}, the "
+                "answer it asks for included: make it smaller, or lower max_tokens."
+            )
+        else:
+            left = max(limit - self._counts[unit], 0)
+            text = (
+                f"This key may use {limit} {noun} a minute; {left} are left and this request takes "
+                f"{cost}. Try again in {wait} s."
+            )
+        raise RateLimited(text, retry_after=wait)
+
+    def _add(self, storage: Storage, unit: str, amount: int) -> int:
+        self._counts[unit] = count = storage.incr(self._counter(unit), KEPT_SECONDS, amount)
+        return count
+
+    def _counter(self, unit: str) -> str:
+        return f"qwen2vl/{self._key}/{unit}/{self._minute:.0f}"
+
+    def _seconds_left(self) -> int:
+        return math.ceil((self._minute + 1) * MINUTE - self._now) or 1

@@ -1,0 +1,450 @@
+"""Quotas: never more than the limit in any order, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import sqlite3
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from limits.storage import storage_from_string
+
+from qwen2vl_serve.auth import Caller
+from qwen2vl_serve.errors import InvalidValue, PreflightError, QuotaUnavailable, RateLimited
+from qwen2vl_serve.keys_file import KeyLimits
+from qwen2vl_serve.quota import Quotas
+from qwen2vl_serve.quota_sqlite import SQLiteStorage
+
+
+class Clock:
+    """Seconds since the epoch, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 6_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def caller(key: str = "k", **limits: int) -> Caller:
+    return Caller("alice", key, KeyLimits(**limits))
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'q.sqlite'}"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def quotas(address: str, clock: Clock) -> Quotas:
+    return Quotas(address, clock)
+
+
+def left(quotas: Quotas, who: Caller, unit: str) -> int:
+    """What a key has left, by the headers of one more visit that costs nothing."""
+
+    async def ask() -> int:
+        state: dict[str, Any] = {}
+        try:
+            async with quotas.visit(who, state):
+                pass
+        except RateLimited:
+            pass
+        return int(dict(state["visit"].headers())[b"x-ratelimit-remaining-" + unit.encode()])
+
+    return asyncio.run(ask())
+
+
+def use(quotas: Quotas, who: Caller, reserved: int, used: int | None) -> None:
+    async def visit() -> None:
+        async with quotas.visit(who, {}) as one:
+            await one.reserve(reserved, 0)
+            if used is not None:
+                one.used(used)
+
+    asyncio.run(visit())
+
+
+def test_requests_of_a_minute_are_counted(quotas: Quotas, clock: Clock) -> None:
+    """The limit is admitted, one more is refused until the minute ends, then all is free."""
+    who = caller(requests_per_minute=3)
+    clock.now += 20
+    for _ in range(3):
+        use(quotas, who, 0, None)
+    with pytest.raises(RateLimited) as caught:
+        use(quotas, who, 0, None)
+    assert caught.value.headers == {"Retry-After": "40"}
+    clock.now += 40
+    use(quotas, who, 0, None)
+
+
+def test_keys_do_not_share(quotas: Quotas) -> None:
+    """One key's use is not another's."""
+    use(quotas, caller("a", requests_per_minute=1), 0, None)
+    use(quotas, caller("b", requests_per_minute=1), 0, None)
+
+
+@pytest.mark.parametrize(("used", "expected"), [(30, 70), (90, 10), (500, 0), (None, 50), (0, 100)])
+def test_tokens_are_settled_by_what_was_used(
+    quotas: Quotas, used: int | None, expected: int
+) -> None:
+    """Too much reserved goes back, too little is charged, unknown stays as reserved."""
+    who = caller(tokens_per_minute=100)
+    use(quotas, who, 50, used)
+    assert left(quotas, who, "tokens") == expected
+
+
+def test_what_is_given_back_goes_to_its_own_minute(quotas: Quotas, clock: Clock) -> None:
+    """An answer that ends in the next minute gives nobody more there than the limit."""
+    who = caller(tokens_per_minute=100)
+
+    async def long_answer() -> None:
+        async with quotas.visit(who, {}) as visit:
+            await visit.reserve(100, 0)
+            clock.now += 60
+            visit.used(10)
+
+    asyncio.run(long_answer())
+    assert left(quotas, who, "tokens") == 100
+    clock.now -= 60
+    assert left(quotas, who, "tokens") == 90
+
+
+def test_a_refused_request_costs_no_tokens(quotas: Quotas) -> None:
+    """An error of ours gives all back; another end (the client left) does not."""
+    who = caller(tokens_per_minute=100, visual_tokens_per_minute=100)
+
+    async def fail(error: BaseException) -> None:
+        async with quotas.visit(who, {}) as visit:
+            await visit.reserve(40, 30)
+            raise error
+
+    with pytest.raises(InvalidValue):
+        asyncio.run(fail(InvalidValue("n is 9")))
+    assert (left(quotas, who, "tokens"), left(quotas, who, "visual-tokens")) == (100, 100)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(fail(asyncio.CancelledError()))
+    assert (left(quotas, who, "tokens"), left(quotas, who, "visual-tokens")) == (60, 70)
+
+
+def test_one_unit_refused_takes_nothing_of_the_others(quotas: Quotas) -> None:
+    """Tokens that were there are given back when visual tokens are not."""
+    who = caller(tokens_per_minute=100, visual_tokens_per_minute=10)
+
+    async def visit() -> None:
+        async with quotas.visit(who, {}) as one:
+            await one.reserve(50, 11)
+
+    with pytest.raises(RateLimited, match="10 visual tokens"):
+        asyncio.run(visit())
+    assert (left(quotas, who, "tokens"), left(quotas, who, "visual-tokens")) == (100, 10)
+
+
+def test_requests_under_way_are_bounded_and_freed_however_they_end(quotas: Quotas) -> None:
+    """The third of two is refused; an end, an error or a cancellation makes room."""
+    who = caller(concurrent=2)
+
+    async def check() -> None:
+        async with AsyncExitStack() as stack:
+            for _ in range(2):
+                await stack.enter_async_context(quotas.visit(who, {}))
+            with pytest.raises(RateLimited, match="2 requests under way"):
+                await stack.enter_async_context(quotas.visit(who, {}))
+        for error in (InvalidValue("x"), RuntimeError("x"), asyncio.CancelledError()):
+            with pytest.raises(type(error)):
+                async with quotas.visit(who, {}):
+                    raise error
+        assert not quotas.inside
+
+    asyncio.run(check())
+
+
+def test_headers_are_openais(quotas: Quotas, clock: Clock) -> None:
+    """Only what is limited is told, with the seconds until the minute ends."""
+    who = caller(requests_per_minute=5, tokens_per_minute=100)
+    clock.now += 45
+
+    async def headers() -> dict[bytes, bytes]:
+        async with quotas.visit(who, {}) as visit:
+            await visit.reserve(30, 7)
+            return dict(visit.headers())
+
+    assert asyncio.run(headers()) == {
+        b"x-ratelimit-limit-requests": b"5",
+        b"x-ratelimit-remaining-requests": b"4",
+        b"x-ratelimit-reset-requests": b"15s",
+        b"x-ratelimit-limit-tokens": b"100",
+        b"x-ratelimit-remaining-tokens": b"70",
+        b"x-ratelimit-reset-tokens": b"15s",
+    }
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["begin", "begin", "use", "fail", "leave", "cancel", "minute"]),
+        st.integers(0, 9),
+        st.integers(1, 60),
+        st.integers(0, 80),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps)
+def test_no_order_admits_more_than_the_limit(steps: list[tuple[str, int, int, int]]) -> None:
+    """Whatever begins, ends, fails, leaves and overlaps: a minute reserves at most its limit.
+
+    The model counts what was reserved of each minute and is not given back, and what answers
+    used beyond their reservation; at the end nothing is inside.
+    """
+    clock = Clock()
+    quotas = Quotas("memory://", clock)
+    who = caller(tokens_per_minute=100, concurrent=4)
+
+    async def run() -> None:
+        held: dict[int, tuple[Any, Any, float, int]] = {}
+        charged: defaultdict[float, int] = defaultdict(int)
+        for what, slot, reserve, used in steps:
+            minute = clock.now // 60
+            if what == "minute":
+                clock.now += 60
+            elif what == "begin" and slot not in held:
+                stack = AsyncExitStack()
+                try:
+                    visit = await stack.enter_async_context(quotas.visit(who, {}))
+                    assert len(held) < 4
+                    await visit.reserve(reserve, 0)
+                except RateLimited:
+                    assert len(held) == 4 or charged[minute] + reserve > 100
+                    await stack.aclose()
+                    continue
+                assert charged[minute] + reserve <= 100
+                charged[minute] += reserve
+                held[slot] = stack, visit, minute, reserve
+            elif what in ("use", "fail", "leave", "cancel") and slot in held:
+                stack, visit, begun, reserved = held.pop(slot)
+                if what == "use":
+                    visit.used(used)
+                    charged[begun if used < reserved else minute] += used - reserved
+                    await stack.aclose()
+                elif what == "leave":
+                    await stack.aclose()
+                else:
+                    error = InvalidValue("x") if what == "fail" else asyncio.CancelledError()
+                    if what == "fail":
+                        charged[begun] -= reserved
+                    with pytest.raises(type(error)):
+                        await stack.__aexit__(type(error), error, None) or _raise(error)
+        for stack, *_ in held.values():
+            await stack.aclose()
+        assert not quotas.inside
+
+    asyncio.run(run())
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 200))
+def test_requests_at_once_stay_within_the_limit(costs: list[int], limit: int) -> None:
+    """All at the same time: what got in fits, and what was refused left nothing behind."""
+    quotas = Quotas("memory://", Clock())
+    who = caller(tokens_per_minute=limit)
+
+    async def one(cost: int) -> int:
+        try:
+            async with quotas.visit(who, {}) as visit:
+                await visit.reserve(cost, 0)
+                await asyncio.sleep(0)
+                return cost
+        except RateLimited:
+            return 0
+
+    async def run() -> int:
+        return sum(await asyncio.gather(*map(one, costs)))
+
+    admitted = asyncio.run(run())
+    assert admitted <= limit
+    assert left(quotas, who, "tokens") == limit - admitted
+
+
+def _take(address: str, times: int, admitted: Any) -> None:
+    quotas = Quotas(address, Clock())
+    who = caller(requests_per_minute=100)
+    for _ in range(times):
+        try:
+            use(quotas, who, 0, None)
+        except RateLimited:
+            continue
+        with admitted.get_lock():
+            admitted.value += 1
+
+
+def test_processes_share_one_count(tmp_path: Path) -> None:
+    """Four processes over one file admit the limit together, exactly."""
+    context = multiprocessing.get_context("spawn")
+    admitted = context.Value("i", 0)
+    address = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    workers = [context.Process(target=_take, args=(address, 40, admitted)) for _ in range(4)]
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.join(60)
+        assert one.exitcode == 0
+    assert admitted.value == 100
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[tuple[Quotas, threading.Event]]:
+    """Quotas over a file that another process holds until the event is set."""
+    path = tmp_path / "held.sqlite"
+    quotas = Quotas(f"sqlite:///{path}", Clock())
+    quotas.open()
+    taken, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        taken.set()
+        let_go.wait(10)
+        other.execute("COMMIT")
+        other.close()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait(10)
+    yield quotas, let_go
+    let_go.set()
+    holder.join()
+
+
+def test_a_held_file_makes_the_request_wait_and_nothing_else(
+    held: tuple[Quotas, threading.Event],
+) -> None:
+    """The event loop turns on while another process counts."""
+    quotas, let_go = held
+    who = caller(tokens_per_minute=100)
+
+    async def run() -> None:
+        async def visit() -> None:
+            async with quotas.visit(who, {}) as one:
+                await one.reserve(60, 0)
+
+        waits = asyncio.create_task(visit())
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        assert not waits.done()
+        let_go.set()
+        await waits
+
+    asyncio.run(run())
+    assert left(quotas, who, "tokens") == 40
+
+
+def test_a_file_that_is_held_for_ever_is_told(held: tuple[Quotas, threading.Event]) -> None:
+    """After a bounded wait: 503, and the place is free."""
+    quotas, _ = held
+    with pytest.raises(QuotaUnavailable):
+        use(quotas, caller(requests_per_minute=5, concurrent=1), 0, None)
+    assert not quotas.inside
+
+
+def test_a_client_that_leaves_while_its_reservation_waits_is_settled(tmp_path: Path) -> None:
+    """What the thread reserves after the client has left is settled behind it."""
+    quotas = Quotas(f"sqlite:///{tmp_path / 'q.sqlite'}", Clock())
+    who = caller(tokens_per_minute=100)
+    storage = quotas.open()
+    assert isinstance(storage, SQLiteStorage)
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with storage.turn():
+            held.set()
+            let_go.wait(10)
+
+    async def run() -> None:
+        entered, reserve = asyncio.Event(), asyncio.Event()
+
+        async def visit() -> None:
+            async with quotas.visit(who, {}) as one:
+                one.used(5)
+                entered.set()
+                await reserve.wait()
+                await one.reserve(60, 0)
+
+        task = asyncio.create_task(visit())
+        await entered.wait()
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait(10)
+        reserve.set()
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        holder.join()
+
+    asyncio.run(run())
+    assert left(quotas, who, "tokens") == 95
+    assert not quotas.inside
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Any]:
+    one = storage_from_string(f"sqlite:///{tmp_path / 'with space' / 'q.sqlite'}")
+    yield one
+    one.close()  # type: ignore[union-attr]
+
+
+def test_the_file_is_a_storage_of_the_library(storage: Any) -> None:
+    """Counters add up, expire, and can be cleared, as those of the library's own storages."""
+    assert storage.check()
+    assert (storage.incr("a", 60), storage.incr("a", 60, 5), storage.get("a")) == (1, 6, 6)
+    assert (storage.incr("old", -1, 5), storage.get("old")) == (5, 0)
+    assert storage.incr("old", 60, 2) == 2
+    storage.clear("a")
+    assert (storage.get("a"), storage.reset(), storage.get("old")) == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "address", ["nothing://", "sqlite:////proc/none/q.sqlite", "redis://:secret@127.0.0.1:1/0"]
+)
+def test_a_storage_that_cannot_be_used_stops_a_start(address: str) -> None:
+    """The error names the field, and never a password."""
+    with pytest.raises(PreflightError, match=r"server\.quota_storage") as caught:
+        Quotas(address).open()
+    assert "secret" not in str(caught.value)
+
+
+def test_what_cannot_be_counted_is_not_served(quotas: Quotas, address: str) -> None:
+    """A storage that fails later refuses limited keys with 503 and lets go of their places."""
+    who = caller(requests_per_minute=5, concurrent=1)
+    use(quotas, who, 0, None)
+    storage = quotas.open()
+
+    def fails(*_: object) -> int:
+        raise OSError("gone")
+
+    storage.incr = fails  # type: ignore[method-assign]
+    with pytest.raises(QuotaUnavailable):
+        use(quotas, who, 0, None)
+    assert not quotas.inside
