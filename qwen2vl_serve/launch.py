@@ -14,7 +14,6 @@ import importlib
 import io
 import json
 import logging
-import math
 import os
 import resource
 import shlex
@@ -30,12 +29,19 @@ from types import FrameType
 
 import uvicorn
 
+from qwen2vl_serve import request_log
 from qwen2vl_serve.api_keys import API_KEY_VARIABLE
 from qwen2vl_serve.app import API, build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.engine import Engine
-from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
+from qwen2vl_serve.errors import (
+    BootError,
+    EngineUnavailable,
+    PreflightError,
+    SetupError,
+    ShuttingDown,
+)
 from qwen2vl_serve.idle_memory import IdleMemory, give_back
 from qwen2vl_serve.media import resample
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
@@ -47,19 +53,30 @@ from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.media.video import VideoLimits
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.profile_media import FilesSection
+from qwen2vl_serve.reload import Reload
 from qwen2vl_serve.vision import PixelBudget
 
 Report = Callable[[str], None]
 """Takes one line for the operator's eyes."""
 
+_DRAIN_LOOK_SECONDS = 0.05
+_LAST_BYTES_SECONDS = 2
+
 WATCH_SECONDS = 1.0
 """How often a running server asks whether its engine lives."""
 
 
-def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
+def serve(
+    profile: Profile,
+    *,
+    verbose: bool,
+    report: Report,
+    read_again: Callable[[], Profile] | None = None,
+) -> int:
     """Serve ``profile`` until a signal ends it; return the exit status.
 
-    0 after SIGTERM or SIGINT and a finished drain, 1 when the engine died. Standard output and
+    0 after SIGTERM or SIGINT and a finished drain, 1 when the engine died or hung. On SIGHUP
+    ``read_again`` returns the profile anew, of which the limits are taken. Standard output and
     error of this process and its children go to the log file from here on, so ``report`` must
     write elsewhere; ``verbose`` reports the log's lines as well.
 
@@ -74,11 +91,12 @@ def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
     profile = profile.at_port(listener.getsockname()[1])
     path = _fresh_log(profile.log_path.absolute())
     signals = _Signals()
+    lines, report = report, request_log.reporter(profile.server.log_format, report)
     with _output_to(path), BootLog(path, report, verbose=verbose) as boot:
         report(f"log     {path}")
-        _log_requests_to(report)
+        _log_to(lines, request_log.formatter(profile.server.log_format))
         try:
-            return _run(_Server(profile, keys, listener, report, boot, signals))
+            return _run(_Server(profile, keys, listener, report, boot, signals, read_again))
         except _Stopped:
             report("stopped while starting")
             return 0
@@ -96,12 +114,16 @@ class _Stopped(BaseException):
 class _Signals:
     """SIGTERM and SIGINT from the first line to the last: stop the boot, drain, then nothing.
 
+    SIGHUP reads the profile again once the server runs, and does nothing before and after.
+
     asyncio's own handlers would not run while vLLM blocks the loop in its boot, and would give
     the signals back to the system before the process has ended.
     """
 
     def __init__(self) -> None:
         self.drain: Callable[[], object] | None = None
+        self.reload: Callable[[], object] = lambda: None
+        signal.signal(signal.SIGHUP, lambda *_: self.reload())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
@@ -111,14 +133,15 @@ class _Signals:
         self.drain()
 
     @contextlib.contextmanager
-    def draining(self, http: _HTTPServer) -> Iterator[None]:
-        """Send signals to ``http``; from its end on they change nothing."""
+    def reaching(self, http: _HTTPServer, reload: Callable[[], None]) -> Iterator[None]:
+        """Send signals to ``http`` and ``reload``; from its end on they change nothing."""
         loop = asyncio.get_running_loop()
         self.drain = lambda: loop.call_soon_threadsafe(http.drain)
+        self.reload = lambda: loop.call_soon_threadsafe(reload)
         try:
             yield
         finally:
-            self.drain = lambda: None
+            self.drain = self.reload = lambda: None
 
 
 def _run(server: _Server) -> int:
@@ -136,6 +159,7 @@ class _Server:
     report: Report
     boot: BootLog
     signals: _Signals
+    read_again: Callable[[], Profile] | None
 
     async def run(self) -> int:
         begun = time.monotonic()
@@ -174,30 +198,43 @@ class _Server:
 
     async def _serve(self, engine: Engine, loader: MediaLoader, begun: float) -> int:
         app = build_app(engine, loader, self.profile, self.keys)
-        http = _HTTPServer(_config(app, self.profile), app.state.api)
+        http = _HTTPServer(
+            _config(app, self.profile), app.state.api, self.profile.server.shutdown_timeout
+        )
         http.on_started = lambda: self._report_ready(engine, time.monotonic() - begun)
+        reload = Reload(self.profile, self.read_again, self.report)
+        reload.register("limits", http.api.take_limits)
         watch = asyncio.create_task(self._watch(engine, http))
         try:
-            with self.signals.draining(http):
+            with self.signals.reaching(http, reload):
                 await http.serve(sockets=[self.listener])
         finally:
             watch.cancel()
+            http.api.pulse.stop()
         self.report("engine lost, exit 1" if http.engine_lost else "drained, exit 0")
         return 1 if http.engine_lost else 0
 
     async def _watch(self, engine: Engine, http: _HTTPServer) -> None:
-        idle = IdleMemory(http.api.metrics)
+        idle, pulse = IdleMemory(http.api.metrics), http.api.pulse
+        hung = False
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             if idle.look():
                 await asyncio.to_thread(give_back)
             try:
                 await engine.check()
+                pulse.look()
+                if pulse.hangs and self.profile.server.exit_on_hang:
+                    pulse.require()
             except EngineUnavailable as error:
                 self.report(f"error   {error}")
-                http.engine_lost = True
-                http.drain()
+                http.lose_engine(error)
                 return
+            if pulse.hangs is not hung:
+                hung = pulse.hangs
+                self.report(
+                    "error   the engine hangs" if hung else "ready   the engine moves again"
+                )
 
     def _report_ready(self, engine: Engine, seconds: float) -> None:
         self.boot.ready()
@@ -208,13 +245,18 @@ class _Server:
 
 
 class _HTTPServer(uvicorn.Server):
-    """uvicorn with our signals: the first drains, the second ends at once."""
+    """uvicorn with our signals: the first drains, the second ends at once.
 
-    def __init__(self, config: uvicorn.Config, api: API) -> None:
+    While it drains it still listens, so that who comes is told with 503 to go elsewhere.
+    """
+
+    def __init__(self, config: uvicorn.Config, api: API, grace_seconds: float) -> None:
         super().__init__(config)
         self.api = api
+        self.grace_seconds = grace_seconds
         self.engine_lost = False
         self.on_started: Callable[[], None] = lambda: None
+        self._draining: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -228,9 +270,30 @@ class _HTTPServer(uvicorn.Server):
 
     def drain(self) -> None:
         """Take nothing new and finish what runs; called again, drop what runs."""
-        if self.should_exit:
-            self.force_exit = True
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
         self.api.draining = True
+        self._draining = asyncio.create_task(self._drained())
+
+    def lose_engine(self, error: EngineUnavailable) -> None:
+        """End everything with ``error``, as nothing that runs can be finished."""
+        self.engine_lost = True
+        self.api.lost = error
+        self.grace_seconds = 0.0
+        if self._draining is None:
+            self.drain()
+        else:
+            self.api.cut(error)
+
+    async def _drained(self) -> None:
+        deadline = time.monotonic() + self.grace_seconds
+        while self.api.calls and time.monotonic() < deadline:
+            await asyncio.sleep(_DRAIN_LOOK_SECONDS)
+        self.api.cut(
+            self.api.lost
+            or ShuttingDown("The server is shutting down; it could not wait for the whole answer.")
+        )
         self.should_exit = True
 
 
@@ -242,7 +305,8 @@ def _config(app: object, profile: Profile) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(server.shutdown_timeout),
+        # Our own drain is over by then; this is for the last bytes of what was cut.
+        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
         ssl_certfile=server.ssl_certfile,
         ssl_keyfile=server.ssl_keyfile,
     )
@@ -424,15 +488,17 @@ def _output_to(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _log_requests_to(report: Report) -> None:
-    """Report the server's own log lines (one a request); vLLM's stay in the file."""
+def _log_to(report: Report, formatter: logging.Formatter) -> None:
+    """Report the server's own log lines (one a request); what went wrong is kept in the file."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             report(self.format(record))
 
-    handler = Handler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    ours = logging.getLogger("qwen2vl_serve.requests")
-    ours.setLevel(logging.INFO)
-    ours.addHandler(handler)
+    requests = logging.getLogger("qwen2vl_serve.requests")
+    requests.setLevel(logging.INFO)
+    requests.propagate = False
+    others = logging.getLogger("qwen2vl_serve")
+    for logger, handler in ((requests, Handler()), (others, logging.StreamHandler())):
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)

@@ -29,6 +29,7 @@ LAYERS: dict[str, int] = {
     "profile_yaml": 1,
     "protocol": 1,
     "engine": 1,
+    "call": 1,
     # L2: parts with one concern each
     "validation": 2,
     "media": 2,
@@ -38,6 +39,9 @@ LAYERS: dict[str, int] = {
     "context": 2,
     "uploads": 2,
     "envelope": 2,
+    "pulse": 2,
+    "reload": 2,
+    "request_log": 2,
     "boot_log": 2,
     "checkpoint": 2,
     "hardware": 2,

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
+from pydantic import PrivateAttr
 from vllm.entrypoints.generate.base.protocol import (
     JsonSchemaResponseFormat,
+    RequestResponseMetadata,
     ResponseFormat,
     StreamOptions,
 )
@@ -15,7 +17,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.multimodal.media.base import MediaWithBytes
 
 from qwen2vl_serve import protocol
-from qwen2vl_serve.engine import Medium, Picture
+from qwen2vl_serve.engine import Medium, Picture, Usage
 from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart, UserPart
 from qwen2vl_serve.vllm_engine.connector import Frames
 
@@ -46,10 +48,36 @@ def _wrapped(picture: Picture) -> Any:
     return MediaWithBytes(_Pixels(picture), b"")
 
 
+class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type information
+    """vLLM's request object, which carries what was counted for it back to us."""
+
+    _usage: Usage = PrivateAttr(default_factory=Usage)
+    _counted: RequestResponseMetadata | None = PrivateAttr(default=None)
+
+    def count_in(self, usage: Usage) -> None:
+        """Have the prompt counted in ``usage``."""
+        self._usage = usage
+
+    def count_prompt(self, tokens: int) -> None:
+        """Note the tokens of the prompt."""
+        self._usage.prompt_tokens = tokens
+
+    def counted_by(self, metadata: RequestResponseMetadata) -> None:
+        """Name the object in which vLLM tells at the end what it has counted."""
+        self._counted = metadata
+
+    def completion_tokens(self) -> int | None:
+        """Tokens of all answers to a stream that has ended."""
+        if self._counted is None or self._counted.final_usage_info is None:
+            return None
+        tokens: int = self._counted.final_usage_info.completion_tokens
+        return tokens
+
+
 def as_vllm(
-    request: ChatRequest, media: Sequence[Medium], request_id: str
-) -> ChatCompletionRequest:
-    """Return vLLM's request object.
+    request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage | None = None
+) -> Asked:
+    """Return vLLM's request object, whose tokens will be counted in ``usage``.
 
     Built without its validators: ``parse_chat`` has checked every field, and vLLM's own pass
     over the messages costs more than ours.
@@ -60,7 +88,7 @@ def as_vllm(
     if request.response_format is not None:
         given["response_format"] = _as_response_format(request.response_format)
     rest = iter(media)
-    return ChatCompletionRequest.model_construct(
+    asked: Asked = Asked.model_construct(
         messages=[_as_message(message, rest) for message in request.messages],
         request_id=request_id,
         # Left to pydantic, it reads the signature of the default's factory at each request, which
@@ -68,6 +96,9 @@ def as_vllm(
         bad_words=[],
         **given,
     )
+    if usage is not None:
+        asked.count_in(usage)
+    return asked
 
 
 # Fields that vLLM spells differently, or that ask for nothing.
