@@ -21,10 +21,11 @@ Format = Literal["console", "json"]
 _SECRETS = (
     # Tracebacks quote whatever a library was given: keys, files, addresses with signed queries.
     (re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\",]+"), r"\1 …"),
+    (re.compile(r"\bsk-[\w-]+"), "sk-…"),
     (re.compile(r"\b(\w{2,20}://)[^\s/@'\"]*@"), r"\1…@"),
     (re.compile(r"\b(\w{2,20}://[^\s?#'\"]*)[?#][^\s'\"]*"), r"\1?…"),
     (re.compile(r"(?i)\bdata:[^\s,'\"]*,[^\s'\"]*"), "data:…"),
-    (re.compile(r"[A-Za-z0-9+/_=-]{64,}"), "…"),
+    (re.compile(r"[A-Za-z0-9+/_=-]{40,}"), "…"),
 )
 
 
