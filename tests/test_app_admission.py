@@ -155,7 +155,10 @@ def test_a_stream_keeps_its_place_to_its_end() -> None:
     engine = FakeEngine(["word "] * 20, pause=0.02)
     with limited(engine, "limits.max_in_flight=1") as api:
         stream = requests.post(
-            f"{api.root}/v1/chat/completions", json={**HELLO, "stream": True}, stream=True, timeout=9
+            f"{api.root}/v1/chat/completions",
+            json={**HELLO, "stream": True},
+            stream=True,
+            timeout=9,
         )
         second = threading.Thread(target=api.chat)
         second.start()
