@@ -190,7 +190,9 @@ def test_a_line_holds_the_requests_figures(lines: Lines) -> None:
     }  # fmt: skip
     assert told.items() >= wanted.items()
     assert 0 < told["ttft_seconds"] <= told["seconds"]
-    assert re.match(r"\d\d:\d\d:\d\d [0-9a-f]{32} POST /v1/chat/completions 200 \d+\.\d{3} s ", words)
+    assert re.match(
+        r"\d\d:\d\d:\d\d [0-9a-f]{32} POST /v1/chat/completions 200 \d+\.\d{3} s ", words
+    )
     assert "key=front-desk model=demo in=1 out=3 ttft=" in words
 
 
