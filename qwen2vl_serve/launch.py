@@ -17,7 +17,6 @@ import logging
 import os
 import resource
 import shlex
-import signal
 import socket
 import sys
 import threading
@@ -25,13 +24,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 
 from qwen2vl_serve import request_log
 from qwen2vl_serve.api_keys import API_KEY_VARIABLE
-from qwen2vl_serve.app import API, build_app
+from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.engine import Engine
@@ -40,8 +38,8 @@ from qwen2vl_serve.errors import (
     EngineUnavailable,
     PreflightError,
     SetupError,
-    ShuttingDown,
 )
+from qwen2vl_serve.http_server import HTTPServer, Signals, Stopped
 from qwen2vl_serve.idle_memory import IdleMemory, give_back
 from qwen2vl_serve.media import resample
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
@@ -59,7 +57,6 @@ from qwen2vl_serve.vision import PixelBudget
 Report = Callable[[str], None]
 """Takes one line for the operator's eyes."""
 
-_DRAIN_LOOK_SECONDS = 0.05
 _LAST_BYTES_SECONDS = 2
 
 WATCH_SECONDS = 1.0
@@ -90,14 +87,14 @@ def serve(
     # Port 0 has become a real one, which address and log file are named after.
     profile = profile.at_port(listener.getsockname()[1])
     path = _fresh_log(profile.log_path.absolute())
-    signals = _Signals()
+    signals = Signals()
     lines, report = report, request_log.reporter(profile.server.log_format, report)
     with _output_to(path), BootLog(path, report, verbose=verbose) as boot:
         report(f"log     {path}")
         _log_to(lines, request_log.formatter(profile.server.log_format))
         try:
             return _run(_Server(profile, keys, listener, report, boot, signals, read_again))
-        except _Stopped:
+        except Stopped:
             report("stopped while starting")
             return 0
         finally:
@@ -105,43 +102,6 @@ def serve(
             # vLLM's client complains when it is collected at the very end; now the log has it.
             gc.unfreeze()
             gc.collect()
-
-
-class _Stopped(BaseException):
-    """A signal during the boot; not an ``Exception``, so that no handler of vLLM's keeps it."""
-
-
-class _Signals:
-    """SIGTERM and SIGINT from the first line to the last: stop the boot, drain, then nothing.
-
-    SIGHUP reads the profile again once the server runs, and does nothing before and after.
-
-    asyncio's own handlers would not run while vLLM blocks the loop in its boot, and would give
-    the signals back to the system before the process has ended.
-    """
-
-    def __init__(self) -> None:
-        self.drain: Callable[[], object] | None = None
-        self.reload: Callable[[], object] = lambda: None
-        signal.signal(signal.SIGHUP, lambda *_: self.reload())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
-        if self.drain is None:
-            raise _Stopped
-        self.drain()
-
-    @contextlib.contextmanager
-    def reaching(self, http: _HTTPServer, reload: Callable[[], None]) -> Iterator[None]:
-        """Send signals to ``http`` and ``reload``; from its end on they change nothing."""
-        loop = asyncio.get_running_loop()
-        self.drain = lambda: loop.call_soon_threadsafe(http.drain)
-        self.reload = lambda: loop.call_soon_threadsafe(reload)
-        try:
-            yield
-        finally:
-            self.drain = self.reload = lambda: None
 
 
 def _run(server: _Server) -> int:
@@ -158,7 +118,7 @@ class _Server:
     listener: socket.socket
     report: Report
     boot: BootLog
-    signals: _Signals
+    signals: Signals
     read_again: Callable[[], Profile] | None
 
     async def run(self) -> int:
@@ -198,7 +158,7 @@ class _Server:
 
     async def _serve(self, engine: Engine, loader: MediaLoader, begun: float) -> int:
         app = build_app(engine, loader, self.profile, self.keys)
-        http = _HTTPServer(
+        http = HTTPServer(
             _config(app, self.profile), app.state.api, self.profile.server.shutdown_timeout
         )
         http.on_started = lambda: self._report_ready(engine, time.monotonic() - begun)
@@ -214,7 +174,7 @@ class _Server:
         self.report("engine lost, exit 1" if http.engine_lost else "drained, exit 0")
         return 1 if http.engine_lost else 0
 
-    async def _watch(self, engine: Engine, http: _HTTPServer) -> None:
+    async def _watch(self, engine: Engine, http: HTTPServer) -> None:
         idle, pulse = IdleMemory(http.api.metrics), http.api.pulse
         hung = False
         while True:
@@ -242,59 +202,6 @@ class _Server:
         names = ", ".join(model.id for model in engine.models)
         self.report(f"ready   {url}/v1 serves {names}, {seconds:.1f} s after the start")
         self.report(f"try     {curl(url, with_key=bool(self.keys))}")
-
-
-class _HTTPServer(uvicorn.Server):
-    """uvicorn with our signals: the first drains, the second ends at once.
-
-    While it drains it still listens, so that who comes is told with 503 to go elsewhere.
-    """
-
-    def __init__(self, config: uvicorn.Config, api: API, grace_seconds: float) -> None:
-        super().__init__(config)
-        self.api = api
-        self.grace_seconds = grace_seconds
-        self.engine_lost = False
-        self.on_started: Callable[[], None] = lambda: None
-        self._draining: asyncio.Task[None] | None = None
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone: uvicorn would raise them again after a clean drain."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
-        await super().startup(sockets)
-        self.on_started()
-
-    def drain(self) -> None:
-        """Take nothing new and finish what runs; called again, drop what runs."""
-        if self._draining is not None:
-            self.should_exit = self.force_exit = True
-            return
-        self.api.draining = True
-        self._draining = asyncio.create_task(self._drained())
-
-    def lose_engine(self, error: EngineUnavailable) -> None:
-        """End everything with ``error``, as nothing that runs can be finished."""
-        self.engine_lost = True
-        self.api.lost = error
-        self.grace_seconds = 0.0
-        if self._draining is None:
-            self.drain()
-        else:
-            self.api.cut(error)
-
-    async def _drained(self) -> None:
-        deadline = time.monotonic() + self.grace_seconds
-        while self.api.calls and time.monotonic() < deadline:
-            await asyncio.sleep(_DRAIN_LOOK_SECONDS)
-        self.api.cut(
-            self.api.lost
-            or ShuttingDown("The server is shutting down; it could not wait for the whole answer.")
-        )
-        self.should_exit = True
 
 
 def _config(app: object, profile: Profile) -> uvicorn.Config:

@@ -52,6 +52,7 @@ LAYERS: dict[str, int] = {
     "preflight": 3,
     "app": 3,
     # L4: what runs them
+    "http_server": 4,
     "launch": 4,
     "bench": 4,
     "demo": 4,

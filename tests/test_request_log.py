@@ -59,71 +59,67 @@ PLACES = [
 ]  # fmt: skip
 
 
-def send(api: Running, place: str, secret: str) -> None:
-    """Send a request that holds ``secret`` at one place."""
-    headers = {"authorization": "Bearer sk-right", "content-type": "application/json"}
-    path, body, method = "/v1/chat/completions", dict[str, Any](HELLO), "POST"
-    data: bytes | None = None
+def shows(url: str) -> dict[str, Any]:
+    part = {"type": "image_url", "image_url": {"url": url}}
+    return {"messages": [{"role": "user", "content": [part]}]}
 
-    def shows(url: str) -> dict[str, Any]:
-        part = {"type": "image_url", "image_url": {"url": url}}
-        return {"messages": [{"role": "user", "content": [part]}]}
 
+def says(text: str, role: str = "user") -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": text}]}
+
+
+CHAT = "/v1/chat/completions"
+
+
+def sent(place: str, secret: str) -> tuple[str, str, dict[str, str], Any]:
+    """Method, path, headers and body of a request that holds ``secret`` at one place."""
     encoded = base64.b64encode(secret.encode() * 4).decode()
-    leak = (
-        f"Authorization: Bearer {secret} sk-{secret} https://u:{secret}@h/a?sig={secret}#{secret} "
-        f"data:image/png;base64,{encoded}"
-    )
-    match place:
-        case "bearer":
-            headers["authorization"] = f"Bearer {secret}"
-        case "basic":
-            headers["authorization"] = f"Basic {secret}"
-        case "other header":
-            headers["x-secret"] = headers["cookie"] = headers["user-agent"] = secret
-        case "query":
-            path += f"?api_key={secret}"
-        case "path":
-            path, method = f"/v1/models/{secret}", "GET"
-        case "method":
-            path, method = f"/{secret}", "DELETE"
-        case "text":
-            body = {"messages": [{"role": "user", "content": secret}]}
-        case "field":
-            body |= {"user": secret, "metadata": {"a": secret}, "temperature": secret}
-        case "model":
-            body |= {"model": secret}
-        case "url":
-            body = shows(f"http://host.invalid/a.jpg?X-Amz-Signature={secret}")
-        case "url of a private host":
-            body = shows(f"http://127.0.0.1/{secret}.jpg?sig={secret}")
-        case "credentials":
-            body = shows(f"http://user:{secret}@host.invalid/a.jpg")
-        case "fragment":
-            body = shows(f"https://host.invalid/a.jpg#{secret}")
-        case "data":
-            body = shows(f"data:image/png;base64,{encoded}")
-        case "broken data":
-            body = shows(f"data:image/png;base64,{secret}!!")
-        case "file":
-            body = shows(f"file:///{secret}")
-        case "upload":
-            body = shows(f"upload:{secret}")
-        case "stream":
-            body |= {"stream": True, "messages": [{"role": "user", "content": secret}]}
-        case "crash" | "crash in a stream":
-            api.engine.failure = RuntimeError(leak)
-            body |= {"stream": place != "crash"}
-            api.engine.fail_at = 1
-        case "not json":
-            data = f"{{{secret}".encode()
-        case "role":
-            body = {"messages": [{"role": secret, "content": "x"}]}
+    in_headers = {
+        "bearer": {"authorization": f"Bearer {secret}"},
+        "basic": {"authorization": f"Basic {secret}"},
+        "other header": {"x-secret": secret, "cookie": secret, "user-agent": secret},
+    }
+    in_path = {
+        "query": ("POST", f"{CHAT}?api_key={secret}"),
+        "path": ("GET", f"/v1/models/{secret}"),
+        "method": ("DELETE", f"/{secret}"),
+    }
+    in_body: dict[str, Any] = {
+        "text": says(secret),
+        "field": {**HELLO, "user": secret, "metadata": {"a": secret}, "temperature": secret},
+        "model": {**HELLO, "model": secret},
+        "url": shows(f"http://host.invalid/a.jpg?X-Amz-Signature={secret}"),
+        "url of a private host": shows(f"http://127.0.0.1/{secret}.jpg?sig={secret}"),
+        "credentials": shows(f"http://user:{secret}@host.invalid/a.jpg"),
+        "fragment": shows(f"https://host.invalid/a.jpg#{secret}"),
+        "data": shows(f"data:image/png;base64,{encoded}"),
+        "broken data": shows(f"data:image/png;base64,{secret}!!"),
+        "file": shows(f"file:///{secret}"),
+        "upload": shows(f"upload:{secret}"),
+        "stream": {**says(secret), "stream": True},
+        "crash in a stream": {**HELLO, "stream": True},
+        "role": says("x", role=secret),
+    }
+    method, path = in_path.get(place, ("POST", CHAT))
+    headers = {"authorization": "Bearer sk-right", "content-type": "application/json"}
+    data = f"{{{secret}" if place == "not json" else json.dumps(in_body.get(place, HELLO))
+    return method, path, headers | in_headers.get(place, {}), data
+
+
+def send(api: Running, place: str, secret: str) -> None:
+    encoded = base64.b64encode(secret.encode() * 4).decode()
+    if place.startswith("crash"):
+        api.engine.fail_at = 1
+        api.engine.failure = RuntimeError(
+            f"Authorization: Bearer {secret} sk-{secret} https://u:{secret}@h/a?sig={secret} "
+            f"https://h/a#{secret} data:image/png;base64,{encoded}"
+        )
+    method, path, headers, data = sent(place, secret)
     try:
         requests.request(
             method,
             api.root + path,
-            data=data if data is not None else json.dumps(body),
+            data=data,
             headers=headers,
             timeout=20,
         )
