@@ -55,6 +55,7 @@ from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.pulse import Pulse
+from qwen2vl_serve.tracing import Tracer
 from qwen2vl_serve.uploads import UPLOAD_BODY, FilesAPI
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 
@@ -97,6 +98,7 @@ class API:
         self.chats.require_room(_key(request))
         chat = parse_chat(await self._read(request), self.limits)
         call.model = self._find(chat.model).id
+        call.done("read")
         async with WhileConnected(request.receive):
             place = await self._place(self.chats, request, chat.n or 1)
             async with self.loader.ledger.account() as account:
@@ -183,9 +185,11 @@ class API:
         """Load pictures and videos and, under an overflow policy, make the request fit."""
         chat = await self.documents.with_pages(chat, account)
         media = await self._fetched(chat, account, place)
+        call.done("fetch")
         call.visual_tokens = sum(medium.visual_tokens for medium in media)
         call.queued = place.waited
         await self.loader.ready(media)
+        call.done("decode")
         for one in media:
             kind = "image" if isinstance(one, Picture) else "video"
             self.metrics.media.labels(kind, "decoded" if one.decoded else "known").inc()
@@ -268,6 +272,7 @@ class API:
         call: Call = request.state.call
         call.at_end(place.leave)
         call.queued = place.waited
+        call.done("queue")
         return place
 
     async def _fetched(self, chat: ChatRequest, account: Account, place: Place) -> Sequence[Medium]:
@@ -320,7 +325,13 @@ class API:
         )
 
 
-def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys) -> FastAPI:
+def build_app(
+    engine: Engine,
+    loader: MediaLoader,
+    profile: Profile,
+    keys: Keys,
+    tracer: Tracer | None = None,
+) -> FastAPI:
     """Return the application; ``app.state.api`` is its ``API``."""
     metrics = Metrics()
     api = API(engine, loader, profile, metrics)
@@ -358,7 +369,8 @@ def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys)
     app.add_exception_handler(HTTPException, _raise_ours)
     app.add_exception_handler(RequestValidationError, _raise_ours)
     app.add_middleware(RequireKey, keys=keys, open_paths=OPEN_PATHS)
-    app.add_middleware(Envelope, metrics=metrics, calls=api.calls)  # added last: outermost
+    # Added last: outermost.
+    app.add_middleware(Envelope, metrics=metrics, calls=api.calls, tracer=tracer)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own hook
     return app
 

@@ -14,12 +14,14 @@ class Call:
     """Made in the task that answers; ``Envelope`` puts it into ``scope["state"]["call"]``.
 
     Times are in seconds. ``queued`` is what was spent waiting for a place, ``first_token`` counts
-    from ``started`` and is None where nothing was streamed.
+    from ``started`` and is None where nothing was streamed. ``stages`` are what has been done so
+    far, each with the value of ``time.perf_counter`` at its end.
     """
 
     __slots__ = (
         "_at_end", "_error", "_task",
-        "code", "first_token", "id", "model", "queued", "started", "usage", "visual_tokens",
+        "code", "first_token", "id", "model", "queued", "stages", "started", "usage",
+        "visual_tokens",
     )  # fmt: skip
 
     def __init__(self, request_id: str = "") -> None:
@@ -31,6 +33,7 @@ class Call:
         self.visual_tokens = 0
         self.queued = 0.0
         self.first_token: float | None = None
+        self.stages: list[tuple[str, float]] = []
         self._task = asyncio.current_task()
         self._error: APIError | None = None
         self._at_end: list[Callable[[], object]] = []
@@ -44,9 +47,14 @@ class Call:
         while self._at_end:
             self._at_end.pop()()
 
+    def done(self, stage: str) -> None:
+        """Note that a stage has ended, and with it that the next one begins."""
+        self.stages.append((stage, time.perf_counter()))
+
     def begun(self) -> None:
         """Note that the first token is there."""
-        self.first_token = time.perf_counter() - self.started
+        self.done("first token")
+        self.first_token = self.stages[-1][1] - self.started
 
     def cut(self, error: APIError) -> None:
         """End the answer with ``error``, wherever it is; only the first cut counts."""

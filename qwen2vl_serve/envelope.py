@@ -28,6 +28,7 @@ from qwen2vl_serve import request_log
 from qwen2vl_serve.call import Call
 from qwen2vl_serve.errors import APIError, InternalError
 from qwen2vl_serve.media.lru import CacheFigures
+from qwen2vl_serve.tracing import Tracer
 
 logger = logging.getLogger("qwen2vl_serve.requests")
 
@@ -169,10 +170,13 @@ class Envelope:
     answered; whoever cuts one has its error answered here.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, calls: set[Call]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, calls: set[Call], tracer: Tracer | None = None
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.calls = calls
+        self.tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens further in."""
@@ -216,7 +220,10 @@ class Envelope:
             self.metrics.seconds.labels(route).observe(seconds)
             if route not in OPEN_PATHS:
                 told = request_log.fields(call, scope["method"], route, status, seconds)
-                logger.info("request", extra={"request": told | {"key": state.get("key")}})
+                told["key"] = state.get("key")
+                logger.info("request", extra={"request": told})
+                if self.tracer is not None:
+                    self.tracer.request(call, scope, told)
 
 
 def _failure(error: BaseException, call: Call) -> APIError:

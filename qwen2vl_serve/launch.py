@@ -27,7 +27,7 @@ from pathlib import Path
 
 import uvicorn
 
-from qwen2vl_serve import request_log
+from qwen2vl_serve import request_log, tracing
 from qwen2vl_serve.api_keys import API_KEY_VARIABLE
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
@@ -78,10 +78,12 @@ def serve(
     write elsewhere; ``verbose`` reports the log's lines as well.
 
     Raises:
-        PreflightError: the port was taken since the preflight, or no log file can be written.
+        PreflightError: the port was taken since the preflight, no log file can be written, or
+            traces are asked for and cannot be made.
         BootError: the engine did not start; the message names the cause and the log file.
     """
     keys = Keys(profile.api_keys())
+    traces = tracing.tracer()
     os.environ.update(_environment(profile))
     listener = _listen(profile)
     # Port 0 has become a real one, which address and log file are named after.
@@ -93,12 +95,14 @@ def serve(
         report(f"log     {path}")
         _log_to(lines, request_log.formatter(profile.server.log_format))
         try:
-            return _run(_Server(profile, keys, listener, report, boot, signals, read_again))
+            return _run(_Server(profile, keys, listener, report, boot, signals, read_again, traces))
         except Stopped:
             report("stopped while starting")
             return 0
         finally:
             listener.close()
+            if traces is not None:
+                traces.close()
             # vLLM's client complains when it is collected at the very end; now the log has it.
             gc.unfreeze()
             gc.collect()
@@ -120,6 +124,7 @@ class _Server:
     boot: BootLog
     signals: Signals
     read_again: Callable[[], Profile] | None
+    traces: tracing.Tracer | None
 
     async def run(self) -> int:
         begun = time.monotonic()
@@ -157,7 +162,7 @@ class _Server:
         return seam.start_engine  # type: ignore[no-any-return]  # imported by name
 
     async def _serve(self, engine: Engine, loader: MediaLoader, begun: float) -> int:
-        app = build_app(engine, loader, self.profile, self.keys)
+        app = build_app(engine, loader, self.profile, self.keys, self.traces)
         http = HTTPServer(
             _config(app, self.profile), app.state.api, self.profile.server.shutdown_timeout
         )

@@ -42,6 +42,7 @@ LAYERS: dict[str, int] = {
     "pulse": 2,
     "reload": 2,
     "request_log": 2,
+    "tracing": 2,
     "boot_log": 2,
     "checkpoint": 2,
     "hardware": 2,

@@ -411,7 +411,10 @@ def test_an_idle_engine_is_asked_for_a_token_and_recovers(
         f"{server.url}/chat/completions", json={"messages": asked("Hello")}, timeout=60
     )
     assert answer.status_code == 200
-    usage = answer.json()["usage"]
-    (told,) = [line for line in server.lines if " POST /v1/chat" in line]
-    assert f"in={usage['prompt_tokens']} out={usage['completion_tokens']}" in told
     assert server.stop() == 0
+    deadline = time.monotonic() + 5
+    while not (told := [line for line in server.lines if " POST /v1/chat" in line]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    usage = answer.json()["usage"]
+    assert f"in={usage['prompt_tokens']} out={usage['completion_tokens']}" in told[0]
