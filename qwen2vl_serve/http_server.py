@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import time
@@ -16,6 +17,7 @@ from qwen2vl_serve.app import API
 from qwen2vl_serve.errors import EngineUnavailable, ShuttingDown
 
 _DRAIN_LOOK_SECONDS = 0.05
+_STANDARD_INPUT = 0
 
 
 class Stopped(BaseException):
@@ -25,7 +27,8 @@ class Stopped(BaseException):
 class Signals:
     """SIGTERM and SIGINT from the first line to the last: stop the boot, drain, then nothing.
 
-    SIGHUP reads the profile again once the server runs, and does nothing before and after.
+    SIGHUP reads the profile again once the server runs, and does nothing before and after. Where it
+    means what it says, that the terminal has gone, it is as SIGTERM.
 
     asyncio's own handlers would not run while vLLM blocks the loop in its boot, and would give
     the signals back to the system before the process has ended.
@@ -34,7 +37,8 @@ class Signals:
     def __init__(self) -> None:
         self.drain: Callable[[], object] | None = None
         self.reload: Callable[[], object] = lambda: None
-        signal.signal(signal.SIGHUP, lambda *_: self.reload())
+        self._on_terminal = os.isatty(_STANDARD_INPUT)
+        signal.signal(signal.SIGHUP, self._hang_up)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
@@ -42,6 +46,12 @@ class Signals:
         if self.drain is None:
             raise Stopped
         self.drain()
+
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        if self._on_terminal and not os.isatty(_STANDARD_INPUT):
+            self._receive(number, frame)
+        else:
+            self.reload()
 
     @contextlib.contextmanager
     def reaching(self, http: HTTPServer, reload: Callable[[], None]) -> Iterator[None]:

@@ -25,8 +25,9 @@ _SECRETS = (
     (re.compile(r"\b(\w{2,20}://)[^\s/@'\"]*@"), r"\1…@"),
     (re.compile(r"\b(\w{2,20}://[^\s?#'\"]*)[?#][^\s'\"]*"), r"\1?…"),
     (re.compile(r"(?i)\bdata:[^\s,'\"]*,[^\s'\"]*"), "data:…"),
-    (re.compile(r"[A-Za-z0-9+/_=-]{40,}"), "…"),
 )
+# Base64 has digits and capitals, which tells it from long names in a traceback; paths are kept.
+_LONG = re.compile(r"""File "[^"]*"|((?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Z])[A-Za-z0-9+/_=-]{40,})""")
 
 
 def fields(call: Call, method: str, route: str, status: int, seconds: float) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def redacted(text: str) -> str:
     """Return ``text`` without keys, queries of addresses, ``data:`` URLs and long base64."""
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
-    return text
+    return _LONG.sub(lambda found: "…" if found[1] else found[0], text)
 
 
 def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:

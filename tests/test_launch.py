@@ -7,6 +7,8 @@ import datetime
 import io
 import ipaddress
 import json
+import os
+import pty
 import re
 import signal
 import socket
@@ -237,6 +239,20 @@ def test_sighup_takes_the_limits_and_names_what_waits(launch: Launch, tmp_path: 
     assert "kept as it was" in reloaded()
     assert status() == 400
     assert server.stop() == 0
+
+
+def test_a_terminal_that_goes_ends_the_server(launch_server: Launch, tmp_path: Path) -> None:
+    """SIGHUP with its old meaning drains; nobody is left with a server that he cannot see."""
+    mine, theirs = pty.openpty()
+    environment = {"XDG_STATE_HOME": str(tmp_path)}
+    server = launch_server("up", command=FAKE, environment=environment, stdin=theirs)
+    os.close(theirs)
+    server.wait_ready()
+    server.process.send_signal(signal.SIGHUP)
+    eventually(lambda: any(line.startswith("reload") for line in server.lines))
+    os.close(mine)
+    server.process.send_signal(signal.SIGHUP)
+    assert server.process.wait(10) == 0
 
 
 def test_lines_may_be_json(launch: Launch) -> None:

@@ -204,5 +204,9 @@ def test_any_text_can_be_a_line(text: str) -> None:
 
 def test_ordinary_words_stay() -> None:
     """Only what can be a secret is taken out."""
-    text = 'File "/srv/app.py", line 3: see https://host/path for a base64 picture of 300 bytes'
+    text = (
+        'File "/usr/lib/python3/dist-packages/Uvicorn/protocols/http/httptools_impl.py", line 3 in '
+        "build_async_engine_client_from_engine_args, see https://host/path for 300 bytes"
+    )
     assert redacted(text) == text
+    assert redacted(base64.b64encode(bytes(range(90))).decode()) == "…"

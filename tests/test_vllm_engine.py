@@ -411,10 +411,15 @@ def test_an_idle_engine_is_asked_for_a_token_and_recovers(
         f"{server.url}/chat/completions", json={"messages": asked("Hello")}, timeout=60
     )
     assert answer.status_code == 200
+    body = {"messages": asked("Hello", picture()), "stream": True, "n": 2, "temperature": 1}
+    body["stream_options"] = {"include_usage": True}
+    stream = requests.post(f"{server.url}/chat/completions", json=body, timeout=60).text
+    last = json.loads(stream.split("\n\n")[-3].removeprefix("data: "))
     assert server.stop() == 0
     deadline = time.monotonic() + 5
-    while not (told := [line for line in server.lines if " POST /v1/chat" in line]):
+    while len(told := [line for line in server.lines if " POST /v1/chat" in line]) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    usage = answer.json()["usage"]
-    assert f"in={usage['prompt_tokens']} out={usage['completion_tokens']}" in told[0]
+    for line, usage in zip(told, (answer.json()["usage"], last["usage"]), strict=True):
+        assert f"in={usage['prompt_tokens']} out={usage['completion_tokens']}" in line
+    assert "visual=64" in told[1]
