@@ -18,8 +18,8 @@ from qwen2vl_serve.errors import Overloaded
 MOST_SECONDS = 300
 """Nobody is sent away for longer, however slowly places become free."""
 
-_NEWEST = 0.1
-"""Weight of the newest of the times between two ends in their moving average."""
+_MEMORY_SECONDS = 30.0
+"""After so long an end counts a third in the moving average."""
 
 
 class Refused(Exception):
@@ -160,11 +160,15 @@ class Line:
 
 
 class DrainRate:
-    """How fast places become free, measured while requests wait or are refused."""
+    """How fast places become free: a moving average of the ends while requests wait or are refused.
+
+    Quiet times do not count, as their ends tell only how many came.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._gap: float | None = None  # seconds from one end to the next, their moving average
+        self._ends = 0.0  # each fades with the time since
+        self._busy = 0.0  # seconds that have been measured
         self._since: float | None = None  # the last end, or when it became full
 
     def full(self) -> None:
@@ -173,7 +177,7 @@ class DrainRate:
             self._since = self._clock()
 
     def free(self) -> None:
-        """Note that somebody found one at once: ends say nothing now of what could be done."""
+        """Note that somebody found one at once."""
         self._since = None
 
     def ended(self) -> None:
@@ -181,19 +185,22 @@ class DrainRate:
         if self._since is None:
             return
         now = self._clock()
-        gap = now - self._since
-        self._gap = gap if self._gap is None else self._gap + _NEWEST * (gap - self._gap)
+        passed = now - self._since
+        self._busy += passed
+        self._ends = self._ends * math.exp(-passed / _MEMORY_SECONDS) + 1
         self._since = now
 
     def seconds_until(self, ends: int) -> int:
         """Return after how many whole seconds that many will probably have ended, at least 1.
 
-        A time without an end that is longer than usual counts as it is, so that an engine that
-        has stopped is not taken for a fast one.
+        The longer none has ended, the longer it is. Before the first has, all that is known is
+        how long that takes already.
         """
-        now = self._clock()
-        running = now - (now if self._since is None else self._since)
-        return min(max(math.ceil(ends * max(self._gap or 0.0, running)), 1), MOST_SECONDS)
+        passed = 0.0 if self._since is None else self._clock() - self._since
+        counted = self._ends * math.exp(-passed / _MEMORY_SECONDS)
+        measured = -math.expm1(-(self._busy + passed) / _MEMORY_SECONDS) * _MEMORY_SECONDS
+        seconds = ends * measured / counted if counted else passed
+        return math.ceil(min(max(seconds, 1), MOST_SECONDS))
 
 
 class Bodies:
