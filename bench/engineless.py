@@ -193,7 +193,9 @@ def _tell(console: object) -> None:
         state = State(
             held=sum(gate.held for gate in gates),
             waiting=sum(len(gate._waiting) for gate in gates),
-            receiving=sum(o._receiving for o in gc.get_objects() if isinstance(o, FilesAPI)),
+            receiving=sum(
+                o.admission.places.held for o in gc.get_objects() if isinstance(o, FilesAPI)
+            ),
             threads=process.num_threads(),
             descriptors=process.num_fds(),
             children=len(process.children()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import FastAPI, Request
@@ -20,8 +21,10 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from qwen2vl_serve import __version__, usage
+from qwen2vl_serve import __version__, uploads, usage
+from qwen2vl_serve.admission import Admission, Bodies, Place, Refused
 from qwen2vl_serve.auth import Caller, Keys
+from qwen2vl_serve.call import Call
 from qwen2vl_serve.connection import EventStream, WhileConnected
 from qwen2vl_serve.context import (
     Context,
@@ -36,7 +39,9 @@ from qwen2vl_serve.door import EXPOSED_HEADERS, AnswerHeaders, Door, host_rule
 from qwen2vl_serve.engine import Engine, ServedModel
 from qwen2vl_serve.envelope import OPEN_PATHS, Envelope, Metrics
 from qwen2vl_serve.errors import (
+    APIError,
     ContextLengthExceeded,
+    EngineUnavailable,
     MethodNotAllowed,
     ModelNotFound,
     RequestError,
@@ -48,15 +53,27 @@ from qwen2vl_serve.errors import (
 )
 from qwen2vl_serve.media.documents import Documents
 from qwen2vl_serve.media.ledger import Account
-from qwen2vl_serve.media.loader import MediaLoader, Medium
+from qwen2vl_serve.media.loader import MediaBudget, MediaLoader, Medium
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.pulse import Pulse
 from qwen2vl_serve.quota import Quotas
+from qwen2vl_serve.tracing import Tracer
 from qwen2vl_serve.uploads import UPLOAD_BODY, FilesAPI
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 
 _T = TypeVar("_T")
+
+TAKEN_LIMITS = (
+    "max_body_bytes", "max_media_bytes", "max_media_pixels", "max_media_frames", "body_seconds",
+    "max_messages", "overflow", "reserved_tokens", "max_n", "max_tokens", "max_in_flight",
+    "max_visual_tokens", "max_queued", "queue_seconds", "max_held_body_bytes",
+)  # fmt: skip
+"""Fields of ``limits`` that ``API.take_limits`` takes; the others are the HTTP parser's."""
+
+EXPLAIN_AT_ONCE = 8
+"""Most explanations that are worked on at a time; as many more wait."""
 
 
 class API:
@@ -68,16 +85,13 @@ class API:
         self.engine = engine
         self.loader = loader
         self.metrics = metrics
-        self.max_body_bytes = profile.limits.max_body_bytes
-        self.body_seconds = profile.limits.body_seconds
-        self.limits = RequestLimits(
-            max_messages=profile.limits.max_messages,
-            max_n=profile.limits.max_n,
-            max_tokens=profile.limits.max_tokens,
-            images=profile.media.limit_mm_per_prompt.image,
-            videos=profile.media.limit_mm_per_prompt.video,
-            reserved_tokens=profile.limits.reserved_tokens,
-        )
+        self.pulse = Pulse(engine, profile.server.hang_seconds, profile.server.probe_seconds)
+        self.calls: set[Call] = set()
+        self.bodies = Bodies(profile.limits.max_held_body_bytes)
+        self.chats = self.admission("chat", profile.limits.max_in_flight)
+        self.explanations = self.admission("explain", EXPLAIN_AT_ONCE)
+        self.uploads = self.admission("upload", uploads.AT_ONCE)
+        self.take_limits(profile)
         self.documents = Documents(
             loader,
             profile.media.max_pdf_pages,
@@ -85,49 +99,56 @@ class API:
             self.limits.videos,
             profile.media.pdf_cache_bytes,
         )
-        self.overflow = profile.limits.overflow
         self.draining = False
+        self.lost: EngineUnavailable | None = None
 
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation about text, pictures and videos."""
-        self.refuse_while_draining()
+        self.refuse_new()
+        call: Call = request.state.call
+        self.chats.require_room(_key(request))
         chat = parse_chat(await self._read(request), self.limits)
-        visit, caller = request.state.visit, request.state.caller
-        self._find(chat.model, caller)
-        account = self.loader.ledger.account(caller.name)
-        async with WhileConnected(request.receive), account:
-            fitted = await self._load(chat, account)
-            await usage.reserve(visit, fitted)
-            if not chat.stream:
-                answer = self.engine.complete(fitted.request, fitted.media, request.state.id)
-                body = await self._explained(answer, fitted)
-                usage.tell(visit, body)
-                return Response(_with_reports(body, fitted), media_type="application/json")
-            asked = usage.asking_for_usage(fitted.request) if visit.metered else fitted.request
-            chunks = self.engine.stream(asked, fitted.media, request.state.id)
-            if visit.metered:
-                chunks = usage.told(visit, chunks, fitted.request)
-            try:
-                # The first chunk before the status line: until then an error has its own status.
-                first = await self._explained(anext(chunks), fitted)
-            except BaseException:
-                await chunks.aclose()
-                raise
-            # The engine has seen them; the account ends here, however long the answer takes.
-            for medium in fitted.media:
-                medium.forget()
-        return EventStream(_with_reports(first.encode(), fitted).decode(), chunks)
+        caller: Caller = request.state.caller
+        call.model = self._find(chat.model, caller).id
+        call.done("read")
+        async with WhileConnected(request.receive):
+            place = await self._place(self.chats, request, chat.n or 1)
+            async with self.loader.ledger.account(caller.name) as account:
+                fitted = await self._load(chat, account, place, call)
+                await usage.reserve(request.state.visit, fitted, call.usage)
+                media, told = fitted.media, call.usage
+                if not chat.stream:
+                    answer = self.engine.complete(fitted.request, media, request.state.id, told)
+                    body = await self._explained(answer, fitted)
+                    return Response(_with_reports(body, fitted), media_type="application/json")
+                chunks = self.engine.stream(fitted.request, media, request.state.id, told)
+                try:
+                    # The first chunk before the status line: until then errors have their own.
+                    first = await self._explained(anext(chunks), fitted)
+                except BaseException:
+                    await chunks.aclose()
+                    raise
+                call.begun()
+                # The engine has seen them; the account ends here, however long the answer takes.
+                for medium in media:
+                    medium.forget()
+        return EventStream(_with_reports(first.encode(), fitted).decode(), chunks, call)
 
     async def explain(self, request: Request) -> JSONResponse:
         """Tell what a chat request would cost, without generating: tokens, sizes, what fits."""
+        self.refuse_new()
+        self.explanations.require_room(_key(request))
         chat = parse_chat(await self._read(request), self.limits)
-        caller = request.state.caller
+        caller: Caller = request.state.caller
         model = self._find(chat.model, caller)
-        account = self.loader.ledger.account(caller.name)
-        async with WhileConnected(request.receive), account:
-            chat = await self.documents.with_pages(chat, account)
-            media = await self.loader.load(chat, account)
-            context = await self._measure(chat, media)
+        request.state.call.model = model.id
+        async with WhileConnected(request.receive):
+            place = await self._place(self.explanations, request, 1)
+            async with self.loader.ledger.account(caller.name) as account:
+                chat = await self.documents.with_pages(chat, account)
+                media = await self._fetched(chat, account, place)
+                await self.loader.ready(media)
+                context = await self._measure(chat, media)
         budget = None if context.fits else largest_max_pixels(context, self.loader)
         return JSONResponse(
             {
@@ -161,7 +182,7 @@ class API:
 
     async def ready(self) -> JSONResponse:
         """Tell that the engine answers and that new requests are taken."""
-        self.refuse_while_draining()
+        self.refuse_new()
         await self.engine.check()
         return JSONResponse({"status": "ready"})
 
@@ -173,10 +194,15 @@ class API:
         """Return vLLM's figures and ours for Prometheus."""
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def _load(self, chat: ChatRequest, account: Account) -> Fitted:
+    async def _load(self, chat: ChatRequest, account: Account, place: Place, call: Call) -> Fitted:
         """Load pictures and videos and, under an overflow policy, make the request fit."""
         chat = await self.documents.with_pages(chat, account)
-        media = await self.loader.load(chat, account)
+        media = await self._fetched(chat, account, place)
+        call.done("fetch")
+        call.visual_tokens = sum(medium.visual_tokens for medium in media)
+        call.queued = place.waited
+        await self.loader.ready(media)
+        call.done("decode")
         for one in media:
             kind = "image" if isinstance(one, Picture) else "video"
             self.metrics.media.labels(kind, "decoded" if one.decoded else "known").inc()
@@ -203,10 +229,74 @@ class API:
             context = await self._measure(fitted.request, fitted.media)
             raise refusal(context, self.loader) from None
 
-    def refuse_while_draining(self) -> None:
-        """Raise ``ShuttingDown`` once the server drains."""
+    def refuse_new(self) -> None:
+        """Return while new requests are taken.
+
+        Raises:
+            ShuttingDown: the server drains.
+            EngineUnavailable: the engine is lost or hangs.
+        """
+        if self.lost is not None:
+            raise EngineUnavailable(self.lost.message)
         if self.draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
+        self.pulse.require()
+
+    def cut(self, error: APIError) -> None:
+        """End every request with ``error``: in its answer, or as the last event of its stream."""
+        for call in list(self.calls):
+            call.cut(error)
+
+    def take_limits(self, profile: Profile) -> None:
+        """Hold new requests to the ``limits`` of ``profile``; those that run keep theirs."""
+        limits = profile.limits
+        self.limits = RequestLimits(
+            max_messages=limits.max_messages,
+            max_n=limits.max_n,
+            max_tokens=limits.max_tokens,
+            images=profile.media.limit_mm_per_prompt.image,
+            videos=profile.media.limit_mm_per_prompt.video,
+            reserved_tokens=limits.reserved_tokens,
+        )
+        self.loader.budget = MediaBudget(
+            limits.max_media_bytes, limits.max_media_pixels, limits.max_media_frames
+        )
+        self.overflow = limits.overflow
+        self.max_body_bytes = limits.max_body_bytes
+        self.body_seconds = limits.body_seconds
+        self.bodies.capacity = max(limits.max_held_body_bytes, limits.max_body_bytes)
+        self.chats.resize(
+            limits.max_in_flight, limits.max_visual_tokens, limits.max_queued, limits.queue_seconds
+        )
+        self.explanations.resize(
+            EXPLAIN_AT_ONCE, limits.max_visual_tokens, EXPLAIN_AT_ONCE, limits.queue_seconds
+        )
+
+    def admission(self, kind: str, most: int) -> Admission:
+        """Return places of their own for one kind of request, counted under its name."""
+        counts = self.metrics
+        one = Admission(
+            most,
+            refused=lambda reason: counts.refused.labels(kind, reason).inc(),
+            waited=counts.waited.observe,
+        )
+        counts.admitted.labels(kind).set_function(lambda: one.places.held)
+        counts.queued.labels(kind).set_function(lambda: one.waiting)
+        return one
+
+    async def _place(self, admission: Admission, request: Request, answers: int) -> Place:
+        place = await admission.place(_key(request), answers)
+        call: Call = request.state.call
+        call.at_end(place.leave)
+        call.queued = place.waited
+        call.done("queue")
+        return place
+
+    async def _fetched(self, chat: ChatRequest, account: Account, place: Place) -> Sequence[Medium]:
+        """Fetch media, and wait until as many tokens as they cost may be worked on."""
+        media = await self.loader.fetch(chat, account)
+        await place.weigh(sum(medium.visual_tokens for medium in media))
+        return media
 
     def _served(self, caller: Caller) -> Sequence[ServedModel]:
         return [model for model in self.engine.models if caller.may_use(model.id)]
@@ -240,14 +330,19 @@ class API:
         try:
             async with asyncio.timeout(self.body_seconds):
                 async for piece in request.stream():
+                    if len(body) + len(piece) > limit:
+                        raise self._too_large(len(body) + len(piece))
+                    self.bodies.take(len(piece))
                     body += piece
-                    if len(body) > limit:
-                        raise self._too_large(len(body))
         except TimeoutError:
             raise RequestTimeout(
                 f"The body took more than {self.body_seconds:g} seconds; send smaller pictures, or "
                 "raise limits.body_seconds in the profile."
             ) from None
+        except Refused as refusal:
+            raise self.chats.overloaded(refusal) from None
+        finally:
+            request.state.call.at_end(partial(self.bodies.give_back, len(body)))
         return bytes(body)
 
     def _too_large(self, size: int) -> RequestTooLarge:
@@ -257,7 +352,13 @@ class API:
         )
 
 
-def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys) -> FastAPI:
+def build_app(
+    engine: Engine,
+    loader: MediaLoader,
+    profile: Profile,
+    keys: Keys,
+    tracer: Tracer | None = None,
+) -> FastAPI:
     """Return the application; ``app.state.api`` is its ``API``.
 
     Raises ``PreflightError`` when keys have limits and nothing can be counted.
@@ -275,8 +376,12 @@ def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys)
         loader.files,
         api.documents.inspect,
         profile.files.max_file_bytes,
-        api.refuse_while_draining,
+        api.refuse_new,
+        api.uploads,
     )
+    metrics.admitted_tokens.set_function(lambda: api.chats.tokens.held)
+    metrics.body_bytes.set_function(lambda: api.bodies.held)
+    metrics.stalled.set_function(lambda: api.pulse.stalled)
     metrics.held_bytes.set_function(lambda: loader.ledger.held)
     metrics.held_waiting.set_function(lambda: loader.ledger.waiting)
     metrics.caches.update(known=loader.known.figures, pdf_pages=api.documents.drawn.figures)
@@ -304,7 +409,7 @@ def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys)
         open_paths=OPEN_PATHS,
         host_rule=host_rule(server.allowed_hosts, server.host),
     )
-    app.add_middleware(Envelope, metrics=metrics)
+    app.add_middleware(Envelope, metrics=metrics, calls=api.calls, tracer=tracer)
     app.add_middleware(AnswerHeaders)
     if server.cors_origins:
         app.add_middleware(
@@ -316,6 +421,11 @@ def build_app(engine: Engine, loader: MediaLoader, profile: Profile, keys: Keys)
         )  # added last: outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own hook
     return app
+
+
+def _key(request: Request) -> str:
+    """Return the name of the key that a request came with; all without one share a name."""
+    return str(getattr(request.state, "key", None) or "")
 
 
 def _with_reports(body: bytes, fitted: Fitted) -> bytes:

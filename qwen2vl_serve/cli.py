@@ -303,7 +303,12 @@ def _serve(arguments: argparse.Namespace) -> int:
             except OSError:
                 return  # whoever read this is gone; the server is not
 
-        return launch.serve(profile, verbose=arguments.verbose, report=report)
+        return launch.serve(
+            profile,
+            verbose=arguments.verbose,
+            report=report,
+            read_again=lambda: _load(arguments, name),
+        )
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

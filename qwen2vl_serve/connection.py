@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from types import TracebackType
 
@@ -12,9 +11,8 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from qwen2vl_serve.call import Call
 from qwen2vl_serve.errors import APIError
-
-logger = logging.getLogger(__name__)
 
 
 class WhileConnected:
@@ -57,12 +55,15 @@ class WhileConnected:
 class EventStream(Response):
     """Server-sent events ending in ``[DONE]``; an error ends them without it.
 
-    A client that leaves closes ``chunks``, and with it the generation.
+    A client that leaves closes ``chunks``, and with it the generation. ``call`` may be cut: its
+    error is then the last event.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: str, chunks: AsyncGenerator[str, None]) -> None:
+    def __init__(
+        self, first: str, chunks: AsyncGenerator[str, None], call: Call | None = None
+    ) -> None:
         super().__init__()
         del self.headers["content-length"]
         # Proxies buffer event streams unless told; browsers must not keep them.
@@ -70,6 +71,7 @@ class EventStream(Response):
         self.headers["cache-control"] = "no-store"
         self._first = first
         self._chunks = chunks
+        self._call = call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's signature)
         """Send the events; however that ends, the generation ends with it."""
@@ -79,20 +81,30 @@ class EventStream(Response):
             "headers": self.raw_headers,
         }
         try:
-            async with WhileConnected(receive):
-                await send(head)
-                await send(_event(self._first))
-                try:
+            try:
+                async with WhileConnected(receive):
+                    await send(head)
+                    await send(_event(self._first))
                     async for chunk in self._chunks:
                         await send(_event(chunk))
-                except APIError as error:
-                    logger.warning("stream cut short: %s", error)
-                    last = f"data: {to_json(error.body()).decode()}\n\n"
-                else:
-                    last = "data: [DONE]\n\n"
-                await send({"type": "http.response.body", "body": last.encode()})
+            except (APIError, asyncio.CancelledError) as error:
+                last = self._last_words(error)
+            else:
+                last = b"data: [DONE]\n\n"
+            await send({"type": "http.response.body", "body": last})
         finally:
             await self._chunks.aclose()
+
+    def _last_words(self, error: APIError | asyncio.CancelledError) -> bytes:
+        """Return the event that says why the answer is not whole."""
+        if not isinstance(error, APIError):
+            cut = None if self._call is None else self._call.taken_back()
+            if cut is None:
+                raise error
+            error = cut
+        if self._call is not None:
+            self._call.code = error.code
+        return b"data: " + to_json(error.body()) + b"\n\n"
 
 
 def _event(data: str) -> dict[str, object]:

@@ -25,6 +25,14 @@ class ServedModel:
     max_model_len: int
 
 
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one request, as far as the engine has told."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
 class Item(Protocol):
     """What pictures and videos have in common."""
 
@@ -94,27 +102,42 @@ class Engine(Protocol):
         """Most visual tokens that are computed of a single picture or video."""
         ...
 
+    @property
+    def progress(self) -> int:
+        """A number that grows with every step that brings some request forward."""
+        ...
+
+    @property
+    def pending(self) -> int:
+        """How many requests have been started and not ended."""
+        ...
+
     async def complete(
-        self, request: ChatRequest, media: Sequence[Medium], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> bytes:
         """Answer at once: a ``chat.completion`` object as JSON.
 
-        Cancelling the call aborts the generation.
+        Cancelling the call aborts the generation. ``usage`` is filled in as it becomes known.
         """
         ...
 
     def stream(
-        self, request: ChatRequest, media: Sequence[Medium], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> AsyncGenerator[str, None]:
         """Answer token by token: each value is the JSON of one ``chat.completion.chunk``.
 
-        An ``APIError`` before the first value means that nothing was generated; after it,
-        that the answer is cut short. Closing the iterator aborts the generation.
+        ``usage`` is filled in as it becomes known: exactly at the end, before that with the least
+        that it can be. An ``APIError`` before the first value means that nothing was generated;
+        after it, that the answer is cut short. Closing the iterator aborts the generation.
         """
         ...
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Return the prompt's tokens, each picture and video as one; the engine is not asked."""
+        ...
+
+    async def probe(self) -> None:
+        """Generate one token of nothing in particular; raise ``EngineUnavailable`` if it cannot."""
         ...
 
     async def check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -23,8 +24,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qwen2vl_serve import request_log
+from qwen2vl_serve.call import Call
 from qwen2vl_serve.errors import APIError, InternalError
 from qwen2vl_serve.media.lru import CacheFigures
+from qwen2vl_serve.tracing import Tracer
 
 logger = logging.getLogger("qwen2vl_serve.requests")
 
@@ -48,6 +52,45 @@ class Metrics:
         self.in_flight = Gauge(
             "qwen2vl_requests_in_flight",
             "Requests under /v1 being answered",
+            registry=self.registry,
+        )
+        self.admitted = Gauge(
+            "qwen2vl_admission_in_flight",
+            "Answers that are worked on, by kind of request",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.queued = Gauge(
+            "qwen2vl_admission_queued",
+            "Requests that wait for their turn, by kind",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.admitted_tokens = Gauge(
+            "qwen2vl_admission_visual_tokens",
+            "Visual tokens that are worked on",
+            registry=self.registry,
+        )
+        self.body_bytes = Gauge(
+            "qwen2vl_body_held_bytes",
+            "Bytes of the bodies of requests being answered",
+            registry=self.registry,
+        )
+        self.waited = Histogram(
+            "qwen2vl_admission_waited_seconds",
+            "Time that requests waited for their turn, of those that had to",
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+            registry=self.registry,
+        )
+        self.refused = Counter(
+            "qwen2vl_admission_refused",
+            "Requests sent away because the server was full, by kind and reason",
+            ["kind", "reason"],
+            registry=self.registry,
+        )
+        self.stalled = Gauge(
+            "qwen2vl_engine_stalled_seconds",
+            "How long the engine has had work and not moved",
             registry=self.registry,
         )
         self.media = Counter(
@@ -141,12 +184,17 @@ class Envelope:
     """ASGI middleware around everything: request id, error shape, counts and one log line.
 
     An ``APIError`` raised further in becomes its own answer, any other exception a 500 that
-    tells nothing but the id under which the log holds the cause.
+    tells nothing but the id under which the log holds the cause. ``calls`` are those being
+    answered; whoever cuts one has its error answered here.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, calls: set[Call], tracer: Tracer | None = None
+    ) -> None:
         self.app = app
         self.metrics = metrics
+        self.calls = calls
+        self.tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens further in."""
@@ -155,50 +203,65 @@ class Envelope:
             return
         own_id = uuid.uuid4().hex
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else own_id
-        scope.setdefault("state", {})["id"] = own_id
-        started, status, code = time.perf_counter(), 0, ""
+        call = Call(given if _REQUEST_ID.fullmatch(given) else own_id)
+        state = scope.setdefault("state", {})
+        state["id"], state["call"] = own_id, call
+        status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                MutableHeaders(scope=message)["x-request-id"] = call.id
             await send(message)
 
         counted = scope["path"].startswith("/v1/")
+        if counted:
+            self.calls.add(call)
         self.metrics.in_flight.inc(counted)
         try:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
             status = 499
-        except Exception as error:
-            failure = (
-                error
-                if isinstance(error, APIError)
-                else InternalError(
-                    f"The server failed on this request; its log has the cause under {request_id}."
-                )
-            )
-            if failure is not error:
-                logger.exception("request %s failed", request_id)
-            code = failure.code or ""
+        except (Exception, asyncio.CancelledError) as error:
+            failure = _failure(error, call)
+            call.code = failure.code
             if status == 0:
                 await error_response(failure)(scope, receive, send_with_id)
         finally:
+            self.calls.discard(call)
+            call.end()
             self.metrics.in_flight.dec(counted)
-            seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - call.started
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(route, status, code).inc()
+            self.metrics.requests.labels(route, status, call.code or "").inc()
             self.metrics.seconds.labels(route).observe(seconds)
             if route not in OPEN_PATHS:
-                logger.info(
-                    "%s %s %s %s %.3f s%s",
-                    request_id, scope["method"], scope["path"], status, seconds,
-                    f" {code}" if code else "",
-                )  # fmt: skip
+                told = request_log.fields(call, scope["method"], route, status, seconds)
+                told["key"] = state.get("key")
+                logger.info("request", extra={"request": told})
+                if self.tracer is not None:
+                    self.tracer.request(call, scope, told)
+
+
+def _failure(error: BaseException, call: Call) -> APIError:
+    """Return what the client is told of ``error``; a cancellation by another is raised."""
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        cut = call.taken_back()
+        if cut is None:
+            raise error
+        return cut
+    logger.error("request %s failed", call.id, exc_info=error)
+    return InternalError(
+        f"The server failed on this request; its log has the cause under {call.id}."
+    )
 
 
 def error_response(error: APIError) -> JSONResponse:
     """Return an error in OpenAI's shape."""
-    return JSONResponse(error.body(), status_code=error.status, headers=dict(error.headers))
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)

@@ -79,6 +79,7 @@ class APIError(ServeError):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
     headers: Mapping[str, str] = {}
+    retry_after: int | None = None  # seconds, where the error itself knows better than its class
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -288,7 +289,7 @@ class RateLimited(APIError):
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int = 60) -> None:
         super().__init__(message, param=param)
-        self.headers = {"Retry-After": str(retry_after)}
+        self.retry_after = retry_after
 
 
 class InternalError(APIError):
@@ -312,10 +313,14 @@ class ShuttingDown(EngineUnavailable):
 
 
 class Overloaded(EngineUnavailable):
-    """The server's queue is full."""
+    """As much is worked on and waits as the profile allows; ``retry_after`` is in seconds."""
 
     code = "overloaded"
     headers: Mapping[str, str] = {"Retry-After": "1"}
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int = 1) -> None:
+        super().__init__(message, param=param)
+        self.retry_after = retry_after
 
 
 class QuotaUnavailable(EngineUnavailable):

@@ -14,11 +14,9 @@ import importlib
 import io
 import json
 import logging
-import math
 import os
 import resource
 import shlex
-import signal
 import socket
 import sys
 import threading
@@ -26,17 +24,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 
+from qwen2vl_serve import request_log, tracing
 from qwen2vl_serve.api_keys import API_KEY_VARIABLE
-from qwen2vl_serve.app import API, build_app
+from qwen2vl_serve.app import TAKEN_LIMITS, build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.forecast import Start, StartTimes, comparison, expose, foresee
+from qwen2vl_serve.http_server import HTTPServer, Signals, Stopped
 from qwen2vl_serve.idle_memory import IdleMemory, give_back
 from qwen2vl_serve.keys_file import KeysFile
 from qwen2vl_serve.media import resample
@@ -50,83 +49,69 @@ from qwen2vl_serve.media.video import VideoLimits
 from qwen2vl_serve.plan.advice import advice
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.profile_media import FilesSection
+from qwen2vl_serve.reload import Reload
 from qwen2vl_serve.wire import bounded_http
 
 Report = Callable[[str], None]
 """Takes one line for the operator's eyes."""
 
+_LAST_BYTES_SECONDS = 2
+
 WATCH_SECONDS = 1.0
 """How often a running server asks whether its engine lives."""
 
 
-def serve(profile: Profile, *, verbose: bool, report: Report) -> int:
+def serve(
+    profile: Profile,
+    *,
+    verbose: bool,
+    report: Report,
+    read_again: Callable[[], Profile] | None = None,
+) -> int:
     """Serve ``profile`` until a signal ends it; return the exit status.
 
-    0 after SIGTERM or SIGINT and a finished drain, 1 when the engine died. Standard output and
+    0 after SIGTERM or SIGINT and a finished drain, 1 when the engine died or hung. On SIGHUP
+    ``read_again`` returns the profile anew, of which the limits are taken. Standard output and
     error of this process and its children go to the log file from here on, so ``report`` must
     write elsewhere; ``verbose`` reports the log's lines as well.
 
     Raises:
-        PreflightError: the port was taken since the preflight, or no log file can be written.
+        PreflightError: the port was taken since the preflight, no log file can be written, or
+            traces are asked for and cannot be made.
         BootError: the engine did not start; the message names the cause and the log file.
     """
     keys = Keys(profile.api_keys(), KeysFile(profile.keys_path))
+    traces = tracing.tracer()
     os.environ.update(_environment(profile))
     listener = _listen(profile)
     # Port 0 has become a real one, which address and log file are named after.
     profile = profile.at_port(listener.getsockname()[1])
     path = _fresh_log(profile.log_path.absolute())
-    signals = _Signals()
+    signals = Signals()
     stall = profile.server.boot_stall_seconds
+    lines, report = report, request_log.reporter(profile.server.log_format, report)
     with (
         _output_to(path),
         BootLog(path, report, verbose=verbose, stall_seconds=stall) as boot,
     ):
         report(f"log     {path}")
-        _log_requests_to(report)
+        _log_to(lines, request_log.formatter(profile.server.log_format))
         try:
             foreseen = foresee(profile)
-            return _run(_Server(profile, keys, listener, report, boot, signals, foreseen))
-        except _Stopped:
+            server = _Server(
+                profile, keys, listener, report, boot, signals, foreseen, read_again, traces
+            )
+            return _run(server)
+        except Stopped:
             report("stopped while starting")
             return 0
         finally:
             listener.close()
+            if traces is not None:
+                traces.close()
             # vLLM's client complains when it is collected at the very end; now the log has it.
             gc.unfreeze()
             gc.collect()
-
-
-class _Stopped(BaseException):
-    """A signal during the boot; not an ``Exception``, so that no handler of vLLM's keeps it."""
-
-
-class _Signals:
-    """SIGTERM and SIGINT from the first line to the last: stop the boot, drain, then nothing.
-
-    asyncio's own handlers would not run while vLLM blocks the loop in its boot, and would give
-    the signals back to the system before the process has ended.
-    """
-
-    def __init__(self) -> None:
-        self.drain: Callable[[], object] | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
-        if self.drain is None:
-            raise _Stopped
-        self.drain()
-
-    @contextlib.contextmanager
-    def draining(self, http: _HTTPServer) -> Iterator[None]:
-        """Send signals to ``http``; from its end on they change nothing."""
-        loop = asyncio.get_running_loop()
-        self.drain = lambda: loop.call_soon_threadsafe(http.drain)
-        try:
-            yield
-        finally:
-            self.drain = lambda: None
 
 
 def _run(server: _Server) -> int:
@@ -143,8 +128,10 @@ class _Server:
     listener: socket.socket
     report: Report
     boot: BootLog
-    signals: _Signals
+    signals: Signals
     foreseen: Start
+    read_again: Callable[[], Profile] | None
+    traces: tracing.Tracer | None
 
     async def run(self) -> int:
         begun = time.monotonic()
@@ -183,33 +170,47 @@ class _Server:
         return seam.start_engine  # type: ignore[no-any-return]  # imported by name
 
     async def _serve(self, engine: Engine, loader: MediaLoader, begun: float) -> int:
-        app = build_app(engine, loader, self.profile, self.keys)
-        http = _HTTPServer(_config(app, self.profile), app.state.api)
+        app = build_app(engine, loader, self.profile, self.keys, self.traces)
+        http = HTTPServer(
+            _config(app, self.profile), app.state.api, self.profile.server.shutdown_timeout
+        )
         http.on_started = lambda: self._report_ready(engine, http, time.monotonic() - begun)
+        reload = Reload(self.profile, self.read_again, self.report)
+        reload.register(http.api.take_limits, *(f"limits.{name}" for name in TAKEN_LIMITS))
+        reload.register(lambda _: self.keys.reload())
         watch = asyncio.create_task(self._watch(engine, http))
         try:
-            with self.signals.draining(http):
+            with self.signals.reaching(http, reload):
                 await http.serve(sockets=[self.listener])
         finally:
             watch.cancel()
+            http.api.pulse.stop()
         self.report("engine lost, exit 1" if http.engine_lost else "drained, exit 0")
         return 1 if http.engine_lost else 0
 
-    async def _watch(self, engine: Engine, http: _HTTPServer) -> None:
-        idle = IdleMemory(http.api.metrics)
+    async def _watch(self, engine: Engine, http: HTTPServer) -> None:
+        idle, pulse = IdleMemory(http.api.metrics), http.api.pulse
+        hung = False
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             if idle.look():
                 await asyncio.to_thread(give_back)
             try:
                 await engine.check()
+                pulse.look()
+                if pulse.hangs and self.profile.server.exit_on_hang:
+                    pulse.require()
             except EngineUnavailable as error:
                 self.report(f"error   {error}")
-                http.engine_lost = True
-                http.drain()
+                http.lose_engine(error)
                 return
+            if pulse.hangs is not hung:
+                hung = pulse.hangs
+                self.report(
+                    "error   the engine hangs" if hung else "ready   the engine moves again"
+                )
 
-    def _report_ready(self, engine: Engine, http: _HTTPServer, seconds: float) -> None:
+    def _report_ready(self, engine: Engine, http: HTTPServer, seconds: float) -> None:
         self.boot.ready()
         actual = Start(self.boot.weights_gib, self.boot.kv_tokens, seconds)
         self.report(f"plan    {comparison(self.foreseen, actual)}")
@@ -219,33 +220,6 @@ class _Server:
         names = ", ".join(model.id for model in engine.models)
         self.report(f"ready   {url}/v1 serves {names}, {seconds:.1f} s after the start")
         self.report(f"try     {curl(url, with_key=bool(self.keys))}")
-
-
-class _HTTPServer(uvicorn.Server):
-    """uvicorn with our signals: the first drains, the second ends at once."""
-
-    def __init__(self, config: uvicorn.Config, api: API) -> None:
-        super().__init__(config)
-        self.api = api
-        self.engine_lost = False
-        self.on_started: Callable[[], None] = lambda: None
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone: uvicorn would raise them again after a clean drain."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
-        await super().startup(sockets)
-        self.on_started()
-
-    def drain(self) -> None:
-        """Take nothing new and finish what runs; called again, drop what runs."""
-        if self.should_exit:
-            self.force_exit = True
-        self.api.draining = True
-        self.should_exit = True
 
 
 def _config(app: object, profile: Profile) -> uvicorn.Config:
@@ -258,7 +232,8 @@ def _config(app: object, profile: Profile) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(server.shutdown_timeout),
+        # Our own drain is over by then; this is for the last bytes of what was cut.
+        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
         ssl_certfile=server.ssl_certfile,
         ssl_keyfile=server.ssl_keyfile,
     )
@@ -426,15 +401,17 @@ def _output_to(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _log_requests_to(report: Report) -> None:
-    """Report the server's own log lines (one a request); vLLM's stay in the file."""
+def _log_to(report: Report, formatter: logging.Formatter) -> None:
+    """Report the server's own log lines (one a request); what went wrong is kept in the file."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             report(self.format(record))
 
-    handler = Handler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    ours = logging.getLogger("qwen2vl_serve.requests")
-    ours.setLevel(logging.INFO)
-    ours.addHandler(handler)
+    requests = logging.getLogger("qwen2vl_serve.requests")
+    requests.setLevel(logging.INFO)
+    requests.propagate = False
+    others = logging.getLogger("qwen2vl_serve")
+    for logger, handler in ((requests, Handler()), (others, logging.StreamHandler())):
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)

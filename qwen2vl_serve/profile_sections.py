@@ -264,6 +264,25 @@ class ServerSection(Section):
         description="A start whose log stays silent for so long is reported with its phase and "
         "what that usually means; again after twice, four times … the time.",
     )
+    hang_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=60.0,
+        description="How long the engine may have work and not move before it counts as hung. 0: "
+        "for ever.",
+    )
+    probe_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=60.0,
+        description="An engine that was idle for so long is asked for one token, so that its "
+        "failure is noticed before a client comes. 0: never.",
+    )
+    exit_on_hang: bool = Field(
+        default=True,
+        description="End with status 1 when the engine hangs, for a supervisor to start anew; "
+        "otherwise only readiness turns red, until it moves again.",
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console",
+        description="Lines on standard output, one a request: for eyes, or JSON objects.",
+    )
     log_file: Text | None = Field(
         default=None,
         description="File that keeps the engine's whole log. Unset: `serve-PORT.log` in "
@@ -290,7 +309,7 @@ class ServerSection(Section):
 
 
 class LimitsSection(Section):
-    """What one request may ask for."""
+    """What one request may ask for, and all of them together."""
 
     max_body_bytes: Positive = Field(
         default=64 * 1024 * 1024,
@@ -334,4 +353,26 @@ class LimitsSection(Section):
     max_n: Positive = Field(default=8, description="Most answers (`n`) to one request.")
     max_tokens: Positive | None = Field(
         default=None, description="Most tokens of one answer. Unset: what `max_model_len` leaves."
+    )
+    max_in_flight: Positive = Field(
+        default=256,
+        description="Most answers that are worked on at once, from the first download to the last "
+        "token; `n` answers count as so many. Further requests wait.",
+    )
+    max_visual_tokens: Positive = Field(
+        default=131072,
+        description="Most visual tokens of all requests that are worked on; known from the "
+        "headers of pictures and videos, before they are decoded.",
+    )
+    max_queued: Annotated[int, Field(ge=0)] = Field(
+        default=256,
+        description="Most requests that wait, each key's in its turn. Further ones are refused.",
+    )
+    queue_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=30.0, description="Longest that a request waits before it is refused."
+    )
+    max_held_body_bytes: Positive = Field(
+        default=1024**3,
+        description="Most bytes of request bodies that are held at once; what exceeds them is "
+        "refused.",
     )

@@ -21,6 +21,7 @@ from limits.errors import ConfigurationError, StorageError
 from limits.storage import Storage, storage_from_string
 
 from qwen2vl_serve.auth import Caller
+from qwen2vl_serve.engine import Usage
 from qwen2vl_serve.errors import APIError, PreflightError, QuotaUnavailable, RateLimited
 from qwen2vl_serve.quota_sqlite import SQLiteStorage  # makes sqlite: an address of a storage
 
@@ -48,6 +49,9 @@ class Visit:
 
     async def reserve(self, tokens: int, visual_tokens: int) -> None:
         """Take what the request is going to use; raises ``RateLimited`` when it is not there."""
+
+    def settle_by(self, usage: Usage) -> None:
+        """Take what the engine will have told by the visit's end for what was really used."""
 
     def used(self, tokens: int, visual_tokens: int | None = None) -> None:
         """Say what it has really used; settled when the visit ends."""
@@ -167,6 +171,7 @@ class LimitedVisit(Visit):
         self._counts = dict.fromkeys(self._limits, 0)
         self._reserved: dict[str, int] = {}
         self._used: dict[str, int] = {}
+        self._usage = Usage()
         self._minute = self._now = 0.0
         self._asked = self._reserving = False
         self.metered = "tokens" in self._limits or "visual-tokens" in self._limits
@@ -205,6 +210,10 @@ class LimitedVisit(Visit):
         await self._counted(count)
         self._reserving = False
 
+    def settle_by(self, usage: Usage) -> None:
+        """Take what the engine will have told by the visit's end for what was really used."""
+        self._usage = usage
+
     def used(self, tokens: int, visual_tokens: int | None = None) -> None:
         """Say what it has really used; settled when the visit ends."""
         self._used["tokens"] = tokens
@@ -219,6 +228,10 @@ class LimitedVisit(Visit):
         """
         if not self._asked:
             return
+
+        prompt, completion = self._usage.prompt_tokens, self._usage.completion_tokens
+        if prompt is not None and completion is not None:
+            self._used.setdefault("tokens", prompt + completion)
 
         def settle(storage: Storage) -> None:
             charged = self._minute

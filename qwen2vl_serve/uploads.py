@@ -17,12 +17,12 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from qwen2vl_serve.admission import Admission
 from qwen2vl_serve.auth import Caller
 from qwen2vl_serve.errors import (
     InvalidType,
     InvalidValue,
     MissingParameter,
-    Overloaded,
     RequestTimeout,
     RequestTooLarge,
     RouteNotFound,
@@ -70,7 +70,7 @@ class FilesAPI:
     """The routes under ``/v1/files``, over a store; without one they say that uploads are off.
 
     ``inspect`` raises an ``APIError`` for bytes that are not to be kept, ``admit`` one while
-    nothing new is taken.
+    nothing new is taken; ``admission`` has the places for uploads being received.
     """
 
     def __init__(
@@ -79,12 +79,13 @@ class FilesAPI:
         inspect: Callable[[bytes, str], object],
         max_file_bytes: int,
         admit: Callable[[], None],
+        admission: Admission,
     ) -> None:
         self.store = store
         self.inspect = inspect
         self.max_file_bytes = max_file_bytes
         self.admit = admit
-        self._receiving = 0
+        self.admission = admission
         # Few threads: each holds a whole file while it is looked at and written.
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="upload")
 
@@ -93,13 +94,11 @@ class FilesAPI:
         self.admit()
         store = self._store()
         _check_kind(request.headers)
-        if self._receiving >= AT_ONCE:
-            raise Overloaded(f"{AT_ONCE} uploads are under way already; try again shortly.")
-        self._receiving += 1
+        place = await self.admission.place("")
         try:
             form = await self._receive(request)
         finally:
-            self._receiving -= 1
+            place.leave()
         try:
             upload, purpose, seconds = _fields(form, store.ttl_seconds)
             file = await asyncio.get_running_loop().run_in_executor(

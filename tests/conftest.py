@@ -62,13 +62,16 @@ class ServerProcess:
 
 
 def start_server(
-    *arguments: str, environment: dict[str, str] | None = None, command: list[str] | None = None
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    command: list[str] | None = None,
+    stdin: int = subprocess.DEVNULL,
 ) -> ServerProcess:
     """Start `serve` with a free port and collect its lines; does not wait for readiness."""
     words = command or [sys.executable, "-m", "qwen2vl_serve.cli", "serve"]
     process = subprocess.Popen(
         [*words, "--port", "0", *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -5,22 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from qwen2vl_serve.engine import Medium, ServedModel
+from qwen2vl_serve.engine import Medium, ServedModel, Usage
 from qwen2vl_serve.errors import EngineUnavailable
 from qwen2vl_serve.protocol import ChatRequest
 
 
 @dataclass
 class FakeEngine:
-    """Answers ``words``; ``failure`` is raised before word ``fail_at``."""
+    """Answers ``words``; ``failure`` is raised before word ``fail_at``.
+
+    While ``hung`` it keeps what it has and gives nothing out, as a process that was stopped.
+    """
 
     words: list[str] = field(default_factory=lambda: ["A ", "red ", "circle."])
     pause: float = 0.0
     failure: Exception | None = None
     fail_at: int = 0
     dead: bool = False
+    hung: bool = False
+    progress: int = 0
+    probes: int = 0
     running: int = 0
     aborted: int = 0
     requests: list[ChatRequest] = field(default_factory=list)
@@ -32,22 +39,30 @@ class FakeEngine:
         return (ServedModel("demo", 1_700_000_000, 4096), ServedModel("alias", 1_700_000_000, 4096))
 
     @property
+    def pending(self) -> int:
+        return self.running
+
+    @property
     def version(self) -> str:
         return "fake 1"
 
     async def complete(
-        self, request: ChatRequest, media: Sequence[Medium], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> bytes:
-        words = [word async for word in self._words(request, media)]
+        usage.prompt_tokens = self.count_tokens(request)
+        words = [word async for word in self._alive(request, media)]
+        usage.completion_tokens = len(words)
         message = {"role": "assistant", "content": "".join(words)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         answer = {"id": f"chatcmpl-{request_id}", "object": "chat.completion", "choices": [choice]}
         return json.dumps(answer | {"created": 1, "model": "demo"}).encode()
 
     async def stream(
-        self, request: ChatRequest, media: Sequence[Medium], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> AsyncGenerator[str, None]:
-        async for word in self._words(request, media):
+        usage.prompt_tokens, usage.completion_tokens = self.count_tokens(request), 0
+        async for word in self._alive(request, media):
+            usage.completion_tokens += 1
             choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
             chunk = {"id": f"chatcmpl-{request_id}", "object": "chat.completion.chunk"}
             yield json.dumps(chunk | {"created": 1, "model": "demo", "choices": [choice]})
@@ -65,6 +80,32 @@ class FakeEngine:
     async def check(self) -> None:
         if self.dead:
             raise EngineUnavailable("The engine has stopped.")
+
+    async def probe(self) -> None:
+        self.probes += 1
+        await self.check()
+        self.running += 1
+        try:
+            await self._awake()
+            self.progress += 1
+        finally:
+            self.running -= 1
+
+    async def _awake(self) -> None:
+        while self.hung:
+            await asyncio.sleep(0.02)
+            await self.check()
+
+    async def _alive(
+        self, request: ChatRequest, media: Sequence[Medium]
+    ) -> AsyncGenerator[str, None]:
+        async with aclosing(self._words(request, media)) as words:
+            async for word in words:
+                await self._awake()
+                if self.dead:
+                    raise EngineUnavailable("The engine stopped while it answered.")
+                self.progress += 1
+                yield word
 
     async def _words(
         self, request: ChatRequest, media: Sequence[Medium]

@@ -3,13 +3,15 @@
 A scripted engine; the launcher and all above the seam are the real ones.
 
 MODE: ``up``, ``long`` (a stream takes 30 s), ``slow-boot`` (hangs while starting), ``no-boot``
-(fails while starting) or ``dies`` (is gone a second after the start).
+(fails while starting), ``dies`` (is gone a second after the start) or ``hangs`` (moves no more from
+then on). SIGUSR1 makes any engine hang, SIGUSR2 move again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 import types
@@ -23,6 +25,8 @@ from tests.fake_engine import FakeEngine
 
 
 def main(port: str, mode: str, *overrides: str) -> int:
+    profile = os.environ.get("FAKE_PROFILE", "demo")
+
     @asynccontextmanager
     async def start_engine(profile: Profile) -> AsyncIterator[FakeEngine]:
         print("words of the engine that belong into its log")
@@ -34,6 +38,10 @@ def main(port: str, mode: str, *overrides: str) -> int:
         engine = FakeEngine(words=["word "] * (600 if mode == "long" else 40), pause=0.05)
         if mode == "dies":
             asyncio.get_running_loop().call_later(1, setattr, engine, "dead", True)
+        if mode == "hangs":
+            asyncio.get_running_loop().call_later(1, setattr, engine, "hung", True)
+        signal.signal(signal.SIGUSR1, lambda *_: setattr(engine, "hung", True))
+        signal.signal(signal.SIGUSR2, lambda *_: setattr(engine, "hung", False))
         yield engine
 
     seam = types.ModuleType("qwen2vl_serve.vllm_engine")
@@ -41,10 +49,13 @@ def main(port: str, mode: str, *overrides: str) -> int:
     sys.modules[seam.__name__] = seam
     console = os.fdopen(os.dup(1), "w", buffering=1)
     try:
+        fields = [f"port={port}", *(one for one in overrides if one != "--verbose")]
+        read = lambda: load_profile(profile, fields)  # noqa: E731
         return serve(
-            load_profile("demo", [f"port={port}", *(o for o in overrides if o != "--verbose")]),
+            read(),
             verbose="--verbose" in overrides,
             report=lambda line: print(line, file=console),
+            read_again=read,
         )
     except ServeError as error:
         print(f"{type(error).__name__}: {error}", file=console)

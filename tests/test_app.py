@@ -46,14 +46,25 @@ class Running:
 
 @contextmanager
 def running(
-    engine: FakeEngine | None = None, keys: tuple[str, ...] = (), profile: Profile | None = None
+    engine: FakeEngine | None = None,
+    keys: tuple[str, ...] = (),
+    profile: Profile | None = None,
+    wrapped: Callable[[Any], Any] = lambda app: app,
 ) -> Iterator[Running]:
     engine = engine or FakeEngine()
     profile = profile or load_profile("demo")
     app = build_app(engine, media_loader(profile), profile, Keys(keys))
+    with served(app, engine, wrapped) as one:
+        yield one
+
+
+@contextmanager
+def served(
+    app: Any, engine: FakeEngine, wrapped: Callable[[Any], Any] = lambda app: app
+) -> Iterator[Running]:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    http = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+    http = uvicorn.Server(uvicorn.Config(wrapped(app), log_config=None, lifespan="off"))
     thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,15 @@ def started(monkeypatch) -> list[tuple[Profile, bool]]:
     """Profiles that were handed to the launcher, in place of an engine."""
     calls: list[tuple[Profile, bool]] = []
 
-    def serve(profile: Profile, *, verbose: bool, report: launch.Report) -> int:
+    def serve(
+        profile: Profile,
+        *,
+        verbose: bool,
+        report: launch.Report,
+        read_again: Callable[[], Profile],
+    ) -> int:
+        # What SIGHUP will read is what was started, options and rehearsal included.
+        assert read_again() == profile
         calls.append((profile, verbose))
         report("ready")
         return 0
@@ -120,7 +129,7 @@ def test_port_that_is_lost_after_the_preflight_ends_with_2(monkeypatch, capfd):
 def test_output_of_the_engine_cannot_mix_with_ours(monkeypatch, capfd):
     """The launcher may point standard output elsewhere; its reports still arrive."""
 
-    def serve(profile: Profile, *, verbose: bool, report: launch.Report) -> int:
+    def serve(profile: Profile, *, report: launch.Report, **_: object) -> int:
         saved = os.dup(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.write(1, b"flood\n")

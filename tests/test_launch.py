@@ -7,13 +7,18 @@ import datetime
 import io
 import ipaddress
 import json
+import os
+import pty
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -43,6 +48,28 @@ def launch(launch_server: Launch, tmp_path: Path) -> Launch:
         return launch_server(mode, *overrides, command=FAKE, environment=environment)
 
     return start
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not within the time allowed"
+        time.sleep(0.05)
+
+
+def later(server: ServerProcess, body: dict[str, object]) -> Callable[[], requests.Response]:
+    """Send a request in a thread; the result waits for its answer."""
+    url = f"{server.url}/chat/completions"
+    pool = ThreadPoolExecutor(1)
+    answer = pool.submit(requests.post, url, json=body, timeout=30)
+    pool.shutdown(wait=False)
+    return answer.result
+
+
+def last_event(answer: requests.Response) -> dict[str, Any]:
+    """The last event of a stream, which is not [DONE]."""
+    events = [line for line in answer.text.split("\n\n") if line]
+    return dict(json.loads(events[-1].removeprefix("data: ")))
 
 
 def start_stream(server: ServerProcess) -> requests.Response:
@@ -104,6 +131,152 @@ def test_a_second_sigterm_ends_at_once(launch: Launch) -> None:
     assert time.monotonic() - begun < 15, "the stream alone takes 30 s"
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
         _ = answer.text
+
+
+def test_while_it_drains_newcomers_are_told_to_go_elsewhere(launch: Launch) -> None:
+    """Between SIGTERM and the last answer: readiness red, liveness green, 503 with Retry-After."""
+    server = launch("up")
+    server.wait_ready()
+    answer = start_stream(server)
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: requests.get(f"{server.root}/health/ready", timeout=5).status_code == 503)
+    refused = requests.post(f"{server.url}/chat/completions", json=STREAM, timeout=5)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+    assert refused.headers["retry-after"]
+    assert requests.get(f"{server.root}/health/live", timeout=5).status_code == 200
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert server.process.wait(10) == 0
+
+
+def test_after_the_grace_period_the_rest_is_told_and_dropped(launch: Launch) -> None:
+    """A stream ends with an error event and no [DONE], a whole answer is 503; the status is 0."""
+    server = launch("long", "server.shutdown_timeout=1", "limits.max_in_flight=2")
+    server.wait_ready()
+    answer = start_stream(server)
+    others = [later(server, {**STREAM, "stream": False}) for _ in range(2)]
+    eventually(lambda: server.metric('qwen2vl_admission_queued{kind="chat"}') == 1)
+    server.process.send_signal(signal.SIGTERM)
+    assert last_event(answer)["error"]["code"] == "shutting_down"
+    for other in others:  # one was generating, one was queued
+        told = other()
+        assert (told.status_code, told.json()["error"]["code"]) == (503, "shutting_down")
+        assert told.headers["x-request-id"]
+    assert server.process.wait(10) == 0
+
+
+def test_a_hung_engine_ends_the_server_with_status_1(launch: Launch) -> None:
+    """An engine that lives and does not move: streams and answers end with an error."""
+    server = launch("hangs", "server.hang_seconds=2")
+    server.wait_ready()
+    answer = start_stream(server)
+    other = later(server, {**STREAM, "stream": False})
+    assert last_event(answer)["error"]["code"] == "engine_unavailable"
+    told = other()
+    assert (told.status_code, told.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert told.headers["x-request-id"]
+    assert server.process.wait(10) == 1
+    assert any(line.startswith("error   The engine has not moved") for line in server.lines)
+
+
+def test_a_hung_engine_may_be_waited_for(launch: Launch) -> None:
+    """Without ``exit_on_hang`` readiness turns red, new requests are refused, until it moves."""
+    server = launch("long", "server.hang_seconds=1", "server.exit_on_hang=false")
+    server.wait_ready()
+    answer = start_stream(server)
+    server.process.send_signal(signal.SIGUSR1)
+    ready = f"{server.root}/health/ready"
+    eventually(lambda: requests.get(ready, timeout=5).status_code == 503)
+    assert requests.get(f"{server.root}/health/live", timeout=5).status_code == 200
+    refused = requests.post(f"{server.url}/chat/completions", json=STREAM, timeout=5)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+    server.process.send_signal(signal.SIGUSR2)
+    eventually(lambda: requests.get(ready, timeout=5).status_code == 200)
+    answer.close()
+    assert server.stop() == 0
+
+
+def test_an_idle_engine_that_hangs_is_noticed(launch: Launch) -> None:
+    """Nobody asks anything: the probe finds out."""
+    server = launch("hangs", "server.hang_seconds=1", "server.probe_seconds=0.5")
+    server.wait_ready()
+    assert server.process.wait(15) == 1
+
+
+def test_a_dead_engine_ends_streams_and_answers_with_errors(launch: Launch) -> None:
+    """Nothing is left waiting for an engine that is gone, what was queued included."""
+    server = launch("dies", "limits.max_in_flight=1")
+    server.wait_ready()
+    answer = start_stream(server)
+    other = later(server, {**STREAM, "stream": False})
+    assert last_event(answer)["error"]["code"] == "engine_unavailable"
+    assert other().status_code == 503
+    assert server.process.wait(10) == 1
+
+
+def test_sighup_takes_the_limits_and_names_what_waits(launch: Launch, tmp_path: Path) -> None:
+    """Limits change without a restart; one line says what does not; a bad file changes nothing."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {model: demo}\n", "utf-8")
+    server = launch("up", FAKE_PROFILE=str(path))
+    server.wait_ready()
+
+    def status() -> int:
+        body = {**STREAM, "max_tokens": 5}
+        return requests.post(f"{server.url}/chat/completions", json=body, timeout=9).status_code
+
+    def reloaded() -> str:
+        told = [line for line in server.lines if line.startswith("reload")]
+        server.process.send_signal(signal.SIGHUP)
+        eventually(
+            lambda: len([line for line in server.lines if line.startswith("reload")]) > len(told)
+        )
+        return next(line for line in reversed(server.lines) if line.startswith("reload"))
+
+    assert status() == 200
+    path.write_text("model: {model: demo}\nlimits: {max_tokens: 4}\nengine: {seed: 7}\n", "utf-8")
+    assert reloaded() == "reload  limits.max_tokens; needs a restart: engine.seed"
+    assert status() == 400
+    path.write_text("model: {model: demo}\nlimits: {max_tokens: none}\n", "utf-8")
+    assert "kept as it was" in reloaded()
+    assert status() == 400
+    assert server.stop() == 0
+
+
+def test_a_terminal_that_goes_ends_the_server(launch_server: Launch, tmp_path: Path) -> None:
+    """SIGHUP with its old meaning drains; nobody is left with a server that he cannot see."""
+    mine, theirs = pty.openpty()
+    environment = {"XDG_STATE_HOME": str(tmp_path)}
+    server = launch_server("up", command=FAKE, environment=environment, stdin=theirs)
+    os.close(theirs)
+    server.wait_ready()
+    server.process.send_signal(signal.SIGHUP)
+    eventually(lambda: any(line.startswith("reload") for line in server.lines))
+    os.close(mine)
+    server.process.send_signal(signal.SIGHUP)
+    assert server.process.wait(10) == 0
+
+
+def test_lines_may_be_json(launch: Launch) -> None:
+    """Every line is an object: phases, requests with their figures, the end."""
+    server = launch("up", "server.log_format=json")
+    eventually(lambda: any('"event":"ready ' in line for line in server.lines), 60)
+    url = re.search(r"http://\S+/v1", next(line for line in server.lines if "/v1" in line))
+    assert url is not None
+    server.url = url[0]
+    start_stream(server).close()
+    body = {**STREAM, "stream": False, "user": "x"}
+    answer = requests.post(f"{server.url}/chat/completions?key=hidden", json=body, timeout=9)
+    assert server.stop() == 0
+    eventually(lambda: any("exit 0" in line for line in server.lines))
+    told = [json.loads(line) for line in server.lines]
+    assert all({"time", "level", "event"} <= one.keys() for one in told)
+    left, whole = [one for one in told if one["event"] == "request"]
+    assert (left["status"], left["route"]) == (499, "/v1/chat/completions")
+    assert left["ttft_seconds"] > 0
+    assert whole["id"] == answer.headers["x-request-id"]
+    assert (whole["status"], whole["model"]) == (200, "demo")
+    assert (whole["prompt_tokens"], whole["completion_tokens"]) == (1, 40)
+    assert "hidden" not in "".join(server.lines)
 
 
 def test_sigterm_while_starting_ends_at_once(launch: Launch) -> None:

@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
     "profile_yaml": 1,
     "protocol": 1,
     "engine": 1,
+    "call": 1,
     # L2: parts with one concern each
     "validation": 2,
     "media": 2,
@@ -45,6 +46,10 @@ LAYERS: dict[str, int] = {
     "uploads": 2,
     "envelope": 2,
     "boot_failures": 2,
+    "pulse": 2,
+    "reload": 2,
+    "request_log": 2,
+    "tracing": 2,
     "boot_log": 2,
     "boot_phases": 2,
     "checkpoint": 2,
@@ -60,6 +65,7 @@ LAYERS: dict[str, int] = {
     "preflight": 3,
     "app": 3,
     # L4: what runs them
+    "http_server": 4,
     "launch": 4,
     "bench": 4,
     "demo": 4,

@@ -353,3 +353,89 @@ def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_1(
     assert json.loads(rest[-1].removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
     assert server.process.wait(20) == 1
     assert not psutil.pid_exists(core.pid) or psutil.Process(core.pid).status() == "zombie"
+
+
+def core_of(server: ServerProcess) -> psutil.Process:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    return next(child for child in children if "EngineCore" in child.name())
+
+
+def test_sigterm_in_a_stream_finishes_it_or_says_that_it_does_not(
+    launch_server: Callable[..., ServerProcess],
+) -> None:
+    """A short answer is finished, an endless one cut with an error after the grace; status 0."""
+    server = launch_server("--profile", "demo", "--set", "server.shutdown_timeout=3")
+    server.wait_ready()
+    url = f"{server.url}/chat/completions"
+    endless = {"messages": asked("x"), "stream": True, "ignore_eos": True, "n": 8, "temperature": 1}
+    short = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 100}
+    long_one = requests.post(url, json=endless, stream=True, timeout=60)
+    short_one = requests.post(url, json=short, stream=True, timeout=60)
+    server.process.send_signal(signal.SIGTERM)
+    short_text, long_text = short_one.text, long_one.text
+    assert short_text.endswith("data: [DONE]\n\n")
+    last = json.loads(long_text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert last["error"]["code"] == "shutting_down"
+    assert server.process.wait(20) == 0
+    (told,) = [line for line in server.lines if "shutting_down" in line]
+    assert re.search(r" in=\d+ out=[1-9]\d* ttft=", told), told
+
+
+def test_an_engine_that_stands_still_turns_readiness_red_and_ends_the_server(
+    launch_server: Callable[..., ServerProcess],
+) -> None:
+    """SIGSTOP of the engine in mid-stream: an error event, no [DONE], status 1, nothing left."""
+    server = launch_server("--profile", "demo", "--set", "server.hang_seconds=5")
+    server.wait_ready()
+    core = core_of(server)
+    body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
+    answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=60)
+    events = answer.iter_lines()
+    next(events)
+    core.suspend()
+    rest = [line for line in events if line]
+    assert json.loads(rest[-1].removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
+    assert server.process.wait(60) == 1
+    assert not psutil.pid_exists(core.pid) or core.status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_idle_engine_is_asked_for_a_token_and_recovers(
+    launch_server: Callable[..., ServerProcess],
+) -> None:
+    """Probed while idle: SIGSTOP turns readiness red without a client, SIGCONT green again."""
+    overrides = ("hang_seconds=3", "probe_seconds=1", "exit_on_hang=false")
+    server = launch_server("--profile", "demo", *(f"--set=server.{one}" for one in overrides))
+    server.wait_ready()
+
+    def status() -> int:
+        return requests.get(f"{server.root}/health/ready", timeout=5).status_code
+
+    def turns(wanted: int) -> None:
+        deadline = time.monotonic() + 15
+        while status() != wanted:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    time.sleep(4)
+    assert status() == 200
+    core = core_of(server)
+    core.suspend()
+    turns(503)
+    core.resume()
+    turns(200)
+    answer = requests.post(
+        f"{server.url}/chat/completions", json={"messages": asked("Hello")}, timeout=60
+    )
+    assert answer.status_code == 200
+    body = {"messages": asked("Hello", picture()), "stream": True, "n": 2, "temperature": 1}
+    body["stream_options"] = {"include_usage": True}
+    stream = requests.post(f"{server.url}/chat/completions", json=body, timeout=60).text
+    last = json.loads(stream.split("\n\n")[-3].removeprefix("data: "))
+    assert server.stop() == 0
+    deadline = time.monotonic() + 5
+    while len(told := [line for line in server.lines if " POST /v1/chat" in line]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for line, usage in zip(told, (answer.json()["usage"], last["usage"]), strict=True):
+        assert f"in={usage['prompt_tokens']} out={usage['completion_tokens']}" in line
+    assert "visual=64" in told[1]

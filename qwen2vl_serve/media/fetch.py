@@ -77,7 +77,8 @@ class Fetcher:
         except TimeoutError as error:
             raise FetchTimeout(str(error) or "total time") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise FetchError(f"{type(error).__name__}: {error}") from None
+            # Some of these quote the address, others the bytes of the answer.
+            raise FetchError(type(error).__name__) from None
 
     async def close(self) -> None:
         """Close the pool."""

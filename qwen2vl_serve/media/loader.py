@@ -127,10 +127,15 @@ class MediaLoader:
         Raises:
             RequestError: one of them cannot be fetched, decoded or sized; the message names it.
         """
+        media = await self.fetch(request, account)
+        await self.ready(media)
+        return media
+
+    async def fetch(self, request: ChatRequest, account: Account) -> Sequence[Medium]:
+        """Return them as ``load`` does, known by their headers and not decoded yet."""
         media = await _all_of(self._medium(*one, request, account) for one in _media(request))
         account.settle()
         self._refuse_excess(media)
-        await self.ready(media)
         return media
 
     async def ready(self, media: Sequence[Medium]) -> None:

@@ -90,7 +90,9 @@ class Sources:
                 # No more than was taken, should it grow meanwhile.
                 return await asyncio.to_thread(source.read, size)
         except (OSError, RuntimeError, ValueError) as error:
-            raise FetchError(f"{type(error).__name__}: {error}") from None
+            # Without the path, which is the client's own words.
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise FetchError(f"a file: {reason}") from None
 
     def _opened(self, url: str) -> BinaryIO:
         path = _local_path(url).resolve(strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, NoReturn
@@ -12,11 +13,9 @@ from pydantic_core import from_json
 from vllm import __version__ as vllm_version
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.generate.base.protocol import RequestResponseMetadata
 from vllm.entrypoints.launchers.api_server.entry import (
     build_async_engine_client_from_engine_args,
-)
-from vllm.entrypoints.openai.chat_completion.protocol import (
-    ChatCompletionRequest,
 )
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
@@ -24,11 +23,13 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.envs import enable_envs_cache
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.inputs import TokensPrompt
 from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.sampling_params import SamplingParams
 from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from qwen2vl_serve.engine import Medium, ServedModel
+from qwen2vl_serve.engine import Medium, ServedModel, Usage
 from qwen2vl_serve.errors import (
     APIError,
     ContextLengthExceeded,
@@ -42,7 +43,8 @@ from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.vllm_engine import connector
 from qwen2vl_serve.vllm_engine.encoding import PromptEncoder, encode_with
-from qwen2vl_serve.vllm_engine.request import as_template_message, as_vllm
+from qwen2vl_serve.vllm_engine.progress import Progress
+from qwen2vl_serve.vllm_engine.request import Asked, as_template_message, as_vllm
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class VLLMEngine:
         self, client: EngineClient, chat: OpenAIServingChat, encoder: PromptEncoder
     ) -> None:
         self._client = client
+        self._progress = Progress.of(client)
         self._chat = chat
         self._encoder = encoder
         self._window = int(chat.model_config.max_model_len)
@@ -86,21 +89,33 @@ class VLLMEngine:
         """
         return int(self._client.input_processor.mm_encoder_cache_size)
 
+    @property
+    def progress(self) -> int:
+        """A number that grows with every step that brings some request forward."""
+        return self._progress.steps
+
+    @property
+    def pending(self) -> int:
+        """How many requests vLLM's front end waits for."""
+        return int(self._client.get_num_unfinished_requests())
+
     async def complete(
-        self, request: ChatRequest, media: Sequence[Medium], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> bytes:
         """Answer at once: a ``chat.completion`` object as JSON."""
         try:
-            answer = await self._start(request, media, request_id)
+            answer = await self._start(as_vllm(request, media, request_id, usage))
         except InternalError:
             if not media:
                 raise
-            answer = await self._start(request, media, request_id)  # see ``stream``
+            # See ``stream``.
+            answer = await self._start(as_vllm(request, media, request_id, usage))
+        usage.completion_tokens = answer.usage.completion_tokens
         body: str = answer.model_dump_json()
         return body.encode()
 
     async def stream(
-        self, request: ChatRequest, media: Sequence[Medium], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> AsyncGenerator[str, None]:
         """Answer token by token, one ``chat.completion.chunk`` a value.
 
@@ -110,7 +125,7 @@ class VLLMEngine:
         """
         begun = not media
         try:
-            async with aclosing(self._chunks(request, media, request_id)) as chunks:
+            async with aclosing(self._chunks(request, media, request_id, usage)) as chunks:
                 async for chunk in _held_back(chunks, request.n or 1):
                     begun = True
                     yield chunk
@@ -118,25 +133,31 @@ class VLLMEngine:
         except InternalError:
             if begun:
                 raise
-        async with aclosing(self._chunks(request, media, request_id)) as chunks:
+        async with aclosing(self._chunks(request, media, request_id, usage)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def _chunks(
-        self, request: ChatRequest, media: Sequence[Medium], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> AsyncGenerator[str, None]:
         """Yield the JSON of vLLM's events.
 
         vLLM reports a failure in mid-stream as one more event and closes with ``[DONE]``,
         which clients read as a whole answer; here it is raised.
         """
-        events = await self._start(request, media, request_id)
+        asked = as_vllm(request, media, request_id, usage)
+        events = await self._start(asked)
+        # The first names the role; of each answer after that at least a token an event.
+        count = -(request.n or 1)
         async with aclosing(events):
             async for event in events:
                 if event.startswith(_DONE):
+                    usage.completion_tokens = asked.completion_tokens()
                     return
                 if event.startswith(_ERROR):
                     self._raise_error(ErrorResponse(**from_json(event[len("data: ") :])))
+                count += 1
+                usage.completion_tokens = max(count, 0)
                 yield event[len("data: ") :].rstrip("\n")
 
     def count_tokens(self, request: ChatRequest) -> int:
@@ -158,10 +179,20 @@ class VLLMEngine:
         except EngineDeadError:
             raise EngineUnavailable("The engine has stopped; the server is going down.") from None
 
-    async def _start(self, request: ChatRequest, media: Sequence[Medium], request_id: str) -> Any:
+    async def probe(self) -> None:
+        """Generate one token of nothing in particular; raise ``EngineUnavailable`` if it cannot."""
+        prompt = TokensPrompt(prompt_token_ids=[0])
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+        try:
+            async for _ in self._client.generate(prompt, sampling, f"probe-{uuid.uuid4().hex}"):
+                pass
+        except EngineDeadError:
+            raise EngineUnavailable("The engine has stopped; the server is going down.") from None
+
+    async def _start(self, asked: Asked) -> Any:
         """Return vLLM's response object, or its event generator for ``stream: true``."""
         try:
-            answer = await self._chat.create_chat_completion(as_vllm(request, media, request_id))
+            answer = await self._chat.create_chat_completion(asked)
         except APIError:
             raise
         except Exception as error:
@@ -221,27 +252,28 @@ async def _held_back(chunks: AsyncGenerator[str, None], count: int) -> AsyncGene
 
 
 class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type information
-    """vLLM's chat serving, which holds ``max_tokens`` to its word.
+    """vLLM's chat serving, which holds ``max_tokens`` to its word and tells what it counted.
 
     vLLM cuts ``max_tokens`` without a sign where pictures leave less of the window than asked
     for: its own check comes before their tokens are counted.
     """
 
-    async def render_chat_request(self, request: ChatCompletionRequest) -> Any:
+    async def render_chat_request(self, request: Asked) -> Any:
         """Return vLLM's conversation and engine inputs.
 
         Raises:
             ContextLengthExceeded: prompt and ``max_tokens`` exceed ``max_model_len``.
         """
         rendered = await super().render_chat_request(request)
-        # As an attribute the deprecated ``max_tokens`` would warn each time, into nowhere.
-        wanted = request.max_completion_tokens or vars(request)["max_tokens"]
-        if isinstance(rendered, ErrorResponse) or wanted is None:
+        if isinstance(rendered, ErrorResponse):
             return rendered
         _, inputs = rendered
         window = self.model_config.max_model_len
         prompt = sum(len(one["prompt_token_ids"]) for one in inputs)
-        if prompt + wanted > window:
+        request.count_prompt(prompt)
+        # As an attribute the deprecated ``max_tokens`` would warn each time, into nowhere.
+        wanted = request.max_completion_tokens or vars(request)["max_tokens"]
+        if wanted is not None and prompt + wanted > window:
             raise ContextLengthExceeded(
                 f"The messages take {prompt} tokens and max_tokens asks for {wanted} more; "
                 f"max_model_len is {window}. Send fewer or smaller pictures, shorter messages, "
@@ -249,6 +281,16 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
                 param="messages",
             )
         return rendered
+
+    def chat_completion_stream_generator(
+        self, request: Asked, *given: Any, **named: Any
+    ) -> AsyncGenerator[str, None]:
+        """Return vLLM's events; what it counts is noted in ``request``."""
+        request.counted_by(next(one for one in given if isinstance(one, RequestResponseMetadata)))
+        events: AsyncGenerator[str, None] = super().chat_completion_stream_generator(
+            request, *given, **named
+        )
+        return events
 
 
 def _no_look(*_: object) -> None:

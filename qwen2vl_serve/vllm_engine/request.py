@@ -8,8 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 from PIL import Image
+from pydantic import PrivateAttr
 from vllm.entrypoints.generate.base.protocol import (
     JsonSchemaResponseFormat,
+    RequestResponseMetadata,
     ResponseFormat,
     StreamOptions,
 )
@@ -17,7 +19,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.multimodal.media.base import MediaWithBytes
 
 from qwen2vl_serve import protocol
-from qwen2vl_serve.engine import Medium, Picture
+from qwen2vl_serve.engine import Medium, Picture, Usage
 from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart, UserPart
 from qwen2vl_serve.vllm_engine.connector import Frames
 
@@ -48,10 +50,36 @@ def _wrapped(picture: Picture) -> Any:
     return MediaWithBytes(_Pixels(picture), b"")
 
 
+class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type information
+    """vLLM's request object, which carries what was counted for it back to us."""
+
+    _usage: Usage = PrivateAttr(default_factory=Usage)
+    _counted: RequestResponseMetadata | None = PrivateAttr(default=None)
+
+    def count_in(self, usage: Usage) -> None:
+        """Have the prompt counted in ``usage``."""
+        self._usage = usage
+
+    def count_prompt(self, tokens: int) -> None:
+        """Note the tokens of the prompt."""
+        self._usage.prompt_tokens = tokens
+
+    def counted_by(self, metadata: RequestResponseMetadata) -> None:
+        """Name the object in which vLLM tells at the end what it has counted."""
+        self._counted = metadata
+
+    def completion_tokens(self) -> int | None:
+        """Tokens of all answers to a stream that has ended."""
+        if self._counted is None or self._counted.final_usage_info is None:
+            return None
+        tokens: int = self._counted.final_usage_info.completion_tokens
+        return tokens
+
+
 def as_vllm(
-    request: ChatRequest, media: Sequence[Medium], request_id: str
-) -> ChatCompletionRequest:
-    """Return vLLM's request object.
+    request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage | None = None
+) -> Asked:
+    """Return vLLM's request object, whose tokens will be counted in ``usage``.
 
     Built without its validators: ``parse_chat`` has checked every field, and vLLM's own pass
     over the messages costs more than ours.
@@ -63,7 +91,7 @@ def as_vllm(
         given["response_format"] = _as_response_format(request.response_format)
     rest = iter(media)
     blank, mutable = _blank()
-    return blank.model_copy(
+    asked: Asked = blank.model_copy(
         update={
             **deepcopy(mutable),
             **given,
@@ -71,16 +99,19 @@ def as_vllm(
             "request_id": request_id,
         }
     )
+    if usage is not None:
+        asked.count_in(usage)
+    return asked
 
 
 @lru_cache(maxsize=1)
-def _blank() -> tuple[ChatCompletionRequest, dict[str, Any]]:
+def _blank() -> tuple[Asked, dict[str, Any]]:
     """A request of defaults to copy, and those of them that must not be shared.
 
     Making one anew, pydantic goes over all 68 fields and reads the signature of a factory each
     time, which takes a fifth of a short request's CPU time.
     """
-    blank = ChatCompletionRequest.model_construct(messages=[])
+    blank: Asked = Asked.model_construct(messages=[])
     return blank, {name: value for name, value in blank if isinstance(value, list | dict)}
 
 

@@ -1,0 +1,349 @@
+"""Who is worked on now, who waits and who is sent away: bounds over all requests, fair to keys.
+
+A request takes a place before anything is fetched for it and keeps it to the end of its answer;
+what its pictures and videos cost is added once their headers are known, before they are decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qwen2vl_serve.errors import Overloaded
+
+MOST_SECONDS = 300
+"""Nobody is sent away for longer, however slowly places become free."""
+
+_MEMORY_SECONDS = 30.0
+"""After so long an end counts a third in the moving average."""
+
+
+class Refused(Exception):
+    """No place; ``reason`` is a label of the metric, ``text`` says it to the client."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.text = text
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    key: str
+    size: int
+    turn: asyncio.Future[None]
+
+
+class Line:
+    """Grants parts of ``capacity``, first to whoever comes, then to the keys that wait in turn.
+
+    Of one key the oldest goes first. Whoever is next and does not fit yet holds up all others, so
+    that small requests do not keep a large one waiting for ever; what is larger than the whole
+    capacity passes alone. For one event loop.
+
+    At most ``max_waiting`` wait. A newcomer to a full line takes the place of the newest of the
+    key that has the most there, if its own has at least two fewer: a flood displaces itself.
+    """
+
+    def __init__(self, capacity: int, max_waiting: float = math.inf) -> None:
+        self.capacity = capacity
+        self.max_waiting = max_waiting
+        self.held = 0
+        self.waiting = 0
+        self._lines: dict[str, deque[_Waiter]] = {}  # whose turn is next first; none empty
+
+    def has_room(self, size: int) -> bool:
+        """Whether ``enter`` would return at once."""
+        return not self.waiting and self.held + min(size, self.capacity) <= self.capacity
+
+    async def enter(self, key: str, size: int, seconds: float) -> int:
+        """Wait until ``size`` fits; return what is to be given to ``leave``.
+
+        Raises:
+            Refused: too many wait, the wait took more than ``seconds``, or others were fairer.
+        """
+        if self.has_room(size):
+            size = min(size, self.capacity)
+            self.held += size
+            return size
+        if self.waiting >= self.max_waiting:
+            self._make_room(key)
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(key, size, loop.create_future())
+        self._lines.setdefault(key, deque()).append(waiter)
+        self.waiting += 1
+        late = loop.call_later(seconds, self._expire, waiter, seconds)
+        try:
+            await waiter.turn
+        except asyncio.CancelledError:
+            if waiter.turn.cancelled():
+                self._forget(waiter)
+                self.admit()
+            elif waiter.turn.exception() is None:
+                # Let in and cancelled at once: what was taken for it goes back.
+                self.leave(waiter.size)
+            raise
+        finally:
+            late.cancel()
+        return waiter.size
+
+    def leave(self, size: int) -> None:
+        """Give back what ``enter`` returned."""
+        self.held -= size
+        if self.waiting:
+            self.admit()
+
+    def admit(self) -> None:
+        """Let in whoever fits; to be called when ``capacity`` was raised."""
+        while self._lines:
+            key, line = next(iter(self._lines.items()))
+            waiter = line[0]
+            # Who was cancelled while waiting leaves the line here, before its task has run.
+            gone = waiter.turn.done()
+            size = min(waiter.size, self.capacity)
+            if not gone and self.held + size > self.capacity:
+                return
+            self._forget(waiter)
+            if gone:
+                continue
+            if line:
+                self._lines[key] = self._lines.pop(key)  # the other keys' turn
+            waiter.size = size
+            self.held += size
+            waiter.turn.set_result(None)
+
+    def _forget(self, waiter: _Waiter) -> None:
+        line = self._lines.get(waiter.key)
+        if line is None or waiter not in line:
+            return
+        line.remove(waiter)
+        self.waiting -= 1
+        if not line:
+            del self._lines[waiter.key]
+
+    def _expire(self, waiter: _Waiter, seconds: float) -> None:
+        self._send_away(
+            waiter,
+            Refused("late", f"The request waited {seconds:.3g} s and it was not its turn yet"),
+        )
+        self.admit()
+
+    def refusal(self, key: str) -> Refused | None:
+        """Return why a request of ``key`` may not wait; None if it may."""
+        if self.waiting < self.max_waiting or self._longest(key) is not None:
+            return None
+        return self._full("full")
+
+    def _make_room(self, key: str) -> None:
+        line = self._longest(key)
+        if line is None:
+            raise self._full("full")
+        self._send_away(line[-1], self._full("displaced"))
+
+    def _longest(self, key: str) -> deque[_Waiter] | None:
+        """Return the longest line, if it has at least two more than that of ``key``."""
+        longest = max(self._lines.values(), key=len, default=None)
+        fair = longest is not None and len(longest) >= len(self._lines.get(key, ())) + 2
+        return longest if fair else None
+
+    def _full(self, reason: str) -> Refused:
+        return Refused(reason, f"The server is full, and {self.waiting} requests wait already")
+
+    def _send_away(self, waiter: _Waiter, refusal: Refused) -> None:
+        self._forget(waiter)
+        if not waiter.turn.done():
+            waiter.turn.set_exception(refusal)
+
+
+class DrainRate:
+    """How fast places become free: a moving average of the ends while requests wait or are refused.
+
+    Quiet times do not count, as their ends tell only how many came.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends = 0.0  # each fades with the time since
+        self._busy = 0.0  # seconds that have been measured
+        self._since: float | None = None  # the last end, or when it became full
+
+    def full(self) -> None:
+        """Note that somebody found no place."""
+        if self._since is None:
+            self._since = self._clock()
+
+    def free(self) -> None:
+        """Note that somebody found one at once."""
+        self._since = None
+
+    def ended(self) -> None:
+        """Note that a request ended."""
+        if self._since is None:
+            return
+        now = self._clock()
+        passed = now - self._since
+        self._busy += passed
+        self._ends = self._ends * math.exp(-passed / _MEMORY_SECONDS) + 1
+        self._since = now
+
+    def seconds_until(self, ends: int) -> int:
+        """Return after how many whole seconds that many will probably have ended, at least 1.
+
+        The longer none has ended, the longer it is. Before the first has, all that is known is
+        how long that takes already.
+        """
+        passed = 0.0 if self._since is None else self._clock() - self._since
+        counted = self._ends * math.exp(-passed / _MEMORY_SECONDS)
+        measured = -math.expm1(-(self._busy + passed) / _MEMORY_SECONDS) * _MEMORY_SECONDS
+        seconds = ends * measured / counted if counted else passed
+        return math.ceil(min(max(seconds, 1), MOST_SECONDS))
+
+
+class Bodies:
+    """A bound on the bytes of all bodies together, which come whether they are wanted or not."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        """Hold ``size`` bytes more.
+
+        Raises:
+            Refused: there is no room for them.
+        """
+        if self.held + size > self.capacity:
+            raise Refused("bytes", f"The server holds {self.held} bytes of requests already")
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        """Hold ``size`` less."""
+        self.held -= size
+
+
+class Admission:
+    """The places of one kind of request.
+
+    At most ``most`` answers are worked on at once, with at most ``most_tokens`` visual tokens;
+    ``max_waiting`` requests wait for that, each at most ``seconds``. ``refused`` is told the
+    reason of every refusal, ``waited`` the seconds of every wait.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        most_tokens: int = 1,
+        max_waiting: int = 0,
+        seconds: float = 0.0,
+        *,
+        refused: Callable[[str], object] = lambda _: None,
+        waited: Callable[[float], object] = lambda _: None,
+    ) -> None:
+        self.places = Line(most, max_waiting)
+        # Whoever waits for tokens has a place, so that there are never many.
+        self.tokens = Line(most_tokens)
+        self.seconds = seconds
+        self.rate = DrainRate()
+        self._refused = refused
+        self._waited = waited
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait, for a place or for their visual tokens."""
+        return self.places.waiting + self.tokens.waiting
+
+    def resize(self, most: int, most_tokens: int, max_waiting: int, seconds: float) -> None:
+        """Take other bounds from now on; what is worked on already goes on."""
+        self.places.capacity, self.tokens.capacity = most, most_tokens
+        self.places.max_waiting, self.seconds = max_waiting, seconds
+        self.places.admit()
+        self.tokens.admit()
+
+    def require_room(self, key: str) -> None:
+        """Return if a request of ``key`` would get a place or a turn, were it here already.
+
+        Raises:
+            Overloaded: it would be refused, so that its body need not be read.
+        """
+        if not self.places.has_room(1) and (refusal := self.places.refusal(key)) is not None:
+            raise self.overloaded(refusal)
+
+    async def place(self, key: str, answers: int = 1) -> Place:
+        """Wait for a place for that many answers to one request of ``key``.
+
+        Raises:
+            Overloaded: there is none, and too many wait or the wait was too long.
+        """
+        place = Place(self, key)
+        if self.places.has_room(answers):
+            self.rate.free()
+            place.answers = await self.places.enter(key, answers, 0.0)
+        else:
+            place.answers = await self._wait(self.places, place, answers)
+        return place
+
+    async def weigh(self, place: Place, tokens: int) -> int:
+        """Wait until that many visual tokens may be worked on; see ``Place.weigh``."""
+        if self.tokens.has_room(tokens):
+            return await self.tokens.enter(place.key, tokens, 0.0)
+        return await self._wait(self.tokens, place, tokens)
+
+    async def _wait(self, line: Line, place: Place, size: int) -> int:
+        self.rate.full()
+        begun = time.monotonic()
+        try:
+            return await line.enter(place.key, size, max(self.seconds - place.waited, 0.0))
+        except Refused as refusal:
+            raise self.overloaded(refusal) from None
+        finally:
+            seconds = time.monotonic() - begun
+            place.waited += seconds
+            self._waited(seconds)
+
+    def overloaded(self, refusal: Refused) -> Overloaded:
+        """Return the error that tells of a refusal, and count it."""
+        self._refused(refusal.reason)
+        self.rate.full()
+        seconds = self.rate.seconds_until(self.places.waiting + 1)
+        return Overloaded(
+            f"{refusal.text}: try again in {seconds} s.",
+            retry_after=seconds,
+        )
+
+
+class Place:
+    """One request's place, to be left exactly once however the request ends."""
+
+    __slots__ = ("_admission", "_left", "answers", "key", "tokens", "waited")
+
+    def __init__(self, admission: Admission, key: str) -> None:
+        self._admission = admission
+        self._left = False
+        self.key = key
+        self.answers = 0
+        self.tokens = 0
+        self.waited = 0.0
+
+    async def weigh(self, tokens: int) -> None:
+        """Wait until that many visual tokens may be worked on as well; once a place.
+
+        Raises:
+            Overloaded: the wait was too long.
+        """
+        if tokens:
+            self.tokens = await self._admission.weigh(self, tokens)
+
+    def leave(self) -> None:
+        """Give everything back; further calls do nothing."""
+        if self._left:
+            return
+        self._left = True
+        admission = self._admission
+        admission.rate.ended()
+        admission.places.leave(self.answers)
+        if self.tokens:
+            admission.tokens.leave(self.tokens)
