@@ -31,6 +31,9 @@ MINUTE = 60
 KEPT_SECONDS = 2 * MINUTE
 """How long a minute's counter is kept: reservations of its last second are given back later."""
 
+ANSWER_SECONDS = 5.0
+"""How long a storage may keep a request waiting; longer than it waits for a held file."""
+
 # OpenAI's names in x-ratelimit-… headers and the fields of KeyLimits, in the order of checks.
 UNITS = {
     "requests": "requests_per_minute",
@@ -147,7 +150,8 @@ class Quotas:
             if isinstance(self._storage, SQLiteStorage) and not in_order:
                 with contextlib.suppress(TimeoutError), self._storage.turn(0):
                     return count(self._storage)
-            return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, run)
         except (RateLimited, asyncio.CancelledError):
             raise
         except Exception as error:

@@ -269,7 +269,7 @@ def lasting() -> Iterator[Served]:
         assert one.chat().status_code == 200
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(bits, max_size=12).map(b"".join), min_size=1, max_size=3))
 def test_no_bytes_bring_the_server_down(lasting: Served, pieces: list[bytes]) -> None:
     """Whatever is sent: only answers below 500, each well formed, and the connection ends."""
