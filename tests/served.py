@@ -16,7 +16,7 @@ import uvicorn
 
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
-from qwen2vl_serve.engine import Medium
+from qwen2vl_serve.engine import Medium, Usage
 from qwen2vl_serve.launch import _config, media_loader
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
@@ -26,25 +26,30 @@ HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
 class CountingEngine(FakeEngine):
-    """Tells what an answer has used, as vLLM does; ``usage`` is the total."""
+    """Tells what an answer has used, as vLLM does; ``total`` is the sum."""
 
-    usage: int = 40
+    total: int = 40
 
     async def complete(
-        self, request: ChatRequest, media: Sequence[Medium], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> bytes:
-        answer = json.loads(await super().complete(request, media, request_id))
-        return json.dumps(answer | {"usage": {"total_tokens": self.usage}}).encode()
+        answer = json.loads(await super().complete(request, media, request_id, usage))
+        self._tell(usage)
+        return json.dumps(answer | {"usage": {"total_tokens": self.total}}).encode()
 
     async def stream(
-        self, request: ChatRequest, media: Sequence[Medium], request_id: str
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> AsyncGenerator[str, None]:
-        async for chunk in super().stream(request, media, request_id):
+        async for chunk in super().stream(request, media, request_id, usage):
             yield chunk
+        self._tell(usage)
         if request.stream_options is not None and request.stream_options.include_usage:
             yield json.dumps(
-                {"choices": [], "usage": {"total_tokens": self.usage}}, separators=(",", ":")
+                {"choices": [], "usage": {"total_tokens": self.total}}, separators=(",", ":")
             )
+
+    def _tell(self, usage: Usage) -> None:
+        usage.prompt_tokens, usage.completion_tokens = self.total - 3, 3
 
 
 @dataclass
