@@ -35,7 +35,7 @@ from qwen2vl_serve.context import (
     refusal,
     refuse_large_items,
 )
-from qwen2vl_serve.door import EXPOSED_HEADERS, AnswerHeaders, Door, host_rule
+from qwen2vl_serve.door import EXPOSED_HEADERS, Door, host_rule
 from qwen2vl_serve.engine import Engine, ServedModel
 from qwen2vl_serve.envelope import OPEN_PATHS, Envelope, Metrics
 from qwen2vl_serve.errors import (
@@ -71,6 +71,9 @@ TAKEN_LIMITS = (
     "max_visual_tokens", "max_queued", "queue_seconds", "max_held_body_bytes",
 )  # fmt: skip
 """Fields of ``limits`` that ``API.take_limits`` takes; the others are the HTTP parser's."""
+
+MOST_PIECES = 4096
+"""Of a body that comes in crumbs, how many are held apart: each takes more room than a byte."""
 
 EXPLAIN_AT_ONCE = 8
 """Most explanations that are worked on at a time; as many more wait."""
@@ -323,17 +326,22 @@ class API:
                 f"The body is encoded as {encoding[:60]!r}; send it uncompressed."
             )
         limit = self.max_body_bytes
-        body = bytearray()
+        # Joined at the end: a growing buffer is copied over and over, milliseconds of a photo.
+        pieces: list[bytes] = []
+        size = 0
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
             raise self._too_large(int(declared))
         try:
             async with asyncio.timeout(self.body_seconds):
                 async for piece in request.stream():
-                    if len(body) + len(piece) > limit:
-                        raise self._too_large(len(body) + len(piece))
+                    if size + len(piece) > limit:
+                        raise self._too_large(size + len(piece))
                     self.bodies.take(len(piece))
-                    body += piece
+                    size += len(piece)
+                    pieces.append(piece)
+                    if len(pieces) == MOST_PIECES:
+                        pieces = [b"".join(pieces)]
         except TimeoutError:
             raise RequestTimeout(
                 f"The body took more than {self.body_seconds:g} seconds; send smaller pictures, or "
@@ -342,8 +350,8 @@ class API:
         except Refused as refusal:
             raise self.chats.overloaded(refusal) from None
         finally:
-            request.state.call.at_end(partial(self.bodies.give_back, len(body)))
-        return bytes(body)
+            request.state.call.at_end(partial(self.bodies.give_back, size))
+        return b"".join(pieces)
 
     def _too_large(self, size: int) -> RequestTooLarge:
         return RequestTooLarge(
@@ -410,7 +418,6 @@ def build_app(
         host_rule=host_rule(server.allowed_hosts, server.host),
     )
     app.add_middleware(Envelope, metrics=metrics, calls=api.calls, tracer=tracer)
-    app.add_middleware(AnswerHeaders)
     if server.cors_origins:
         app.add_middleware(
             CORSMiddleware,

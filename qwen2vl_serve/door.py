@@ -1,7 +1,7 @@
 """The door: pure ASGI around everything, before a byte of a body is read.
 
-From the outside in: ``AnswerHeaders`` on every answer; within ``Envelope``, ``Door`` refuses
-requests to other hosts, without a key, or beyond a key's limits.
+``Door``, within ``Envelope``, refuses requests to other hosts, without a key, or beyond a key's
+limits; ``add_headers`` is what every answer gets.
 """
 
 from __future__ import annotations
@@ -70,29 +70,13 @@ def _is_local(name: str) -> bool:
     return True
 
 
-class AnswerHeaders:
-    """ASGI middleware: headers that every answer has, errors and refusals included."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Add what is not there yet, and how much the caller's key has left."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        state: Mapping[str, Any] = scope.setdefault("state", {})
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = list(message["headers"])
-                there = {name for name, _ in headers}
-                headers += [one for one in SECURITY_HEADERS if one[0] not in there]
-                headers += state.get("visit", UNLIMITED).headers()
-                message["headers"] = headers
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
+def add_headers(answer: Message, state: Mapping[str, Any]) -> None:
+    """Add to an answer's start what every one has, and how much its caller's key has left."""
+    headers = list(answer["headers"])
+    there = {name for name, _ in headers}
+    headers += [one for one in SECURITY_HEADERS if one[0] not in there]
+    headers += state.get("visit", UNLIMITED).headers()
+    answer["headers"] = headers
 
 
 class Door:

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen2vl_serve import request_log
 from qwen2vl_serve.call import Call
+from qwen2vl_serve.door import add_headers
 from qwen2vl_serve.errors import APIError, InternalError
 from qwen2vl_serve.media.lru import CacheFigures
 from qwen2vl_serve.tracing import Tracer
@@ -213,6 +214,7 @@ class Envelope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = call.id
+                add_headers(message, state)
             await send(message)
 
         counted = scope["path"].startswith("/v1/")

@@ -114,7 +114,7 @@ class VLLMEngine:
         body: str = answer.model_dump_json()
         return body.encode()
 
-    async def stream(
+    def stream(
         self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> AsyncGenerator[str, None]:
         """Answer token by token, one ``chat.completion.chunk`` a value.
@@ -123,10 +123,16 @@ class VLLMEngine:
         believing that the engine holds its media. vLLM fails the next request with one of
         them and mends the error by that, so a request with media is tried twice.
         """
-        begun = not media
+        once = self._twice if media else self._chunks
+        return once(request, media, request_id, usage)
+
+    async def _twice(
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
+    ) -> AsyncGenerator[str, None]:
+        begun = False
         try:
             async with aclosing(self._chunks(request, media, request_id, usage)) as chunks:
-                async for chunk in _held_back(chunks, request.n or 1):
+                async for chunk in chunks:
                     begun = True
                     yield chunk
                 return
@@ -147,18 +153,29 @@ class VLLMEngine:
         """
         asked = as_vllm(request, media, request_id, usage)
         events = await self._start(asked)
-        # The first names the role; of each answer after that at least a token an event.
+        # The first event of each answer names its role. vLLM sends it even where generation fails
+        # at once, so that it is held until the next. After that each holds at least a token.
         count = -(request.n or 1)
+        held: list[str] = []
         async with aclosing(events):
             async for event in events:
                 if event.startswith(_DONE):
                     usage.completion_tokens = asked.completion_tokens()
-                    return
+                    break
                 if event.startswith(_ERROR):
                     self._raise_error(ErrorResponse(**from_json(event[len("data: ") :])))
                 count += 1
-                usage.completion_tokens = max(count, 0)
-                yield event[len("data: ") :].rstrip("\n")
+                if count <= 0:
+                    held.append(_json(event))
+                    usage.completion_tokens = 0
+                    continue
+                for one in held:
+                    yield one
+                held.clear()
+                usage.completion_tokens = count
+                yield _json(event)
+            for one in held:
+                yield one
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Return the prompt's tokens, each picture and video as one; the engine is not asked.
@@ -234,21 +251,8 @@ class VLLMEngine:
         raise InternalError("The engine failed on this request; the log has the cause.")
 
 
-async def _held_back(chunks: AsyncGenerator[str, None], count: int) -> AsyncGenerator[str, None]:
-    """Yield the first ``count`` chunks only together with the next.
-
-    They name the role of each answer, and vLLM sends them even where generation fails at once.
-    """
-    held: list[str] = []
-    async for chunk in chunks:
-        held.append(chunk)
-        if len(held) > count:
-            for one in held:
-                yield one
-            held.clear()
-            count = 0
-    for one in held:
-        yield one
+def _json(event: str) -> str:
+    return event[len("data: ") :].rstrip("\n")
 
 
 class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type information
