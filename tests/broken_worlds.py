@@ -50,6 +50,14 @@ def lost_key_file(lab: Lab) -> World:
     return lab.world(f"server.api_key_file={lab.folder}/none")
 
 
+@breaks("keys", "fatal", "keys.json")
+def damaged_file_of_named_keys(lab: Lab) -> World:
+    file = lab.folder / "config" / "qwen2vl-serve" / "keys.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    return lab.world()
+
+
 @breaks("certificate", "fatal", "server.ssl_certfile", "correct the path")
 def lost_certificate(lab: Lab) -> World:
     return lab.world(f"server.ssl_certfile={lab.folder}/none.pem")

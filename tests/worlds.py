@@ -41,6 +41,7 @@ class Lab:
         for name in VARIABLES:
             self.monkeypatch.delenv(name, raising=False)
         self.monkeypatch.setenv("XDG_STATE_HOME", str(self.folder / "state"))
+        self.monkeypatch.setenv("XDG_CONFIG_HOME", str(self.folder / "config"))
         self.monkeypatch.setenv("HF_HUB_CACHE", str(self.folder / "hub"))
         self._site = self.folder / "site"
         self._site.mkdir()

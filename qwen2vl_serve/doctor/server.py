@@ -12,17 +12,22 @@ from pathlib import Path
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.keys_file import KeysFile
 
 LOG_BYTES = 16 * 1024 * 1024
 
 
 def keys(world: World) -> Finding:
     """Read every key, so that a broken key file is not found by the first client."""
+    file = KeysFile(world.profile.keys_path)
     try:
-        found = len(world.profile.api_keys())
+        plain = len(world.profile.api_keys())
+        named = None if file.state() is None else len(file.read())
     except SetupError as error:
         return refused(error, "no client could be told from a stranger")
-    return ok(f"{found} keys" if found else "none: every client is served")
+    if not plain and named is None:
+        return ok("none: every client is served")
+    return ok(f"{plain} without a name, {named or 0} named")
 
 
 def certificate(world: World) -> Finding:
