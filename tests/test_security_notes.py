@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from typing import Any
 
 import pytest
 
-from qwen2vl_serve.errors import ProfileError
+from qwen2vl_serve.errors import ProfileError, UnsupportedParameter
 from qwen2vl_serve.profile import Profile, load_profile, profile_names, section_of
+from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.markdown import ROOT, Document
 
 NOTES = [Document("SECURITY.md"), Document("SECURITY.zh-CN.md")]
@@ -92,3 +94,12 @@ def test_no_profile_turns_a_dangerous_switch_of_vllm_on(name: str) -> None:
     for section in SECTIONS:
         with pytest.raises(ProfileError, match="unknown key"):
             load_profile("demo", [f"{section}.{name}=true"])
+
+
+@pytest.mark.parametrize("key", ["code_revision", "trust_remote_code", "num_crops", "size"])
+def test_no_other_key_reaches_the_processor(key: str) -> None:
+    """``mm_processor_kwargs`` of a request is a list of bounds, not a way to the constructor."""
+    limits = RequestLimits(max_messages=1, max_n=1, max_tokens=None, images=0, videos=0)
+    body = {"messages": [{"role": "user", "content": "x"}], "mm_processor_kwargs": {key: 1}}
+    with pytest.raises(UnsupportedParameter, match=key):
+        parse_chat(json.dumps(body).encode(), limits)
