@@ -368,7 +368,9 @@ def _listen(profile: Profile) -> socket.socket:
 def _fresh_log(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
+        # vLLM's words may quote what clients sent: for its owner's eyes, also where it was there.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+        path.chmod(0o600)
     except OSError as error:
         raise PreflightError(
             f"server.log_file: cannot write {path} ({error.strerror}); name another place."

@@ -58,6 +58,11 @@ def damaged_file_of_named_keys(lab: Lab) -> World:
     return lab.world()
 
 
+@breaks("keys", "warning", "none, on 0.0.0.0", "keys add NAME")
+def open_to_the_network(lab: Lab) -> World:
+    return lab.world("host=0.0.0.0")
+
+
 @breaks("certificate", "fatal", "server.ssl_certfile", "correct the path")
 def lost_certificate(lab: Lab) -> World:
     return lab.world(f"server.ssl_certfile={lab.folder}/none.pem")

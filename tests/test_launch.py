@@ -89,6 +89,7 @@ def test_a_boot_is_told_in_one_line_a_phase(launch: Launch, tmp_path: Path) -> N
     assert log.is_relative_to(tmp_path)
     assert log.stem == f"serve-{server.url.rpartition(':')[2].removesuffix('/v1')}", "its own file"
     assert "words of the engine" in log.read_text()
+    assert log.stat().st_mode & 0o777 == 0o600, "what clients sent may stand in it"
     assert not any("words of the engine" in line for line in server.lines)
 
 

@@ -9,12 +9,13 @@ import socket
 import ssl
 from pathlib import Path
 
-from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused
+from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
 from qwen2vl_serve.keys_file import KeysFile
 
 LOG_BYTES = 16 * 1024 * 1024
+_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def keys(world: World) -> Finding:
@@ -26,7 +27,14 @@ def keys(world: World) -> Finding:
     except SetupError as error:
         return refused(error, "no client could be told from a stranger")
     if not plain and named is None:
-        return ok("none: every client is served")
+        host = world.profile.server.host
+        if host not in _THIS_MACHINE:
+            return warning(
+                f"none, on {host}",
+                "whoever reaches this port is served",
+                "`qwen2vl-serve keys add NAME`, or set QWEN2VL_API_KEY",
+            )
+        return ok("none: every client of this machine is served")
     return ok(f"{plain} without a name, {named or 0} named")
 
 
