@@ -34,8 +34,10 @@ def serve_main(argv: Sequence[str] | None = None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command ``qwen2vl-serve`` and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["ask"]:
-        return _ask(words[1:])
+    from qwen2vl_client import cli as client  # noqa: PLC0415 -- a package of its own
+
+    if words[:1] and words[0] in client.COMMANDS:
+        return client.main(words)
     parser = Parser(
         prog="qwen2vl-serve",
         description="Serve the Qwen2-VL family on vLLM with OpenAI's API.",
@@ -45,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (serve, doctor, profiles, plan, keys):
         command.add(commands)
-    commands.add_parser("ask", help="ask a running server (ask --help)", add_help=False)
+    for name, purpose in client.COMMANDS.items():
+        commands.add_parser(name, help=purpose, add_help=False)
 
     def run() -> int:
         arguments = parse(parser, words)
@@ -53,12 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return chosen(arguments)
 
     return _run(run)
-
-
-def _ask(words: list[str]) -> int:
-    from qwen2vl_client.cli import main as ask  # noqa: PLC0415 -- a package of its own
-
-    return ask(words)
 
 
 def _run(command: Callable[[], int]) -> int:
