@@ -127,7 +127,7 @@ def test_the_header_of_a_png_is_read_without_its_pixels(monkeypatch: pytest.Monk
     """Nothing is decoded before the request has been given room for it."""
     decoded = []
     data = encoded(photo(120, 60), "PNG")
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decoded.append)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: decoded.append(self))
     assert read_header(data, LIMIT, "p").width == 120
     assert decoded == []
 
