@@ -126,8 +126,12 @@ def test_a_png_stands_upright_wherever_it_says_so(way: str, behind: bool) -> Non
 def test_the_header_of_a_png_is_read_without_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is decoded before the request has been given room for it."""
     decoded = []
+
+    def load(picture: Image.Image) -> None:
+        decoded.append(picture)
+
     data = encoded(photo(120, 60), "PNG")
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: decoded.append(self))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
     assert read_header(data, LIMIT, "p").width == 120
     assert decoded == []
 
