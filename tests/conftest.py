@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -103,6 +104,27 @@ def server() -> Iterator[ServerProcess]:
     try:
         running.wait_ready()
         yield running
+        assert running.stop() == 0, "\n".join(running.lines[-10:])
+    finally:
+        end(running)
+
+
+@pytest.fixture(scope="session")
+def fetching_server() -> Iterator[tuple[ServerProcess, int]]:
+    """Another on the real engine: it wants a key, and may fetch from one port of this machine."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = int(listener.getsockname()[1])
+    settings = (
+        "media.allowed_networks=[127.0.0.1/32]",
+        f"media.allowed_ports=[80, 443, {port}]",
+        "server.api_keys=[sk-your-key]",
+    )
+    running = start_server("--profile", "demo", *(f"--set={one}" for one in settings))
+    running.api_key = "sk-your-key"
+    try:
+        running.wait_ready()
+        yield running, port
         assert running.stop() == 0, "\n".join(running.lines[-10:])
     finally:
         end(running)
