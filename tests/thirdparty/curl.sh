@@ -8,7 +8,8 @@ curl -sS "$url/chat/completions" \
   -H "Content-Type: application/json" \
   -d '{
     "model": "qwen2-vl-demo",
-    "messages": [{"role": "user", "content": "Hello, who are you?"}]
+    "messages": [{"role": "user", "content": "Hello, who are you?"}],
+    "temperature": 0
   }'
 
 # --- picture
@@ -62,11 +63,18 @@ curl -sS "$url/chat/completions" \
 curl -sSN "$url/chat/completions" \
   -H "Authorization: Bearer $key" \
   -H "Content-Type: application/json" \
-  -d '{
-    "model": "qwen2-vl-demo",
-    "messages": [{"role": "user", "content": "Hello, who are you?"}],
-    "stream": true
-  }'
+  -d @- <<EOF
+{
+  "model": "qwen2-vl-demo",
+  "messages": [{"role": "user", "content": [
+    {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,$picture"}},
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,$second"}},
+    {"type": "text", "text": "What is in the second picture?"}
+  ]}],
+  "temperature": 0,
+  "stream": true
+}
+EOF
 
 # --- structured
 curl -sS "$url/chat/completions" \

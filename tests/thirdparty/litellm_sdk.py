@@ -18,6 +18,7 @@ def encode_image(path):
 response = completion(
     model="hosted_vllm/qwen2-vl-demo",
     messages=[{"role": "user", "content": "Hello, who are you?"}],
+    temperature=0,
 )
 print(response.choices[0].message.content)
 
@@ -27,6 +28,7 @@ response = completion(
     api_base="http://127.0.0.1:8000/v1",
     api_key="sk-your-key",
     messages=[{"role": "user", "content": "Hello, who are you?"}],
+    temperature=0,
 )
 print(response.choices[0].message.content)
 

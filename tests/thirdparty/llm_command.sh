@@ -10,7 +10,7 @@ cat > "$(dirname "$(llm logs path)")/extra-openai-models.yaml" <<'EOF'
 EOF
 
 # --- text
-llm -m qwen2-vl --no-stream "Hello, who are you?"
+llm -m qwen2-vl --no-stream "Hello, who are you?" -o temperature 0
 
 # --- picture
 llm -m qwen2-vl "What colour is the circle?" -a red_circle.jpg -o temperature 0

@@ -16,6 +16,7 @@ def encode_image(path):
 completion = client.chat.completions.create(
     model="qwen2-vl-demo",
     messages=[{"role": "user", "content": "Hello, who are you?"}],
+    temperature=0,
 )
 print(completion.choices[0].message.content)
 

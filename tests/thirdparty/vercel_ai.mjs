@@ -15,6 +15,7 @@ const provider = createOpenAICompatible({
 // --- text
 const hello = await generateText({
   model: provider('qwen2-vl-demo'),
+  temperature: 0,
   prompt: 'Hello, who are you?',
 });
 console.log(hello.text);
