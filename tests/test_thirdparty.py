@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ServerProcess
+from tests.markdown import Document
 from tests.thirdparty import environments, scripts
 from tests.thirdparty.environments import Environment, NoNetwork
 
@@ -55,6 +56,8 @@ STATUS = {"wrong key": "401", "no such model": "404", "too long": "400"}
 STREAMS = {"stream", "stream helper"}
 EVERYWHERE = {"text", "picture", "address", "several", "structured", "wrong key", "too long"}
 
+PAGES = [Document("docs/clients.md"), Document("docs/clients.zh-CN.md")]
+pages = pytest.mark.parametrize("page", PAGES, ids=str)
 CASES = [(name, case) for name in SCRIPTS for case in scripts.cases(name) if case != "setup"]
 
 
@@ -147,6 +150,35 @@ def test_every_client_does_all_of_it() -> None:
         assert cases >= EVERYWHERE, name
         assert cases & {"stream"} or name == "llm_command.sh"  # which streams unless told not to
         assert cases - {"setup"} <= EXPECTED.keys(), name
+
+
+@pages
+def test_the_code_of_the_page_is_what_is_run(page: Document) -> None:
+    """Each block is one case of the script that is linked last before it, to the letter."""
+    shown: dict[str, set[str]] = {name: set() for name in SCRIPTS}
+    lines = page.source.splitlines()
+    for block in page.blocks:
+        linked = re.findall(r"tests/thirdparty/([\w.]+)\)", "\n".join(lines[: block.line]))[-1]
+        named = {code: case for case, code in scripts.cases(linked).items()}
+        assert block.text.strip("\n") in named, f"line {block.line}"
+        shown[linked].add(named[block.text.strip("\n")])
+    assert all(cases >= {"setup", "picture"} for cases in shown.values())
+
+
+@pages
+def test_the_page_names_the_versions_that_are_run(page: Document) -> None:
+    """Those of the requirement files and of package.json."""
+    pins = json.loads((environments.HERE / "package.json").read_text("utf-8"))["dependencies"]
+    lines = {
+        line
+        for name in set(SCRIPTS.values())
+        for line in (environments.HERE / name).read_text("utf-8").splitlines()
+    }
+    tested = [row[1] for row in page.tables[0]]
+    assert len(tested) == len(SCRIPTS)
+    for cell in tested:
+        for code in cell.codes:
+            assert code in lines or f"{code} {pins[code]}" in cell.text
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
