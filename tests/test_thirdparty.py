@@ -152,6 +152,28 @@ def test_every_client_does_all_of_it() -> None:
         assert cases - {"setup"} <= EXPECTED.keys(), name
 
 
+@pytest.mark.parametrize(
+    ("variables", "raised"),
+    [({"HTTPS_PROXY": "http://127.0.0.1:9"}, NoNetwork), ({"UV_NO_INDEX": "1"}, RuntimeError)],
+    ids=["no network", "no such version"],
+)
+def test_only_a_missing_network_excuses(
+    variables: dict[str, str],
+    raised: type[Exception],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pin that cannot be had is a failure; what was begun is not taken for an environment."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        with pytest.raises(raised):
+            environments.python_environment(environments.HERE / "openai3.txt")
+
+
 @pages
 def test_the_code_of_the_page_is_what_is_run(page: Document) -> None:
     """Each block is one case of the script that is linked last before it, to the letter."""
@@ -184,6 +206,8 @@ def test_the_page_names_the_versions_that_are_run(page: Document) -> None:
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_a_client(result_of: Callable[[str], Result], name: str, case: str) -> None:
     """What its own page would write answers rightly, or fails with its own typed error."""
+    if name == "curl.sh" and shutil.which("curl") is None:
+        pytest.skip("this machine has no curl")
     result = result_of(name)
     outcome = result.outcome
     printed = outcome.printed.get(case, "").strip()

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,16 @@ def _made(name: str, files: Sequence[Path], make: Callable[[Path], None]) -> Pat
         if not whole.exists():
             shutil.rmtree(folder, ignore_errors=True)
             make(folder)
-            whole.touch()
+            _remove_unused(folder.parent)
+        whole.touch()
     return folder
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove what no test session has asked for in a month: pins of old, some 300 MB each."""
+    for whole in folder.glob("*/.whole"):
+        if time.time() - whole.stat().st_mtime > 30 * 86400:
+            shutil.rmtree(whole.parent)
 
 
 def _uv(*words: str) -> list[str]:
