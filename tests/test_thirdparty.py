@@ -154,7 +154,10 @@ def test_every_client_does_all_of_it() -> None:
 
 @pytest.mark.parametrize(
     ("variables", "raised"),
-    [({"HTTPS_PROXY": "http://127.0.0.1:9"}, NoNetwork), ({"UV_NO_INDEX": "1"}, RuntimeError)],
+    [
+        ({"HTTPS_PROXY": "http://127.0.0.1:9"}, NoNetwork),
+        ({"UV_DEFAULT_INDEX": "file:///none"}, RuntimeError),
+    ],
     ids=["no network", "no such version"],
 )
 def test_only_a_missing_network_excuses(
