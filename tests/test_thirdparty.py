@@ -54,7 +54,7 @@ EXPECTED = {
 
 STATUS = {"wrong key": "401", "no such model": "404", "too long": "400"}
 STREAMS = {"stream", "stream helper"}
-EVERYWHERE = {"text", "picture", "address", "several", "structured", "wrong key", "too long"}
+EVERYWHERE = {"text", "picture", "address", "several", "structured", *STATUS}
 
 PAGES = [Document("docs/clients.md"), Document("docs/clients.zh-CN.md")]
 pages = pytest.mark.parametrize("page", PAGES, ids=str)

@@ -49,7 +49,10 @@ message = {
     "role": "user",
     "content": [
         {"type": "image", "base64": encode_image("red_circle.jpg"), "mime_type": "image/jpeg"},
-        {"type": "image", "base64": encode_image("blue_square.png"), "mime_type": "image/png"},
+        {
+            "type": "image_url",
+            "image_url": {"url": f"data:image/png;base64,{encode_image('blue_square.png')}"},
+        },
         {"type": "text", "text": "What is in the second picture?"},
     ],
 }

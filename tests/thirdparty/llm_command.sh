@@ -30,5 +30,11 @@ llm -m qwen2-vl --schema "color, shape" "Return JSON with color, shape." -a blue
 # --- wrong key
 llm -m qwen2-vl --key sk-wrong "Hello" 2>&1 || echo "exit status $?"
 
+# --- no such model
+models="$(dirname "$(llm logs path)")/extra-openai-models.yaml"
+sed -e 's/model_id: .*/model_id: other/' -e 's/model_name: .*/model_name: gpt-4o/' "$models" > other.yaml
+cat other.yaml >> "$models"
+llm -m other "Hello" 2>&1 || echo "exit status $?"
+
 # --- too long
 yes word | head -n 6000 | llm -m qwen2-vl 2>&1 || echo "exit status $?"
