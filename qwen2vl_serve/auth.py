@@ -86,7 +86,8 @@ class Keys:
         # length, so that it tells nothing about the key's either.
         matches = [one for one in self._held if hmac.compare_digest(given, one[0])]
         if not matches:
-            raise InvalidAPIKey("The API key is not one of this server's.")
+            # OpenAI's first words: LiteLLM knows the error by them, not by its status.
+            raise InvalidAPIKey("Incorrect API key provided: it is not one of this server's.")
         _, caller, named = matches[0]
         if named is not None and named.expired(time.time()):
             raise InvalidAPIKey("The API key has expired; ask the server's operator for another.")

@@ -126,9 +126,11 @@ def refusal(context: Context, loader: MediaLoader) -> ContextLengthExceeded:
     else:
         advice = "send shorter messages, or ask for fewer tokens"
     return ContextLengthExceeded(
-        f"The prompt takes {context.prompt} tokens ({context.text} text"
-        f"{'; ' + costs if costs else ''}) and the answer asks for {context.answer}, but "
-        f"max_model_len is {context.window}: {advice}.",
+        # LangChain knows it by "prompt is too long", LiteLLM by "maximum context length is".
+        f"The prompt is too long: it takes {context.prompt} tokens ({context.text} text"
+        f"{'; ' + costs if costs else ''}) and the answer asks for {context.answer}, but this "
+        f"model's maximum context length is {context.window} tokens (max_model_len is "
+        f"{context.window}): {advice}.",
         param="messages",
     )
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +28,8 @@ BOOT_SECONDS = 300
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several workers one has all that needs an engine; the others share the rest by files."""
     for item in items:
-        engine = item.path.stem in ENGINES or "server" in getattr(item, "fixturenames", ())
+        fixtures = {"server", "fetching_server"} & {*getattr(item, "fixturenames", ())}
+        engine = item.path.stem in ENGINES or fixtures
         item.add_marker(pytest.mark.xdist_group("engine" if engine else item.path.stem))
 
 
@@ -113,6 +115,27 @@ def server() -> Iterator[ServerProcess]:
     try:
         running.wait_ready()
         yield running
+        assert running.stop() == 0, "\n".join(running.lines[-10:])
+    finally:
+        end(running)
+
+
+@pytest.fixture(scope="session")
+def fetching_server() -> Iterator[tuple[ServerProcess, int]]:
+    """Another on the real engine: it wants a key, and may fetch from one port of this machine."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = int(listener.getsockname()[1])
+    settings = (
+        "media.allowed_networks=[127.0.0.1/32]",
+        f"media.allowed_ports=[80, 443, {port}]",
+        "server.api_keys=[sk-your-key]",
+    )
+    running = start_server("--profile", "demo", *(f"--set={one}" for one in settings))
+    running.api_key = "sk-your-key"
+    try:
+        running.wait_ready()
+        yield running, port
         assert running.stop() == 0, "\n".join(running.lines[-10:])
     finally:
         end(running)

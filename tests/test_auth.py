@@ -32,6 +32,12 @@ def test_no_other_text_opens(key: str, other: str) -> None:
         held.check(None)
 
 
+def test_a_wrong_key_is_told_in_the_words_that_other_clients_know_it_by() -> None:
+    """LiteLLM tells an error of the key by OpenAI's words, whatever the status is."""
+    with pytest.raises(InvalidAPIKey, match="Incorrect API key provided"):
+        Keys(["one"]).check("Bearer other")
+
+
 def test_no_keys_are_false() -> None:
     """A server without keys is open."""
     assert not Keys([])

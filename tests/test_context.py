@@ -227,3 +227,11 @@ def test_an_item_that_the_engine_does_not_take_does_not_fit(
             fit(seen, request, "error", LOADER)
     else:
         refuse_large_items(shown, item)
+
+
+def test_a_refusal_is_in_the_words_that_other_clients_know_it_by() -> None:
+    """LangChain and LiteLLM have an error of its own for it, and tell it by the message alone."""
+    for request, shown in ((chat(1, 0), []), (chat(1), pictures((560, 560)))):
+        message = refusal(context(request, shown, 300), LOADER).message
+        assert "prompt is too long" in message
+        assert "this model's maximum context length is 300 tokens" in message

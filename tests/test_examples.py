@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,15 +63,12 @@ def test_it_answers_on_the_real_server(name: str, server: ServerProcess) -> None
 
 
 def test_an_address_answers_on_a_real_server_that_may_fetch_it(
-    launch_server: Callable[..., ServerProcess],
+    fetching_server: tuple[ServerProcess, int],
 ) -> None:
     """With the two settings that the example's help names."""
-    port = free_port()
-    loopback = ["--set", "media.allowed_networks=[127.0.0.1/32]"]
-    ports = ["--set", f"media.allowed_ports=[80, 443, {port}]"]
-    server = launch_server("--profile", "demo", *loopback, *ports)
-    server.wait_ready()
-    check_answer(run_example("image_url.py", "--port", str(port), url=server.url))
+    server, port = fetching_server
+    own_port = ["--port", str(port)]
+    check_answer(run_example("image_url.py", *own_port, url=server.url, api_key=server.api_key))
 
 
 def test_a_private_address_is_refused_with_advice(server: ServerProcess) -> None:

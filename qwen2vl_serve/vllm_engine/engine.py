@@ -295,9 +295,10 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
         wanted = request.max_completion_tokens or vars(request)["max_tokens"]
         if wanted is not None and prompt + wanted > window:
             raise ContextLengthExceeded(
-                f"The messages take {prompt} tokens and max_tokens asks for {wanted} more; "
-                f"max_model_len is {window}. Send fewer or smaller pictures, shorter messages, "
-                f"or max_tokens of at most {max(window - prompt, 0)}.",
+                f"The prompt is too long: it takes {prompt} tokens and max_tokens asks for "
+                f"{wanted} more, but this model's maximum context length is {window} tokens "
+                "(max_model_len). Send fewer or smaller pictures, shorter messages, or max_tokens "
+                f"of at most {max(window - prompt, 0)}.",
                 param="messages",
             )
         return rendered
