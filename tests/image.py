@@ -30,6 +30,7 @@ from tests.markdown import ROOT
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 PICTURES = ROOT / "clients" / "examples" / "pictures"
 COMPILERS = ("cc", "gcc", "g++", "clang", "nvcc")
+INNER_CERTIFICATES = "/run/certificates.crt"
 START_SECONDS, STOP_SECONDS = 300, 45
 INSIDE = "import os; print(os.getuid(), os.access('/opt', os.W_OK))"
 
@@ -38,34 +39,39 @@ def main(words: list[str]) -> int:
     """Build and ask; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.image", description=__doc__)
     parser.add_argument("--target", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--base", type=Path, help="a folder with the base, instead of making one")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(words)
-    if os.environ.get("IN_MOUNT_NAMESPACE") is None:
-        again = [sys.executable, "-m", "tests.image", *words]
-        os.environ["IN_MOUNT_NAMESPACE"] = "1"
-        os.execvp("unshare", ["unshare", "--mount", "--propagation", "private", *again])
-    with tempfile.TemporaryDirectory(prefix="image-", dir=os.environ.get("TMPDIR")) as folder:
-        work = Path(folder)
-        # The folders are mount points of ours; what lies in memory cannot hold an overlay of 5 GB.
-        begun = time.monotonic()
-        base = make_base(work / "base")
-        say(begun, "base made of Debian's packages")
-        builder = Builder(DOCKERFILE, ROOT, work, base, secrets(), host_mounts(), host_env())
-        image = builder.build(options.target)
-        say(begun, f"target {options.target} built, {gib(image.root):.2f} GiB")
-        examine(image, options.target)
-        say(begun, f"user {image.user}, command {' '.join([*image.entrypoint, *image.cmd])}")
-        if options.target == "gpu":
-            refused(image)
-            say(begun, "without a card it says so in one line and ends with 2")
-            return 0
-        with served(image) as server:
-            say(begun, "ready, with a read-only root and no capabilities")
-            ask(image)
-            stopped = time.monotonic()
-            server.send_signal(signal.Signals[image.stopsignal])
-            status = server.wait(STOP_SECONDS)
-        assert status == 0, f"{image.stopsignal} ended it with {status}"
-        say(begun, f"{image.stopsignal}: exit 0 after {time.monotonic() - stopped:.1f} s")
+    if options.work is not None:
+        return build_and_ask(options.target, options.work, options.base)
+    # The mounts are gone with the inner process, so that its folder can be removed.
+    with tempfile.TemporaryDirectory(prefix="image-", ignore_cleanup_errors=True) as folder:
+        inner = [sys.executable, "-m", "tests.image", *words, "--work", folder]
+        return subprocess.call(["unshare", "--mount", "--propagation", "private", *inner])
+
+
+def build_and_ask(target: str, work: Path, base: Path | None) -> int:
+    """Build ``target`` in ``work``, start it and ask; needs a mount namespace of its own."""
+    begun = time.monotonic()
+    base = base or make_base(work / "base")
+    say(begun, "base is there")
+    builder = Builder(DOCKERFILE, ROOT, work, base, secrets(), host_mounts(), host_env())
+    image = builder.build(target)
+    say(begun, f"target {target} built, {gib(image.root):.2f} GiB")
+    examine(image, target)
+    say(begun, f"user {image.user}, command {' '.join([*image.entrypoint, *image.cmd])}")
+    if target == "gpu":
+        refused(image)
+        say(begun, "without a card it says so in one line and ends with 2")
+        return 0
+    with served(image) as server:
+        say(begun, "ready, with a read-only root and no capabilities")
+        ask(image)
+        stopped = time.monotonic()
+        server.send_signal(signal.Signals[image.stopsignal])
+        status = server.wait(STOP_SECONDS)
+    assert status == 0, f"{image.stopsignal} ended it with {status}"
+    say(begun, f"{image.stopsignal}: exit 0 after {time.monotonic() - stopped:.1f} s")
     return 0
 
 
@@ -89,7 +95,6 @@ def make_base(folder: Path) -> Path:
         input=sources,
         text=True,
         check=True,
-        stderr=subprocess.DEVNULL,
     )
     return folder
 
@@ -102,10 +107,10 @@ def archives(release: str) -> list[tuple[str, str]]:
         text=True,
         check=True,
     ).stdout
-    found = {line.split()[0]: line.split()[1] for line in said.splitlines() if " main" in line}
-    sites = [site for site, suite in found.items() if suite.startswith(release)]
-    assert sites, f"apt here knows no {release}"
-    return [(site, found[site]) for site in sites]
+    rows = dict.fromkeys(tuple(line.split()) for line in said.splitlines())
+    found = [(row[0], row[1]) for row in rows if row[1].startswith(release) and row[2] == "main"]
+    assert found, f"apt here knows no {release}"
+    return found
 
 
 def secrets() -> dict[str, Path]:
@@ -116,20 +121,30 @@ def secrets() -> dict[str, Path]:
 
 def host_mounts() -> list[tuple[Path, str]]:
     """What a builder's network gives to each step: names, certificates, folders that pip reads."""
-    places = ["/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs"]
+    places = ["/etc/resolv.conf", "/etc/hosts"]
     text = os.environ.get("PIP_FIND_LINKS", "")
     for path in secrets().values():
         settings = configparser.ConfigParser()
         settings.read(path)
         text += " " + " ".join(value for one in settings.values() for value in one.values())
-    places += {urlsplit(word).path.removesuffix("/simple") for word in text.split() if "/" in word}
-    return [(Path(place), place) for place in places if Path(place).exists()]
+    local = [word for word in text.split() if word.startswith(("/", "file:///"))]
+    places += {urlsplit(word).path.removesuffix("/simple") for word in local}
+    found = [(Path(place), place) for place in places if Path(place).exists()]
+    # At another place, since the image's own package of certificates is installed over the usual one.
+    return [*found, *((path, INNER_CERTIFICATES) for path in certificates())]
+
+
+def certificates() -> list[Path]:
+    path = Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
+    return [path] if path.exists() else []
 
 
 def host_env() -> dict[str, str]:
     """What a builder passes on by itself: proxies, and where certificates are."""
-    wanted = re.compile(r"(?i)(\w+_)?proxy|PIP_\w+|SSL_CERT_\w+")
-    return {name: value for name, value in os.environ.items() if wanted.fullmatch(name)}
+    wanted = re.compile(r"(?i)(\w+_)?proxy|PIP_\w+")
+    env = {name: value for name, value in os.environ.items() if wanted.fullmatch(name)}
+    names = ("SSL_CERT_FILE", "PIP_CERT") if certificates() else ()
+    return env | dict.fromkeys(names, INNER_CERTIFICATES)
 
 
 def gib(root: Path) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 import re
 import shlex
 import shutil
@@ -18,6 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dockerfile_parse import DockerfileParser
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What a container has where its image sets none."""
 
 VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 
@@ -36,7 +38,7 @@ class Image:
     """A root file system and what its container is started with."""
 
     root: Path
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=lambda: {"PATH": PATH})
     labels: dict[str, str] = field(default_factory=dict)
     user: str = "0:0"
     workdir: str = "/"
@@ -274,7 +276,7 @@ def command(
     drop = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
     if read_only:
         drop += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
-    variables = {"PATH": os.defpath, **image.env, **(env or {})}
+    variables = {**image.env, **(env or {})}
     inner = ["env", "-i", *(f"{k}={v}" for k, v in variables.items()), *words]
     shell = f"cd {shlex.quote(image.workdir)} && exec {shlex.join([*drop, *inner])}"
     lines.append(f"exec chroot {root} /bin/sh -c {shlex.quote(shell)}")
