@@ -159,7 +159,7 @@ class Builder:
                 self._copy(image, shlex.split(value))
             case "ARG":
                 key, _, default = value.partition("=")
-                arguments[key] = default
+                arguments[key] = default.strip('"')
             case "ENV":
                 image.env |= pairs(expanded(value, known))
             case "LABEL":
@@ -269,7 +269,11 @@ def command(
         root.mkdir(exist_ok=True)
         lines += [f"mount --bind {image.root} {root}", f"mount -o remount,ro,bind {root}"]
     lines += [f"mount --rbind {host} {root}{within}" for host, within in mounts]
-    lines += [f"mount -t proc proc {root}/proc", f"mount --rbind /dev {root}/dev"]
+    lines += [
+        f"mount -t proc proc {root}/proc",
+        f"mount --bind -o ro /sys {root}/sys",
+        f"mount --rbind /dev {root}/dev",
+    ]
     if read_only:
         lines.append(f"mount -t tmpfs -o mode=1777,noexec,nosuid,nodev tmpfs {root}/tmp")
     uid, gid = image.user.split(":")
