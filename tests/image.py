@@ -1,8 +1,9 @@
 """``python -m tests.image [--target cpu] [--keep FOLDER]``: build the image and ask its server.
 
-For machines without a container engine, as root on Debian: makes the base from Debian's packages,
-carries out every step of ``docker/Dockerfile`` in it, and starts what it says with a read-only root,
-as its own user, without capabilities. Takes minutes; needs the package index and about 8 GB.
+For machines without a container engine, as root on Debian: makes the base from Debian's
+packages, carries out every step of ``docker/Dockerfile`` in it, and starts what it says as its own
+user, with a read-only root and without capabilities. Takes minutes; needs the package index and
+about 12 GB of disk.
 """
 
 from __future__ import annotations
@@ -55,7 +56,15 @@ def build_and_ask(target: str, work: Path, base: Path | None) -> int:
     begun = time.monotonic()
     base = base or make_base(work / "base")
     say(begun, "base is there")
-    builder = Builder(DOCKERFILE, ROOT, work, base, secrets(), host_mounts(), host_env())
+    builder = Builder(
+        dockerfile=DOCKERFILE,
+        context=ROOT,
+        work=work,
+        base=base,
+        secrets=secrets(),
+        mounts=host_mounts(),
+        env=host_env(),
+    )
     image = builder.build(target)
     say(begun, f"target {target} built, {gib(image.root):.2f} GiB")
     examine(image, target)
@@ -64,12 +73,13 @@ def build_and_ask(target: str, work: Path, base: Path | None) -> int:
         refused(image)
         say(begun, "without a card it says so in one line and ends with 2")
         return 0
-    with served(image) as server:
+    with served(image) as container:
         say(begun, "ready, with a read-only root and no capabilities")
         ask(image)
         stopped = time.monotonic()
+        (server,) = psutil.Process(container.pid).children()
         server.send_signal(signal.Signals[image.stopsignal])
-        status = server.wait(STOP_SECONDS)
+        status = container.wait(STOP_SECONDS)
     assert status == 0, f"{image.stopsignal} ended it with {status}"
     say(begun, f"{image.stopsignal}: exit 0 after {time.monotonic() - stopped:.1f} s")
     return 0
@@ -90,8 +100,10 @@ def make_base(folder: Path) -> Path:
         for address, suite in archives(release[1])
     )
     subprocess.run(
-        ["perl", mmdebstrap, "--mode=root", "--variant=minbase", "--format=directory"]
-        + [release[1], folder, "-"],
+        [
+            *("perl", mmdebstrap, "--mode=root", "--variant=minbase", "--format=directory"),
+            *(release[1], folder, "-"),
+        ],
         input=sources,
         text=True,
         check=True,
@@ -130,7 +142,7 @@ def host_mounts() -> list[tuple[Path, str]]:
     local = [word for word in text.split() if word.startswith(("/", "file:///"))]
     places += {urlsplit(word).path.removesuffix("/simple") for word in local}
     found = [(Path(place), place) for place in places if Path(place).exists()]
-    # At another place, since the image's own package of certificates is installed over the usual one.
+    # At another place: the image's own package of certificates is installed over the usual one.
     return [*found, *((path, INNER_CERTIFICATES) for path in certificates())]
 
 
@@ -188,24 +200,23 @@ def volumes(image: Image) -> list[tuple[Path, str]]:
 
 
 @contextmanager
-def served(image: Image) -> Iterator[psutil.Process]:
+def served(image: Image) -> Iterator[subprocess.Popen[bytes]]:
     """Start what the image says and wait until its own health check passes."""
     words = [*image.entrypoint, *image.cmd]
-    outer = subprocess.Popen(command(image, words, volumes(image), read_only=True))
+    container = subprocess.Popen(command(image, words, volumes(image), read_only=True))
     try:
         deadline = time.monotonic() + START_SECONDS
         while True:
-            assert outer.poll() is None, f"ended with {outer.returncode}"
+            assert container.poll() is None, f"ended with {container.returncode}"
             assert time.monotonic() < deadline, "not ready in time"
             check = command(image, list(image.healthcheck), read_only=True)
             if subprocess.run(check, stderr=subprocess.DEVNULL).returncode == 0:
                 break
             time.sleep(2)
-        (server,) = psutil.Process(outer.pid).children()
-        yield server
+        yield container
     finally:
-        outer.kill()
-        outer.wait(10)
+        container.kill()
+        container.wait(10)
 
 
 def ask(image: Image) -> None:

@@ -1,4 +1,4 @@
-"""Programs of Debian's packages for the tests: downloaded and unpacked into a folder, not installed.
+"""Programs of Debian's packages for the tests: unpacked into a folder, not installed.
 
 That needs no root. A folder of lists of its own is used, so that the machine's are left alone.
 """

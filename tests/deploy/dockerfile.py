@@ -86,8 +86,10 @@ def ignored(path: str, patterns: Sequence[str]) -> bool:
         pattern = line.removeprefix("!").strip("/")
         forms = {pattern, pattern.removeprefix("**/")}
         if any(
-            fnmatch.fnmatchcase(parent, form)
-            and ("**" in pattern or parent.count("/") == form.count("/"))
+            (
+                fnmatch.fnmatchcase(parent, form)
+                and ("**" in pattern or parent.count("/") == form.count("/"))
+            )
             or ("**" in pattern and fnmatch.fnmatchcase(parent, f"*/{form}"))
             for parent in parents
             for form in forms
@@ -105,6 +107,7 @@ class Builder:
 
     def __init__(
         self,
+        *,
         dockerfile: Path,
         context: Path,
         work: Path,
@@ -167,22 +170,10 @@ class Builder:
             case "WORKDIR":
                 image.workdir = value
                 (image.root / value.lstrip("/")).mkdir(parents=True, exist_ok=True)
-            case "USER":
-                image.user = value
-            case "VOLUME":
-                image.volumes = tuple(json.loads(value))
-            case "ENTRYPOINT":
-                image.entrypoint, image.cmd = tuple(json.loads(value)), ()
-            case "CMD":
-                image.cmd = tuple(json.loads(value))
-            case "HEALTHCHECK":
-                image.healthcheck = tuple(json.loads(value.partition(" CMD ")[2]))
-            case "STOPSIGNAL":
-                image.stopsignal = value
             case "EXPOSE":
                 pass
             case _:
-                raise ValueError(f"an instruction that is not known here: {name}")
+                _set(image, name, value)
 
     def _run(self, image: Image, value: str, arguments: dict[str, str]) -> None:
         words = value.split()
@@ -240,6 +231,25 @@ class Builder:
 
     def _kept_out(self, path: Path) -> bool:
         return ignored(path.relative_to(self.context).as_posix(), self.patterns)
+
+
+def _set(image: Image, name: str, value: str) -> None:
+    """Keep what a container is started with."""
+    match name:
+        case "USER":
+            image.user = value
+        case "STOPSIGNAL":
+            image.stopsignal = value
+        case "VOLUME":
+            image.volumes = tuple(json.loads(value))
+        case "ENTRYPOINT":
+            image.entrypoint, image.cmd = tuple(json.loads(value)), ()
+        case "CMD":
+            image.cmd = tuple(json.loads(value))
+        case "HEALTHCHECK":
+            image.healthcheck = tuple(json.loads(value.partition(" CMD ")[2]))
+        case _:
+            raise ValueError(f"an instruction that is not known here: {name}")
 
 
 def pairs(text: str) -> dict[str, str]:

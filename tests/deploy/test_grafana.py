@@ -31,7 +31,7 @@ RARE = {"qwen2vl_admission_refused_total"}
 
 
 def expressions() -> dict[str, str]:
-    """Each expression of the dashboard by its panel, with the variables filled in as Grafana does."""
+    """Each expression of the dashboard by its panel, the variables filled in as Grafana does."""
     found = {}
     for panel in PANELS:
         for target in panel["targets"]:

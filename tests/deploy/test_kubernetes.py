@@ -42,9 +42,7 @@ def build(name: str) -> list[Resource]:
 
 
 def one(resources: list[Resource], kind: str, name: str | None = None) -> Resource:
-    (found,) = [
-        r for r in resources if r["kind"] == kind and name in (None, r["metadata"]["name"])
-    ]
+    (found,) = [r for r in resources if r["kind"] == kind and name in (None, r["metadata"]["name"])]
     return found
 
 
@@ -120,7 +118,7 @@ def test_the_group_has_the_fields_of_a_leader_worker_set() -> None:
 
 @builds
 def test_all_is_in_one_namespace_and_belongs_together(name: str) -> None:
-    """Each resource is in the namespace, each selector finds the pods, each named thing is there."""
+    """All are in the namespace, each selector finds the pods, each named thing is there."""
     resources = build(name)
     for resource in resources:
         if resource["kind"] != "Namespace":
@@ -138,9 +136,11 @@ def test_all_is_in_one_namespace_and_belongs_together(name: str) -> None:
     for template in templates(resources):
         spec = template["spec"]
         volumes = {volume["name"] for volume in spec["volumes"]}
-        claims = one(resources, "StatefulSet")["spec"]["volumeClaimTemplates"] if (
-            "several" not in name
-        ) else []
+        claims = (
+            one(resources, "StatefulSet")["spec"]["volumeClaimTemplates"]
+            if ("several" not in name)
+            else []
+        )
         volumes |= {claim["metadata"]["name"] for claim in claims}
         for volume in spec["volumes"]:
             assert volume.get("configMap", {}).get("name") in {None, *configured}
@@ -150,7 +150,7 @@ def test_all_is_in_one_namespace_and_belongs_together(name: str) -> None:
 
 @builds
 def test_pods_are_restricted_and_write_where_the_image_does(name: str) -> None:
-    """No root, no capability, a read-only root; the image's volumes, /tmp and /dev/shm are there."""
+    """No root, no capability, a read-only root; the image's volumes and /dev/shm are there."""
     runtime = next(s for s in read_stages(ROOT / "docker" / "Dockerfile") if s.name == "runtime")
     volumes = set(yaml.safe_load(dict(runtime.steps)["VOLUME"]))
     for template in templates(build(name)):
@@ -251,7 +251,9 @@ def reaches(policies: list[Resource], address: str, port: int) -> bool:
     target = ipaddress.ip_address(address)
     for policy in policies:
         for rule in policy["spec"]["egress"]:
-            blocks = [to["ipBlock"] for to in rule.get("to", [{"ipBlock": None}]) if "ipBlock" in to]
+            blocks = [
+                to["ipBlock"] for to in rule.get("to", [{"ipBlock": None}]) if "ipBlock" in to
+            ]
             if "ports" in rule and port not in {p["port"] for p in rule["ports"]}:
                 continue
             for block in blocks:

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ events {{}}
 http {{
     access_log {folder}/access.log;
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
     include {folder}/site.conf;
 }}
 """
@@ -162,13 +164,13 @@ def test_limits_are_those_of_the_profile() -> None:
 
 
 def test_a_stream_arrives_piece_by_piece(proxy: Proxy) -> None:
-    """No event waits for the next: each comes in a read of its own, while the engine still works."""
+    """No event waits for the next: each comes while the engine still works."""
     lines = proxy.stream("POST", "/v1/chat/completions", json={**HELLO, "stream": True})
     events = [(line, time.monotonic()) for line in lines if line.startswith("data: ")]
     times = [when for _, when in events]
     assert len(events) == 41
     assert events[-1][0] == "data: [DONE]"
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     # 40 words, one in 50 ms: were they held back, all would come within one.
     assert sorted(gaps)[len(gaps) // 2] > 0.03
     assert times[-1] - times[0] > 1.5
@@ -249,7 +251,7 @@ def test_other_names_and_plain_http(proxy: Proxy) -> None:
 
 
 def test_probes_and_metrics_pass(proxy: Proxy) -> None:
-    """The probes answer through nginx; metrics do to this machine, and the client's address is one."""
+    """The probes answer through nginx, and metrics do to this machine."""
     assert proxy.request("GET", "/health/live").status_code == 200
     forged = proxy.request("GET", "/metrics", headers={"X-Forwarded-For": "192.0.2.7"})
     assert forged.status_code == 200

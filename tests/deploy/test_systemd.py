@@ -1,4 +1,4 @@
-"""``deploy/systemd``: systemd's own checkers, and the answers of the server that the unit relies on."""
+"""``deploy/systemd``: systemd's own checkers, and what of the server the unit relies on."""
 
 from __future__ import annotations
 
