@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qwen2vl_serve.cli import main
 from tests.markdown import ROOT, Block, Document
 
 PAGES = [Document("docs/deploy.md"), Document("docs/deploy.zh-CN.md")]
 BIN = Path(sys.executable).parent
 MARKS = {"engine", "root", "cluster"}
 page = pytest.mark.parametrize("document", PAGES, ids=str)
+
+
+@functools.cache
+def planned(profile: str, gpus: str) -> dict[str, Any]:
+    """What ``qwen2vl-serve plan --json`` says, asked once for both pages."""
+    said = io.StringIO()
+    path = str(ROOT / profile) if "/" in profile else profile
+    with contextlib.redirect_stdout(said):
+        assert main(["plan", "--json", "--profile", path, "--gpus", gpus]) == 0
+    return json.loads(said.getvalue())  # type: ignore[no-any-return]  # JSON of any shape
 
 
 def lines(block: Block) -> list[str]:
@@ -63,15 +78,7 @@ def test_files_that_are_named_exist(document: Document) -> None:
 def test_the_path_is_the_planners(document: Document) -> None:
     """Memory, tokens and requests of each step are what ``plan`` says of it now."""
     for _, profile, gpus, memory, tokens, at_once in document.tables[0][1:]:
-        words = ["plan", "--json", "--profile", profile.codes[0], "--gpus", gpus.codes[0]]
-        done = subprocess.run(
-            [BIN / "qwen2vl-serve", *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        told = json.loads(done.stdout)
+        told = planned(profile.codes[0], gpus.codes[0])
         assert told["verdict"] == "fits"
         assert float(memory.text) == round(sum(card["memory_gib"] for card in told["cards"]), 1)
         assert int(tokens.text) == told["kv_cache"]["tokens"]["likely"]
