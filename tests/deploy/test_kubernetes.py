@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import subprocess
 import sysconfig
@@ -35,10 +36,16 @@ builds = pytest.mark.parametrize("name", BUILDS)
 
 
 def build(name: str) -> list[Resource]:
+    return list(yaml.safe_load_all(built(name)))
+
+
+@functools.cache
+def built(name: str) -> str:
+    """What Kustomize makes of a folder, without a word of warning."""
     done = subprocess.run([KUBECTL, "kustomize", FOLDER / name], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    return list(yaml.safe_load_all(done.stdout))
+    return done.stdout
 
 
 def one(resources: list[Resource], kind: str, name: str | None = None) -> Resource:
