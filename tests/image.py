@@ -168,7 +168,7 @@ def examine(image: Image, target: str) -> None:
     """Check what the image promises before anything runs in it."""
     folders = image.env["PATH"].split(":")
     have = {name for name in COMPILERS for f in folders if (image.root / f[1:] / name).exists()}
-    assert have == ({"cc", "gcc"} if target == "gpu" else set()), f"compilers: {have}"
+    assert have == ({"cc", "gcc", "g++"} if target == "gpu" else set()), f"compilers: {have}"
     assert not image.user.startswith("0"), image.user
     for volume in image.volumes:
         uid = (image.root / volume.lstrip("/")).stat().st_uid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import os
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -301,11 +302,27 @@ def test_replicas_follow_a_metric_that_the_server_has() -> None:
     assert "# TYPE qwen2vl_admission_queued gauge" in Metrics().text().decode()
 
 
-def test_the_monitor_finds_the_service() -> None:
-    """The component's ServiceMonitor selects the labels and the port of the service."""
-    monitor = yaml.safe_load(
-        (FOLDER / "components" / "monitoring" / "monitor.yaml").read_text("utf-8")
-    )["spec"]
-    service = one(build("base"), "Service")
+def test_components_are_added_to_any_build(tmp_path: Path) -> None:
+    """An overlay of an operator's own takes base and components; the monitor finds the service."""
+    parts = {
+        "resources": ["base"],
+        "components": ["components/autoscaling", "components/monitoring"],
+    }
+    overlay = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "elsewhere",
+        **{
+            key: [os.path.relpath(FOLDER / path, tmp_path.resolve()) for path in paths]
+            for key, paths in parts.items()
+        },
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    resources = list(yaml.safe_load_all(built(str(tmp_path))))
+    placed = {r["metadata"].get("namespace") for r in resources if r["kind"] != "Namespace"}
+    assert placed == {"elsewhere"}
+    monitor = one(resources, "ServiceMonitor")["spec"]
+    service = one(resources, "Service")
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert monitor["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+    assert one(resources, "HorizontalPodAutoscaler")
