@@ -41,7 +41,8 @@ PLANS = [Document("docs/plan.md"), Document("docs/plan.zh-CN.md")]
 PAGES = [Document("docs/hardware.md"), Document("docs/hardware.zh-CN.md")]
 SECURITY = [Document("SECURITY.md"), Document("SECURITY.zh-CN.md")]
 CLIENTS = [Document("docs/clients.md"), Document("docs/clients.zh-CN.md")]
-TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY, CLIENTS]
+DEPLOY = [Document("docs/deploy.md"), Document("docs/deploy.zh-CN.md")]
+TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY, CLIENTS, DEPLOY]
 HELD = [*(document for twins in TWINS for document in twins), Document("CHANGELOG.md")]
 
 api = pytest.mark.parametrize("document", APIS, ids=str)
