@@ -80,13 +80,14 @@ def draw_boxes(
 
 def _write(pen: Any, box: Box, letters: FreeTypeFont, colour: str, size: Sequence[int]) -> None:
     """Write the label above its box, or within it where there is no room, on a plate."""
-    left, top, right, bottom = letters.getbbox(box.label)
+    label = " ".join(box.label.split())
+    left, top, right, bottom = letters.getbbox(label)
     pad = max(1, round((bottom - top) / 6))
     wide, high = right - left + 2 * pad, bottom - top + 2 * pad
     x = max(0, min(box.left, size[0] - wide))
     y = box.top - high if box.top >= high else min(box.top, max(0, size[1] - high))
     pen.rectangle((x, y, x + wide, y + high), fill=colour)
-    pen.text((x + pad - left, y + pad - top), box.label, fill="white", font=letters)
+    pen.text((x + pad - left, y + pad - top), label, fill="white", font=letters)
 
 
 def _upright(image: ImageSource) -> Image:
