@@ -297,6 +297,8 @@ def test_json_that_was_cut_says_so(use: Any) -> None:
     """The remedy is named; an answer that is no JSON is another error."""
     with pytest.raises(AnswerError, match="raise max_tokens"):
         use(Asked('{"steps": ["a', finish="length"), PICTURE)
+    with pytest.raises(AnswerError, match=r"frequency_penalty=0\.5 ends that"):
+        use(Asked('{"steps":' + " \n" * 500, finish="length"), PICTURE)
     with pytest.raises(AnswerError, match="no JSON object"):
         use(Asked("[1]"), PICTURE)
     with pytest.raises(AnswerError, match="no JSON object"):

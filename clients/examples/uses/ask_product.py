@@ -9,6 +9,6 @@ KNOWLEDGE = """\
 Every shape costs 5 yuan. Red ones are sold out.
 Goods may be returned within 7 days."""
 
-args = parse(__doc__, "shape.png")
+args = parse(__doc__, "shape.png", words="What colour is it?")
 with Client(args.url, args.api_key) as client:
-    print(ask_product(client, args.images[0], "What colour is it?", KNOWLEDGE))
+    print(ask_product(client, args.images[0], args.words, KNOWLEDGE, **args.fields))

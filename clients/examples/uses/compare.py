@@ -7,4 +7,4 @@ from arguments import parse
 
 args = parse(__doc__, "shape.png", "other_shape.png")
 with Client(args.url, args.api_key) as client:
-    print(compare(client, args.images))
+    print(compare(client, args.images, **args.fields))

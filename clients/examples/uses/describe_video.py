@@ -7,4 +7,5 @@ from arguments import parse
 
 args = parse(__doc__, "moving.mp4")
 with Client(args.url, args.api_key) as client:
-    print(describe_video(client, args.images[0], fps=1.0, max_pixels=360 * 420))
+    video = args.images[0]
+    print(describe_video(client, video, fps=1.0, max_pixels=360 * 420, **args.fields))

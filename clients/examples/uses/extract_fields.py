@@ -1,7 +1,6 @@
 """Extract named fields from a picture: into a dict, and into an object of a model's own."""
 
 from pydantic import BaseModel
-
 from qwen2vl_client import Client
 from qwen2vl_client.tasks import extract_fields
 
@@ -17,6 +16,6 @@ class Drawing(BaseModel):
 
 args = parse(__doc__, "shape.png")
 with Client(args.url, args.api_key) as client:
-    print(extract_fields(client, args.images[0], ["color", "shape"]))
-    drawing = extract_fields(client, args.images[0], Drawing)
+    print(extract_fields(client, args.images[0], ["color", "shape"], **args.fields))
+    drawing = extract_fields(client, args.images[0], Drawing, **args.fields)
 print(f"a {drawing.color} {drawing.shape}")

@@ -7,7 +7,7 @@ from arguments import parse
 
 args = parse(__doc__, "table.png")
 with Client(args.url, args.api_key) as client:
-    table = extract_table(client, args.images[0])
+    table = extract_table(client, args.images[0], **args.fields)
 print(table.to_markdown())
 table.to_csv("table.csv")
 print(f"{len(table.rows)} rows are in table.csv")

@@ -8,4 +8,4 @@ from arguments import parse
 args = parse(__doc__, "sign.png")
 with Client(args.url, args.api_key) as client:
     for image in args.images:
-        print(ocr(client, image))
+        print(ocr(client, image, **args.fields))

@@ -7,7 +7,7 @@ from arguments import parse
 
 args = parse(__doc__, "problem.png")
 with Client(args.url, args.api_key) as client:
-    solution = solve(client, args.images[0])
+    solution = solve(client, args.images[0], **args.fields)
 for number, step in enumerate(solution.steps, 1):
     print(f"{number}. {step}")
 print(f"answer: {solution.answer}")

@@ -10,7 +10,7 @@ from arguments import parse
 args = parse(__doc__, "screenshot.png")
 with Client(args.url, args.api_key) as client:
     try:
-        page = to_html(client, args.images[0])
+        page = to_html(client, args.images[0], **args.fields)
     except AnswerError as error:
         sys.exit(f"this model writes no HTML: {error}")
 page.save("page.html")

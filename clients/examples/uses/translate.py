@@ -5,6 +5,6 @@ from qwen2vl_client.tasks import translate
 
 from arguments import parse
 
-args = parse(__doc__, "sign.png")
+args = parse(__doc__, "sign.png", words="Chinese")
 with Client(args.url, args.api_key) as client:
-    print(translate(client, args.images[0], "Chinese"))
+    print(translate(client, args.images[0], args.words, **args.fields))

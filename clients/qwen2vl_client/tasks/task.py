@@ -167,6 +167,13 @@ def json_of(answer: Answer) -> dict[str, Any]:
         value = None
     if isinstance(value, dict):
         return value
+    if answer.finish_reason == "length" and len(answer.text) - len(answer.text.rstrip()) > 40:
+        # JSON allows blanks between its parts, so a model that is lost may write them for ever.
+        raise AnswerError(
+            "the answer ran off into blanks before its JSON was whole; frequency_penalty=0.5 ends "
+            f"that (it begins with {answer.text.rstrip()[:80]!r})",
+            answer,
+        )
     if answer.finish_reason == "length":
         raise AnswerError(
             "the answer was cut by max_tokens before its JSON was whole; raise max_tokens "
