@@ -4,10 +4,11 @@ The demo model knows drawn shapes and short texts. Pictures are drawn by ``qwen2
 seeds from 51,000,000, which training never draws; where a seed is named it was chosen among the
 first thirty because the model answers it rightly (greedy: it always will). Of the texts on seeds
 4 to 29 it read 18 of 26 exactly; of the single shapes on seeds 100 to 123 it named 23 of 24 by
-colour and shape and boxed 22 with an overlap of one half or more. What it cannot do (translation, tables, code,
-mathematics, moderation) is asked for the form alone; the content is tested on a stub with answers
-as Qwen's models give them. Bound to JSON of a kind it has not seen, it runs off into blanks
-unless ``frequency_penalty`` ends that.
+colour and shape and boxed 22 with an overlap of one half or more.
+
+What it cannot do (translation, tables, code, mathematics, moderation) is asked for the form alone;
+the content is tested on a stub with answers as Qwen's models give them. Bound to JSON of a kind it
+has not seen, it runs off into blanks unless ``frequency_penalty`` ends that.
 """
 
 from __future__ import annotations
