@@ -116,8 +116,11 @@ def test_a_generator_is_read_no_further_than_there_are_places() -> None:
     assert max(ahead) <= 6  # five are asked, and the one that is being read
 
 
-def test_what_failed_is_asked_again_when_the_others_are_done() -> None:
+def test_what_failed_is_asked_again_when_the_others_are_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Two rounds help one, none helps what the server refuses."""
+    monkeypatch.setattr("qwen2vl_client.batch.run._LONGEST_PAUSE", 0.01)
     client = Echo(failures={"b": 2, "c": -200})
     report = batch(client, ["a", "b", "c", "d"], concurrency=1)
     assert client.asked == ["a", "b", "c", "d", "b", "b"]
@@ -153,6 +156,19 @@ def test_a_server_that_is_gone_ends_the_batch(tmp_path: Path) -> None:
     assert len(client.asked) < 25
     kept = {line["text"] for line in lines_of(tmp_path / "o.jsonl")}
     assert kept == {f"answer to q{number}" for number in range(5)}
+
+
+def test_failures_here_and_there_do_not_end_it() -> None:
+    """A folder may hold many damaged pictures; only a row of failures means the server."""
+    bad = {f"q{number}": -200 for number in range(0, 60, 3)}
+    report = batch(Echo(failures=bad), [f"q{n}" for n in range(60)], max_failures=8)
+    assert (report.answered, len(report.failed)) == (40, 20)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)
+    with pytest.raises(InvalidArgumentError, match="pip install rich"):
+        batch(Echo(), ["a"], progress=True)
 
 
 def test_an_answer_that_cannot_be_read_is_one_failure(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,12 @@ def test_latin_labels_need_no_installed_font(monkeypatch: pytest.MonkeyPatch) ->
     plain = draw_boxes(Image.new("RGB", (200, 120), "white"), [Box(50, 60, 150, 110)])
     named = draw_boxes(Image.new("RGB", (200, 120), "white"), [Box(50, 60, 150, 110, "a circle")])
     assert named.tobytes() != plain.tobytes()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(InvalidArgumentError, match="pip install pillow"):
+        draw_boxes(b"", [])
 
 
 @pytest.mark.parametrize("source", [b"no picture", "no/such.png", 7])

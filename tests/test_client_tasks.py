@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ def test_a_table_as_rows_csv_markdown_and_data_frame(tmp_path: Path) -> None:
     assert list(frame.columns) == ["Item", "Price"]
     assert frame["Price"].tolist() == ["3,50", ""]
     assert schema_of(client)["required"] == ["columns", "rows"]
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InvalidArgumentError, match="pip install pandas"):
+        extract_table(Asked(json.dumps(TABLE)), PICTURE).to_pandas()
 
 
 def test_a_row_longer_than_the_headings_keeps_its_cells() -> None:
@@ -281,7 +288,7 @@ def test_a_server_that_tells_no_sizes_needs_them_given() -> None:
     text = '[{"bbox_2d": [10, 20, 30, 40], "label": "a"}]'
     with pytest.raises(AnswerError, match="give size="):
         locate(Asked(text), PICTURE, "a")
-    with pytest.raises(InvalidArgumentError, match="seen="):
+    with pytest.raises(AnswerError, match="seen="):
         locate(Asked(text), PICTURE, "a", size=(200, 200))
     found = locate(Asked(text), PICTURE, "a", size=(200, 200), seen=(100, 100))
     assert found.boxes == (Box(20, 40, 60, 80, "a"),)

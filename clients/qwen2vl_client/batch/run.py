@@ -56,8 +56,8 @@ def batch(
     Raises:
         InvalidArgumentError: an argument or a request cannot be used; ``output`` holds other
             requests or is being written.
-        BatchError: more than ``max_failures`` requests wait to be asked again; the server is
-            gone, or refuses them. What was answered is kept.
+        BatchError: more than ``max_failures`` requests in a row have failed; the server is gone,
+            or refuses them all. What was answered is kept.
     """
     for name, value, least in (
         ("concurrency", concurrency, 1),
@@ -112,6 +112,8 @@ class _Run:
         #: By index: the request, its last outcome, and whether it may pass another time.
         self.failed: dict[int, _Asked] = {}
         self._fault: BaseException | None = None
+        self._in_a_row = 0
+        self._last_error: str | None = None
 
     def unanswered(self, source: Iterable[Request]) -> Iterator[Request]:
         """Yield the requests that an earlier run has not answered."""
@@ -130,6 +132,7 @@ class _Run:
     def ask(self, requests: Iterable[Request], concurrency: int, attempt: int = 1) -> None:
         """Ask, and keep what comes back; takes a request only when there is room for it."""
         source, running = iter(requests), set[Future[_Asked]]()
+        self._in_a_row = 0
         with ThreadPoolExecutor(concurrency, thread_name_prefix="batch") as pool:
             try:
                 while True:
@@ -148,11 +151,10 @@ class _Run:
     def _check(self) -> None:
         if self._fault is not None:
             raise self._fault
-        if len(self.failed) > self._max_failures:
-            last = list(self.failed.values())[-1][1]
+        if self._in_a_row > self._max_failures:
             raise BatchError(
-                f"{len(self.failed)} requests have failed, more than max_failures="
-                f"{self._max_failures}; the last: {last.error}"
+                f"{self._in_a_row} requests in a row have failed, more than max_failures="
+                f"{self._max_failures}; the last: {self._last_error}"
             )
 
     def report(self) -> Report:
@@ -219,10 +221,13 @@ class _Run:
             self._tokens[1] += outcome.completion_tokens
             self._tokens[2] += outcome.visual_tokens
             if outcome.ok:
+                self._in_a_row = 0
                 self.failed.pop(request.index, None)
                 self._answered += 1
                 self._keep(outcome)
             else:
+                self._in_a_row += 1
+                self._last_error = outcome.error
                 self.failed[request.index] = (request, outcome, passing)
             self._tell(self._resumed + self._answered, len(self.failed))
         return rest

@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen2vl_client.answer import Answer
 from qwen2vl_client.boxes import Box, Convention, Size, boxes_in
-from qwen2vl_client.errors import AnswerError
+from qwen2vl_client.errors import AnswerError, InvalidArgumentError
 from qwen2vl_client.media import ImageSource
 from qwen2vl_client.prompts import PromptsGiven, chosen, filled
 from qwen2vl_client.tasks.task import EXACT, Task, Use, pictures
@@ -54,7 +54,11 @@ def locate(
                 "the server does not tell the picture's size: give size=(width, height)", answer
             )
         shown = seen or _size(told, "resized_width", "resized_height")
-        return Located(boxes_in(answer.text, whole, shown, convention), whole, answer)
+        try:
+            boxes = boxes_in(answer.text, whole, shown, convention)
+        except InvalidArgumentError as error:
+            raise AnswerError(str(error), answer) from error
+        return Located(boxes, whole, answer)
 
     return Task(
         filled(prompt, what=what), read, pictures(image), fields={**EXACT, **marks, **fields}
