@@ -85,7 +85,6 @@ def test_ocr_reads_the_text(client: Client, seed: int, language: str) -> None:
 class Drawing(BaseModel):
     color: Literal["red", "orange", "yellow", "green", "blue", "pink", "brown", "cyan", "gray"]
     shape: str
-    count: int | None = None
 
 
 @pytest.mark.parametrize("seed", [105, 112, 115, 117, 118])
