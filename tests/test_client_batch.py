@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,26 @@ def test_a_generator_is_read_no_further_than_there_are_places() -> None:
     assert report.answered == 60
     assert client.most == 5
     assert max(ahead) <= 6  # five are asked, and the one that is being read
+
+
+def test_with_an_output_memory_does_not_grow_with_the_answers(tmp_path: Path) -> None:
+    """10 MB of answers to a generator leave less than a third of that in memory at a time."""
+
+    class Long(Echo):
+        def chat(self, text: str, **fields: Any) -> Answer:
+            choice = {"message": {"content": text + "x" * 50_000}, "finish_reason": "stop"}
+            return Answer.from_raw({"choices": [choice]}, None, 0.01)
+
+    tracemalloc.start()
+    try:
+        questions = (f"q{number}" for number in range(200))
+        report = batch(Long(), questions, output=tmp_path / "out.jsonl")
+        assert sum(len(one.text or "") for one in report.outcomes) > 10_000_000
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert report.answered == 200
+    assert most < 3_000_000
 
 
 def test_what_failed_is_asked_again_when_the_others_are_done(
