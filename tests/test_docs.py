@@ -42,7 +42,8 @@ PAGES = [Document("docs/hardware.md"), Document("docs/hardware.zh-CN.md")]
 SECURITY = [Document("SECURITY.md"), Document("SECURITY.zh-CN.md")]
 CLIENTS = [Document("docs/clients.md"), Document("docs/clients.zh-CN.md")]
 DEPLOY = [Document("docs/deploy.md"), Document("docs/deploy.zh-CN.md")]
-TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY, CLIENTS, DEPLOY]
+USES = [Document("docs/uses.md"), Document("docs/uses.zh-CN.md")]
+TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY, CLIENTS, DEPLOY, USES]
 HELD = [*(document for twins in TWINS for document in twins), Document("CHANGELOG.md")]
 
 api = pytest.mark.parametrize("document", APIS, ids=str)

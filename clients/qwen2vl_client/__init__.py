@@ -12,12 +12,14 @@ from qwen2vl_client.answer import Answer, Model, Usage
 from qwen2vl_client.client import Client
 from qwen2vl_client.conversation import Conversation
 from qwen2vl_client.errors import (
+    AnswerError,
     APIConnectionError,
     APIResponseError,
     APIStatusError,
     APITimeoutError,
     AuthenticationError,
     BadRequestError,
+    BatchError,
     ClientError,
     InvalidArgumentError,
     MediaError,
@@ -41,8 +43,10 @@ __all__ = [
     "APIStatusError",
     "APITimeoutError",
     "Answer",
+    "AnswerError",
     "AuthenticationError",
     "BadRequestError",
+    "BatchError",
     "Client",
     "ClientError",
     "Conversation",

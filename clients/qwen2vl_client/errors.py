@@ -9,6 +9,8 @@
     │   ├── ServerNotReachedError nothing listens there; nothing was sent
     │   └── APITimeoutError       no answer within the timeout
     ├── APIResponseError          an answer that is not what the API promises
+    ├── AnswerError               the model's words are not what a use asked for; carries them
+    ├── BatchError                a batch ended early; what was answered is kept
     └── APIStatusError            the server said no; carries what it said
         ├── BadRequestError       400
         ├── AuthenticationError   401
@@ -56,6 +58,18 @@ class APITimeoutError(APIConnectionError):
 
 class APIResponseError(ClientError):
     """The answer is not what the API promises: not JSON, or a field is missing."""
+
+
+class AnswerError(ClientError):
+    """The model answered, but not as a use needs it; ``answer`` is the whole answer."""
+
+    def __init__(self, message: str, answer: object) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
+class BatchError(ClientError):
+    """A batch ended before its end; what was answered by then is kept."""
 
 
 class APIStatusError(ClientError):

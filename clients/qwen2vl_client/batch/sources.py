@@ -1,0 +1,211 @@
+"""Where the requests of a batch come from: lists, generators, JSONL, CSV, folders."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qwen2vl_client.errors import InvalidArgumentError
+from qwen2vl_client.request import SYSTEM_PROMPT
+from qwen2vl_client.tasks.task import Task, as_reply
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic"}
+)
+_LISTED = ("image", "images", "video", "videos")
+_OWN = frozenset({"id", "custom_id", "text", "system", "messages", *_LISTED})
+_COLUMNS = ("id", "text", "image", "video", "system")
+_ENVELOPE = frozenset({"method", "url"})  # of a line of OpenAI's batch API, beside its body
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question with a name of its own; ``index`` is its place in the batch."""
+
+    index: int
+    id: str
+    task: Task[Any]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return what tells this request from another after a restart (SHA-256, shortened).
+
+        Files count by name, bytes and Pillow images by content.
+        """
+        task = self.task
+        said = {
+            "text": task.text,
+            "media": [_token(one) for one in (*task.images, *task.videos)],
+            "video": dict(task.video_fields),
+            "system": task.system,
+            "messages": list(task.messages),
+            "fields": dict(task.fields),
+        }
+        raw = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)
+        return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def numbered(items: Iterable[Any]) -> Iterator[Request]:
+    """Yield the requests, read one at a time.
+
+    An item is a question (a string), a ``Task``, a ``Request``, a pair of id and ``Task``, or a
+    mapping as of a JSONL line. Without an id the place is the id.
+    """
+    for index, item in enumerate(items):
+        yield as_request(item, index)
+
+
+def as_request(item: Any, index: int) -> Request:
+    """Return an item as a request; ``InvalidArgumentError`` names its place where it is none."""
+    if isinstance(item, Request):
+        return Request(index, item.id, item.task)
+    if isinstance(item, Task):
+        return Request(index, str(index), item)
+    if isinstance(item, str):
+        return Request(index, str(index), Task(item, as_reply))
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Task):
+        return Request(index, str(item[0]), item[1])
+    if isinstance(item, Mapping):
+        return _from_mapping(item, index)
+    raise InvalidArgumentError(
+        f"request {index} is a {type(item).__name__}: give a text, a Task (ocr.task(…)), a pair of "
+        "id and Task, or a mapping with text, image, …"
+    )
+
+
+def from_jsonl(path: str | os.PathLike[str]) -> Iterator[Request]:
+    """Yield the requests of a JSONL file, a JSON object a line.
+
+    ``{"id": …, "text": …, "image": … or "images": […], "system": …}`` with any field of the API
+    beside, or a line of OpenAI's batch API. Relative paths of pictures start at the file's folder.
+    """
+    with Path(path).open(encoding="utf-8-sig") as lines:
+        index = 0
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InvalidArgumentError(f"{path}, line {number} is no JSON: {error}") from error
+            if not isinstance(value, dict):
+                raise InvalidArgumentError(f"{path}, line {number} is no JSON object")
+            yield _from_mapping(value, index, Path(path).parent)
+            index += 1
+
+
+def from_csv(
+    path: str | os.PathLike[str],
+    *,
+    each: Callable[[dict[str, str]], Task[Any]] | None = None,
+    encoding: str = "utf-8-sig",
+) -> Iterator[Request]:
+    """Yield a request for each row of a CSV file with headings.
+
+    The columns ``id``, ``text``, ``image``, ``video`` and ``system`` mean what they say, others
+    nothing; or ``each`` makes a task of a row, with relative paths left as they are. Excel in
+    Chinese writes ``encoding="gb18030"``.
+    """
+    with Path(path).open(encoding=encoding, newline="") as sheet:
+        for index, row in enumerate(csv.DictReader(sheet)):
+            if each is not None:
+                yield Request(index, row.get("id") or str(index), each(row))
+                continue
+            known = {
+                key: row[key] for key in ("id", "text", "image", "video", "system") if row.get(key)
+            }
+            yield _from_mapping(known, index, Path(path).parent)
+
+
+def from_folder(
+    folder: str | os.PathLike[str], each: Callable[[Path], Task[Any]]
+) -> Iterator[Request]:
+    """Yield a request for each picture of a folder, by name; the name is the id."""
+    found = sorted(one for one in Path(folder).iterdir() if one.suffix.lower() in SUFFIXES)
+    for index, picture in enumerate(found):
+        yield Request(index, picture.name, each(picture))
+
+
+def opened(
+    given: Any, each: Callable[[Any], Task[Any]] | None = None
+) -> tuple[Iterator[Request], int | None]:
+    """Return the requests that a batch was given, and how many, where that is known."""
+    if not isinstance(given, str | os.PathLike):
+        items = given if each is None else (each(item) for item in given)
+        return numbered(items), len(given) if hasattr(given, "__len__") else None
+    path = Path(given)
+    if path.is_dir():
+        if each is None:
+            raise InvalidArgumentError(
+                f"{path} is a folder: say what to ask of each picture, as each=ocr.task"
+            )
+        count = sum(one.suffix.lower() in SUFFIXES for one in path.iterdir())
+        return from_folder(path, each), count
+    if not path.is_file():
+        raise InvalidArgumentError(f"there is no file or folder {path} (a question goes in a list)")
+    if path.suffix.lower() == ".csv":
+        return from_csv(path, each=each), None
+    with path.open("rb") as lines:
+        count = sum(1 for line in lines if line.strip())
+    return from_jsonl(path), count
+
+
+def _from_mapping(item: Mapping[str, Any], index: int, folder: Path | None = None) -> Request:
+    name = item.get("id", item.get("custom_id"))
+    body = item["body"] if isinstance(item.get("body"), Mapping) else item
+    named = str(index) if name is None else str(name)
+    images = [_placed(one, folder) for key in ("image", "images") for one in _many(body.get(key))]
+    videos = [_placed(one, folder) for key in ("video", "videos") for one in _many(body.get(key))]
+    messages = body.get("messages") or ()
+    if not (body.get("text") or messages or images or videos):
+        raise InvalidArgumentError(
+            f"request {named} asks nothing: it needs text, image, video or messages"
+        )
+    fields = {key: value for key, value in body.items() if key not in _OWN | _ENVELOPE}
+    # A whole conversation is sent as it is; a question gets the usual system prompt.
+    system = body.get("system", None if messages else SYSTEM_PROMPT)
+    task = Task(
+        body.get("text"),
+        as_reply,
+        tuple(images),
+        tuple(videos),
+        system=system,
+        messages=messages,
+        fields=fields,
+    )
+    return Request(index, named, task)
+
+
+def _many(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _placed(source: Any, folder: Path | None) -> Any:
+    """Return a relative path as seen from ``folder``; addresses and all else as they are."""
+    if isinstance(source, list):
+        return [_placed(one, folder) for one in source]
+    if folder is None or not isinstance(source, str) or "://" in source or source[:5] == "data:":
+        return source
+    return str(folder / source)
+
+
+def _token(source: Any) -> str:
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source) if isinstance(source, os.PathLike) else source
+    if isinstance(source, bytes | bytearray | memoryview):
+        return hashlib.sha256(source).hexdigest()
+    if isinstance(source, list | tuple):
+        return json.dumps([_token(one) for one in source])
+    if hasattr(source, "tobytes"):  # Pillow's images, numpy's arrays
+        shape = getattr(source, "size", None), getattr(source, "mode", None)
+        return f"{shape} {hashlib.sha256(source.tobytes()).hexdigest()}"
+    return str(getattr(source, "name", type(source).__name__))

@@ -1,0 +1,140 @@
+"""Named fields of a document, as data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar, overload
+
+from qwen2vl_client.answer import Answer
+from qwen2vl_client.errors import AnswerError, InvalidArgumentError
+from qwen2vl_client.media import ImageSource
+from qwen2vl_client.prompts import PromptsGiven, chosen, filled
+from qwen2vl_client.tasks.task import (
+    EXACT,
+    Asker,
+    AsyncAsker,
+    Task,
+    Use,
+    json_format,
+    json_of,
+    pictures,
+)
+
+M = TypeVar("M")
+Names = Sequence[str] | Mapping[str, str]
+Found = dict[str, str | None]
+
+
+def _build(
+    image: ImageSource, wanted: Any, *, prompts: PromptsGiven = "en", **fields: Any
+) -> Task[Any]:
+    """Extract fields from a picture, bound to their shape by the engine.
+
+    ``wanted`` is a list of names (or a mapping of names to what they mean), and a dict comes
+    back, a field that the picture does not show as None; or it is a pydantic model, and an
+    object of it comes back. ``AnswerError`` where the answer does not pass its validation.
+    """
+    shared = {**EXACT, **fields}
+    read: Callable[[Answer], Any]
+    if isinstance(wanted, type) and hasattr(wanted, "model_json_schema"):
+        schema = _said(wanted.model_json_schema())
+        names = {name: _meaning(part) for name, part in schema["properties"].items()}
+        read = partial(_validated, wanted)
+    else:
+        names = _named(wanted)
+        schema = {
+            "type": "object",
+            "properties": {name: {"type": ["string", "null"]} for name in names},
+            "required": list(names),
+            "additionalProperties": False,
+        }
+        read = partial(_found, tuple(names))
+
+    listed = ", ".join(
+        f"{name} ({meaning})" if meaning else name for name, meaning in names.items()
+    )
+    text = filled(chosen(prompts).fields, fields=listed)
+    shared.setdefault("response_format", json_format("fields", schema))
+    return Task(text, read, pictures(image), fields=shared)
+
+
+class ExtractFields(Use[..., Any]):
+    """``extract_fields``: what comes back follows from what is asked for."""
+
+    @overload
+    def __call__(
+        self, client: Asker, /, image: ImageSource, wanted: type[M], **options: Any
+    ) -> M: ...
+    @overload
+    def __call__(
+        self, client: Asker, /, image: ImageSource, wanted: Names, **options: Any
+    ) -> Found: ...
+    @overload
+    def __call__(
+        self, client: AsyncAsker, /, image: ImageSource, wanted: type[M], **options: Any
+    ) -> Coroutine[Any, Any, M]: ...
+    @overload
+    def __call__(
+        self, client: AsyncAsker, /, image: ImageSource, wanted: Names, **options: Any
+    ) -> Coroutine[Any, Any, Found]: ...
+    def __call__(self, client: Any, /, image: ImageSource, wanted: Any, **options: Any) -> Any:
+        """Ask, and return the dict or the object."""
+        return self.task(image, wanted, **options).run(client)
+
+
+extract_fields = ExtractFields(_build)
+
+
+def _named(wanted: Any) -> dict[str, str]:
+    names = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted or (), "")
+    if isinstance(wanted, str) or not names or not all(isinstance(n, str) and n for n in names):
+        raise InvalidArgumentError(
+            f"the fields {wanted!r} must be a list of names, a mapping of names to what they "
+            "mean, or a pydantic model"
+        )
+    return names
+
+
+def _said(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's schema in which whatever may be null has to be said, null or not.
+
+    Left to its choice a model leaves fields out that the picture does show.
+    """
+    said = copy.deepcopy(dict(schema))
+    for part in [said, *said.get("$defs", {}).values()]:
+        properties = part.get("properties")
+        if not properties:
+            continue
+        required = set(part.get("required", ()))
+        part["required"] = [n for n, kind in properties.items() if n in required or _nullable(kind)]
+        part.setdefault("additionalProperties", False)
+    return said
+
+
+def _nullable(kind: Mapping[str, Any]) -> bool:
+    return any(one.get("type") == "null" for one in kind.get("anyOf", ()))
+
+
+def _meaning(part: Mapping[str, Any]) -> str:
+    return str(part.get("description", ""))
+
+
+def _found(names: Sequence[str], answer: Answer) -> Found:
+    value = json_of(answer)
+    return {name: _text(value.get(name)) for name in names}
+
+
+def _validated(model: Any, answer: Answer) -> Any:
+    value = json_of(answer)
+    try:
+        return model.model_validate(value)
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise AnswerError(f"the answer does not fit {model.__name__}: {error}", answer) from error
+
+
+def _text(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    return value.strip() if isinstance(value, str) else str(value)

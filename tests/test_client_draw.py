@@ -1,0 +1,123 @@
+"""Boxes are drawn where they are, with labels in letters and never in empty boxes."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from PIL import Image
+from qwen2vl_client import InvalidArgumentError, MediaError, draw
+from qwen2vl_client.boxes import Box
+from qwen2vl_client.draw import COLOURS, draw_boxes
+
+
+@pytest.fixture
+def chinese_font(tmp_path: Path) -> Path:
+    """A font of our own that has 红 and 圆 (as two different blocks) and nothing else."""
+
+    def block(height: int) -> object:
+        pen = TTGlyphPen(None)
+        pen.moveTo((100, 0))
+        for point in ((100, height), (900, height), (900, 0)):
+            pen.lineTo(point)
+        pen.closePath()
+        return pen.glyph()
+
+    names = [".notdef", "red", "round"]
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({ord("红"): "red", ord("圆"): "round"})
+    font.setupGlyf({".notdef": block(500), "red": block(800), "round": block(650)})
+    font.setupHorizontalMetrics(dict.fromkeys(names, (1000, 100)))
+    font.setupHorizontalHeader(ascent=900, descent=-100)
+    font.setupNameTable({"familyName": "Two", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    path = tmp_path / "two.ttf"
+    font.save(path)
+    return path
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[place : place + 2], 16) for place in (1, 3, 5))
+
+
+def test_the_frame_runs_along_the_box() -> None:
+    """Its outer pixels are coloured, not those outside or in the middle; the source is kept."""
+    source = Image.new("RGB", (100, 80), "white")
+    drawn = draw_boxes(source, [Box(20, 30, 60, 70)], width=2)
+    for corner in ((20, 30), (59, 30), (20, 69), (59, 69)):
+        assert drawn.getpixel(corner) == rgb(COLOURS[0])
+    for other in ((19, 29), (60, 70), (40, 50), (22, 32)):
+        assert drawn.getpixel(other) == (255, 255, 255)
+    assert source.getcolors() == [(8000, (255, 255, 255))]
+
+
+def test_boxes_of_one_label_share_a_colour() -> None:
+    boxes = [Box(5, 40, 30, 60, "a"), Box(40, 40, 60, 60, "b"), Box(70, 40, 90, 60, "a")]
+    drawn = draw_boxes(Image.new("RGB", (100, 80), "white"), boxes)
+    seen = [drawn.getpixel((box.left, box.bottom - 1)) for box in boxes]
+    assert seen == [rgb(COLOURS[0]), rgb(COLOURS[1]), rgb(COLOURS[0])]
+
+
+def test_the_picture_is_drawn_on_upright() -> None:
+    """A photo that its camera turned has the size that the server reports of it."""
+    store, turned = io.BytesIO(), Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (60, 40), "white").save(store, "JPEG", exif=turned)
+    assert draw_boxes(store.getvalue(), [Box(0, 0, 40, 60)]).size == (40, 60)
+
+
+def test_a_label_in_chinese_is_drawn_with_a_font_that_has_it(
+    chinese_font: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given by name, or found among the installed ones; other fonts are passed over."""
+    blank = Image.new("RGB", (200, 120), "white")
+    named = draw_boxes(blank, [Box(50, 60, 150, 110, "红圆")], font=chinese_font)
+    monkeypatch.setattr(draw, "FONT_FOLDERS", (str(chinese_font.parent),))
+    draw.installed_fonts.cache_clear()
+    try:
+        assert draw_boxes(blank, [Box(50, 60, 150, 110, "红圆")]).tobytes() == named.tobytes()
+    finally:
+        draw.installed_fonts.cache_clear()
+    other = draw_boxes(blank, [Box(50, 60, 150, 110, "圆红")], font=chinese_font)
+    assert other.tobytes() != named.tobytes()
+
+
+def test_a_label_that_no_font_has_is_an_error_and_not_tofu(
+    chinese_font: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names what to install, or the characters that the given font lacks."""
+    blank = Image.new("RGB", (200, 120), "white")
+    monkeypatch.setattr(draw, "FONT_FOLDERS", ())
+    draw.installed_fonts.cache_clear()
+    try:
+        with pytest.raises(InvalidArgumentError, match="fonts-noto-cjk"):
+            draw_boxes(blank, [Box(5, 5, 50, 50, "红色圆形")])
+    finally:
+        draw.installed_fonts.cache_clear()
+    with pytest.raises(InvalidArgumentError, match="lacks 色"):
+        draw_boxes(blank, [Box(5, 5, 50, 50, "红色")], font=chinese_font)
+
+
+def test_latin_labels_need_no_installed_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "installed_fonts", lambda: ())
+    plain = draw_boxes(Image.new("RGB", (200, 120), "white"), [Box(50, 60, 150, 110)])
+    named = draw_boxes(Image.new("RGB", (200, 120), "white"), [Box(50, 60, 150, 110, "a circle")])
+    assert named.tobytes() != plain.tobytes()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(InvalidArgumentError, match="pip install pillow"):
+        draw_boxes(b"", [])
+
+
+@pytest.mark.parametrize("source", [b"no picture", "no/such.png", 7])
+def test_what_is_no_picture_is_refused(source: object) -> None:
+    with pytest.raises(MediaError, match="cannot draw on"):
+        draw_boxes(source, [])  # type: ignore[arg-type]
