@@ -302,7 +302,25 @@ def check_weights(folder: Path) -> int:
 
 
 def tensor_names(path: Path) -> frozenset[str]:
-    """Check a safetensors file's header against its size; return the names of its tensors.
+    """Check a safetensors file's header against its size; return the names of its tensors."""
+    return frozenset(_tensors(path))
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Check a safetensors file as ``tensor_names`` does; return the shapes of its tensors."""
+    try:
+        return {
+            name: tuple(int(size) for size in entry["shape"])
+            for name, entry in _tensors(path).items()
+        }
+    except (ValueError, KeyError, TypeError):
+        raise PreflightError(
+            f"{path}: is not a whole safetensors file (its header is damaged); download it again"
+        ) from None
+
+
+def _tensors(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a safetensors file's header.
 
     Format: eight bytes of header length (little endian), a JSON object that gives each tensor's
     ``data_offsets`` within what follows, then the data.
@@ -331,4 +349,4 @@ def tensor_names(path: Path) -> frozenset[str]:
         raise PreflightError(f"{broken} (its header is damaged); download it again") from None
     if 8 + length + end != size:
         raise PreflightError(f"{broken} ({size} bytes of {8 + length + end}); download it again")
-    return frozenset(tensors)
+    return tensors

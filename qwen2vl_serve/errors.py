@@ -24,6 +24,7 @@
         │   ├── VideoTooLarge      400  video_too_large
         │   ├── MediaTooLarge      400  media_too_large
         │   ├── ContextLengthExceeded 400 context_length_exceeded
+        │   ├── PermissionDenied   403  permission_denied
         │   ├── ModelNotFound      404  model_not_found
         │   ├── UnknownFile        404  file_not_found
         │   ├── RouteNotFound      404  not_found
@@ -197,6 +198,13 @@ class MediaTooLarge(RequestError):
 
     status = 400
     code = "media_too_large"
+
+
+class PermissionDenied(RequestError):
+    """This server does not do it, or not for this key."""
+
+    status = 403
+    code = "permission_denied"
 
 
 class ModelNotFound(RequestError):

@@ -28,6 +28,7 @@ from pathlib import Path
 import uvicorn
 
 from qwen2vl_serve import request_log, tracing
+from qwen2vl_serve.adapters import named_adapters, with_adapters
 from qwen2vl_serve.api_keys import API_KEY_VARIABLE
 from qwen2vl_serve.app import TAKEN_LIMITS, build_app
 from qwen2vl_serve.auth import Keys
@@ -76,10 +77,11 @@ def serve(
     write elsewhere; ``verbose`` reports the log's lines as well.
 
     Raises:
-        PreflightError: the port was taken since the preflight, no log file can be written, or
-            traces are asked for and cannot be made.
+        PreflightError: the port was taken since the preflight, no log file can be written,
+            traces are asked for and cannot be made, or an adapter cannot be served.
         BootError: the engine did not start; the message names the cause and the log file.
     """
+    profile = with_adapters(profile, named_adapters(profile))
     keys = Keys(profile.api_keys(), KeysFile(profile.keys_path))
     traces = tracing.tracer()
     os.environ.update(_environment(profile))
