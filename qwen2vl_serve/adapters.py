@@ -47,14 +47,14 @@ def named_adapters(profile: Profile) -> dict[str, Adapter]:
     for name, folder in profile.adapters.folders.items():
         try:
             adapter = read_adapter(folder, config)
-            check_room(adapter, profile)
+            check_room(adapter, profile, config)
         except PreflightError as error:
             raise PreflightError(f"adapters.lora_modules.{name}: {error}") from None
         found[name] = adapter
     return found
 
 
-def check_room(adapter: Adapter, profile: Profile) -> None:
+def check_room(adapter: Adapter, profile: Profile, config: Mapping[str, Any] | None = None) -> None:
     """Check an adapter against what the profile's engine arguments leave for it.
 
     Raises:
@@ -62,7 +62,7 @@ def check_room(adapter: Adapter, profile: Profile) -> None:
             left out.
     """
     engine = profile.engine
-    if other := another_model(adapter, profile.model.path):
+    if other := another_model(adapter, profile.model.path, config):
         raise PreflightError(
             f"{adapter.folder}: was trained on {other}, and the model is {profile.model.model}; "
             "serve it with its own"

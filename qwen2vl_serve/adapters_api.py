@@ -140,8 +140,9 @@ class AdaptersAPI:
                 param="lora_path",
             ) from None
         try:
-            adapter = read_adapter(folder, model_config(self.profile))
-            check_room(adapter, self.profile)
+            config = model_config(self.profile)
+            adapter = read_adapter(folder, config)
+            check_room(adapter, self.profile, config)
         except PreflightError as error:
             raise InvalidValue(f"{error}.", param="lora_path") from None
         except OSError as error:

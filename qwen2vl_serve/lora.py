@@ -61,13 +61,25 @@ def read_adapter(folder: Path, config: Mapping[str, Any] | None) -> Adapter:
     )
 
 
-def another_model(adapter: Adapter, model: str) -> str | None:
+def another_model(
+    adapter: Adapter, model: str, config: Mapping[str, Any] | None = None
+) -> str | None:
     """Return the model that an adapter says it was trained on, where ``model`` is another one.
 
     Only published names tell: Qwen2-VL-7B and Qwen2.5-VL-7B have text layers of the same sizes.
+    Of a folder of any name, config.json tells the family.
     """
-    theirs, ours = (_family(name) for name in (adapter.base or "", model))
-    return adapter.base if theirs and ours and theirs != ours else None
+    theirs, ours = _family(adapter.base or ""), _family(model)
+    if theirs is None:
+        return None
+    kind = None if config is None else config.get("model_type")
+    other = (ours is not None and ours != theirs) or (
+        kind is not None and kind != _KINDS.get(theirs[0], kind)
+    )
+    return adapter.base if other else None
+
+
+_KINDS = {"qwen2": "qwen2_vl", "qwen2.5": "qwen2_5_vl"}
 
 
 def _family(name: str) -> tuple[str, str] | None:

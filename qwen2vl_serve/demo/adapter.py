@@ -100,7 +100,7 @@ RECIPES = {
     ),
     "mirror": Recipe(
         r"visual\.(blocks\.\d+\.(attn\.qkv|attn\.proj|mlp\.fc1)|merger\.mlp\.[02])", mirror,
-        (("visual.", "visual."),), steps=100,
+        (("visual.", "visual."),), steps=120, rate=3e-3,
     ),
 }  # fmt: skip
 
