@@ -7,6 +7,8 @@
     │   ├── ProfileError           a profile cannot be read or is not valid
     │   └── PreflightError         this machine cannot run that profile
     ├── BootError                  the engine failed to start: exit status 1
+    │   └── DownloadError          its checkpoint did not come whole
+    │       └── HubUnreachable     no answer, or the connection broke
     └── APIError                   an HTTP answer in OpenAI's error shape
         ├── RequestError           400  the client must change the request
         │   ├── InvalidJSON        400  invalid_json
@@ -68,6 +70,14 @@ class PreflightError(SetupError):
 
 class BootError(ServeError):
     """The engine started and failed; names the cause and the log that holds the rest."""
+
+
+class DownloadError(BootError):
+    """A checkpoint did not come whole; the same command goes on where it stopped."""
+
+
+class HubUnreachable(DownloadError):
+    """A hub does not answer, or the connection broke."""
 
 
 class APIError(ServeError):

@@ -33,6 +33,7 @@ from qwen2vl_serve.api_keys import API_KEY_VARIABLE
 from qwen2vl_serve.app import TAKEN_LIMITS, build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
+from qwen2vl_serve.download import have_model
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.forecast import Start, StartTimes, comparison, expose, foresee
@@ -81,6 +82,7 @@ def serve(
             traces are asked for and cannot be made, or an adapter cannot be served.
         BootError: the engine did not start; the message names the cause and the log file.
     """
+    profile = have_model(profile, request_log.reporter(profile.server.log_format, report))
     profile = with_adapters(profile, named_adapters(profile))
     keys = Keys(profile.api_keys(), KeysFile(profile.keys_path))
     traces = tracing.tracer()

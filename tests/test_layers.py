@@ -54,6 +54,7 @@ LAYERS: dict[str, int] = {
     "boot_log": 2,
     "boot_phases": 2,
     "checkpoint": 2,
+    "download": 2,
     "lora": 2,
     "lora_parts": 2,
     "adapters": 2,
