@@ -5,6 +5,7 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python3.14,$(shell command -v $(name) 2>/dev/null)))
 EXTRA ?= auto
 PROFILE ?= demo
+JOBS ?= 2
 VENV_PYTHON := .venv/bin/python
 
 # A Python that was named is the one to use; else the first that fits.
@@ -15,7 +16,7 @@ LINT = $(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check .
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
-	@echo '  EXTRA=cpu|gpu PROFILE=name PORT=8000 ARGS="…" PYTHON=… change what these do'
+	@echo '  EXTRA=cpu|gpu PROFILE=name PORT=8000 JOBS=2 ARGS="…" PYTHON=… change what these do'
 
 install: ## Install into .venv; does nothing when nothing changed
 	@$(BOOTSTRAP)
@@ -26,7 +27,7 @@ serve: install ## Install, then serve PROFILE (demo) on PORT (the profile's)
 test: ## Install, then lint and run every test (ARGS go to pytest)
 	@$(BOOTSTRAP) --test
 	@$(LINT)
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+	@$(VENV_PYTHON) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: ## Install, then lint and check the types only
 	@$(BOOTSTRAP) --test

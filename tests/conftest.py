@@ -17,8 +17,18 @@ from pathlib import Path
 import pytest
 import requests
 
+ENGINES = {"test_install", "test_reference", "test_rehearsal", "test_vllm_engine"}
+"""Files that start engines of their own."""
+
 BOOT_SECONDS = 300
 """A 2-core machine under load boots the demo model in about 20 to 60 s."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several workers one has all that needs an engine; the others share the rest by files."""
+    for item in items:
+        engine = item.path.stem in ENGINES or "server" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("engine" if engine else item.path.stem))
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import qwen2vl_client
 from qwen2vl_client import Client, Conversation, TextStream
-from qwen2vl_client.cli import build_parser
+from qwen2vl_client.cli.ask import build_parser
 
 from tests import stub_server as stub
 
@@ -40,7 +40,7 @@ def test_every_error_is_in_the_tree() -> None:
 
 
 def test_every_option_is_named() -> None:
-    options = re.findall(r"--[a-z-]+", build_parser().format_help())
+    options = re.findall(r"--[a-z-]+", build_parser("ask").format_help())
     assert [option for option in set(options) - {"--help"} if option not in README] == []
 
 

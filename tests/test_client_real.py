@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from qwen2vl_client import BadRequestError, Client, Conversation, NotFoundError
-from qwen2vl_client.cli import main
+from qwen2vl_client.cli.ask import main
 from qwen2vl_client.media import ImageSource
 
 from tests.conftest import ServerProcess

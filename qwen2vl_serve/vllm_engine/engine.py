@@ -44,6 +44,7 @@ from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.vllm_engine import connector
 from qwen2vl_serve.vllm_engine.adapters import Adapters, Models
+from qwen2vl_serve.vllm_engine.chunks import is_plain, plain_chunks
 from qwen2vl_serve.vllm_engine.encoding import PromptEncoder, encode_with
 from qwen2vl_serve.vllm_engine.progress import Progress
 from qwen2vl_serve.vllm_engine.request import Asked, as_template_message, as_vllm
@@ -154,19 +155,29 @@ class VLLMEngine:
     async def _chunks(
         self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> AsyncGenerator[str, None]:
+        with self._adapters.used(request.model) as adapter:
+            asked = as_vllm(request, media, request_id, usage, adapter)
+            events = await self._start(asked)
+            if not is_plain(asked):
+                events = self._unwrapped(asked, events)
+            async with aclosing(events):
+                try:
+                    async for chunk in events:
+                        yield chunk
+                except APIError:
+                    raise
+                except Exception as error:
+                    raise self._translated(error) from error
+
+    async def _unwrapped(
+        self, asked: Asked, events: AsyncGenerator[str, None]
+    ) -> AsyncGenerator[str, None]:
         """Yield the JSON of vLLM's events.
 
         vLLM reports a failure in mid-stream as one more event and closes with ``[DONE]``,
         which clients read as a whole answer; here it is raised.
         """
-        with self._adapters.used(request.model) as adapter:
-            asked = as_vllm(request, media, request_id, usage, adapter)
-            async with aclosing(self._events(asked, usage)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-
-    async def _events(self, asked: Asked, usage: Usage) -> AsyncGenerator[str, None]:
-        events = await self._start(asked)
+        usage = asked.usage
         # The first event of each answer names its role. vLLM sends it even where generation fails
         # at once, so that it is held until the next. After that each holds at least a token.
         count = -(asked.n or 1)
@@ -316,7 +327,12 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
     def chat_completion_stream_generator(
         self, request: Asked, *given: Any, **named: Any
     ) -> AsyncGenerator[str, None]:
-        """Return vLLM's events; what it counts is noted in ``request``."""
+        """Return our own chunks where they are text alone, else vLLM's events.
+
+        What is counted is noted in ``request``.
+        """
+        if is_plain(request):
+            return plain_chunks(request, *given[:3])
         request.counted_by(next(one for one in given if isinstance(one, RequestResponseMetadata)))
         events: AsyncGenerator[str, None] = super().chat_completion_stream_generator(
             request, *given, **named

@@ -71,6 +71,11 @@ class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type 
         """Have the prompt counted in ``usage``."""
         self._usage = usage
 
+    @property
+    def usage(self) -> Usage:
+        """Where its tokens are counted."""
+        return self._usage
+
     def count_prompt(self, tokens: int) -> None:
         """Note the tokens of the prompt."""
         self._usage.prompt_tokens = tokens

@@ -1,7 +1,9 @@
-"""The client's command line: what it prints where, and its exit status."""
+"""The command ``ask``: what it prints where, and its exit status."""
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import re
 import signal
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import qwen2vl_client
-from qwen2vl_client.cli import main
+from qwen2vl_client.cli.ask import main
 
 from tests import stub_server as stub
 
@@ -92,13 +94,18 @@ def test_a_server_that_is_not_there_is_one_line_with_advice(
         (["--url", "nonsense", "Q"], "base_url='nonsense'"),
         (["--timeout", "0", "Q"], "timeout=0"),
         (["--max-tokens", "many", "Q"], "--max-tokens"),
-        ([], "question"),
+        ([], "QUESTION"),
+        (["-", "Q"], "nothing came there"),
         (["--unknown", "Q"], "--unknown"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_status_2(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     assert main(words) == 2
     assert told in capsys.readouterr().err
 
@@ -130,6 +137,37 @@ def test_an_error_in_mid_stream_starts_on_its_own_line(capsys: pytest.CaptureFix
     assert out == "half\n"
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_pictures_may_stand_before_the_question(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """``ask a.jpg b.jpg "Compare them"``: in the order of the command line."""
+    paths = [tmp_path / "a.jpg", tmp_path / "b.png"]
+    for path, data in zip(paths, (JPEG, b"\x89PNG\r\n\x1a\n..."), strict=True):
+        path.write_bytes(data)
+    with stub.running(stub.events(stub.whole_stream("ok"))) as server:
+        assert main(["--url", server.url, *map(str, paths), "Q"]) == 0
+    first, second, text = server.requests[-1].body["messages"][1]["content"]
+    assert first["image_url"]["url"].startswith("data:image/jpeg;")
+    assert second["image_url"]["url"].startswith("data:image/png;")
+    assert text == {"type": "text", "text": "Q"}
+
+
+def test_a_picture_may_come_through_a_pipe() -> None:
+    """``cat a.jpg | … ask - "…"``; Chinese survives a locale that knows only ASCII."""
+    with stub.running(stub.events(stub.whole_stream("ok"))) as server:
+        done = subprocess.run(
+            command("--url", server.url, "-", "这是什么？"),
+            env=environment(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"),
+            input=JPEG,
+            capture_output=True,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, b"ok\n")
+    picture, text = server.requests[-1].body["messages"][1]["content"]
+    assert base64.b64decode(picture["image_url"]["url"].partition(",")[2]) == JPEG
+    assert text["text"] == "这是什么？"
 
 
 def test_the_environment_names_the_server() -> None:

@@ -1,0 +1,23 @@
+"""The command line: ``main(["ask", …])``; a file a command.
+
+Exit status of each: 0 done; 1 the server refused, failed or was not there; 2 an argument cannot
+be used (a picture that is missing, too); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "ask": "ask a running server, with or without pictures",
+}
+"""What there is and what it does; each is a module of this package with ``main(argv, prog)``."""
+
+
+def main(argv: Sequence[str], prog: str = "qwen2vl-serve") -> int:
+    """Run the command that ``argv`` begins with and return its exit status."""
+    name, *words = argv
+    command = import_module(f"{__name__}.{name}")
+    status: int = command.main(words, f"{prog} {name}")
+    return status

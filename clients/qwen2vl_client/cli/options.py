@@ -1,0 +1,131 @@
+"""What every command has: the server to ask, and one way to end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from qwen2vl_client.client import DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Client
+from qwen2vl_client.errors import (
+    AuthenticationError,
+    ClientError,
+    InvalidArgumentError,
+    ServerNotReachedError,
+)
+from qwen2vl_client.request import DEFAULT_SAMPLING, SYSTEM_PROMPT, Sampling
+
+STDIN = "-"
+"""Stands for what comes on standard input, wherever a picture is named."""
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which server is asked; ``client_of`` reads them."""
+    parser.add_argument(
+        "--url", help=f"the server (default: QWEN2VL_BASE_URL, then {DEFAULT_BASE_URL})"
+    )
+    parser.add_argument(
+        "--api-key", help="the key; other users of this machine can see it: prefer QWEN2VL_API_KEY"
+    )
+    parser.add_argument("--model", help="the model's name (default: the first the server offers)")
+    parser.add_argument(
+        "--timeout", type=float, default=DEFAULT_TIMEOUT, metavar="SECONDS", help="(default: 600)"
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the tutorials' settings and the system prompt; ``sampling_of`` reads them."""
+    parser.add_argument("--system", default=SYSTEM_PROMPT, help="the system prompt")
+    parser.add_argument("--max-tokens", type=int, default=DEFAULT_SAMPLING["max_tokens"])
+    parser.add_argument("--temperature", type=float, default=DEFAULT_SAMPLING["temperature"])
+    parser.add_argument("--top-p", type=float, default=DEFAULT_SAMPLING["top_p"])
+    parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
+
+
+def client_of(arguments: argparse.Namespace) -> Client:
+    """Return the client of the server that was named."""
+    return Client(arguments.url, arguments.api_key, arguments.model, timeout=arguments.timeout)
+
+
+def sampling_of(arguments: argparse.Namespace) -> Sampling:
+    """Return the settings of the answers."""
+    return {
+        "max_tokens": arguments.max_tokens,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "seed": arguments.seed,
+    }
+
+
+def picture_of(word: str) -> str | bytes:
+    """Return a picture that was named: a path, an address, or the bytes on standard input.
+
+    Raises ``InvalidArgumentError`` where standard input holds nothing.
+    """
+    if word != STDIN:
+        return word
+    data = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
+    if not data:
+        raise InvalidArgumentError("'-' is a picture on standard input, and nothing came there")
+    return data
+
+
+def text_of(word: str) -> str:
+    """Return a word of the command line as the text that was typed.
+
+    Where the locale is not UTF-8, Python hands its bytes over as halves of characters.
+    """
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeError:
+        return word.encode("utf-8", "replace").decode("utf-8")
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    command: Callable[[argparse.Namespace], int],
+) -> int:
+    """Parse, run and return the exit status; whatever fails is one line on standard error."""
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Chinese must not end it
+    try:
+        status = command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) has gone, and what it wanted it has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return fail(130, "interrupted")
+    except InvalidArgumentError as error:
+        return fail(2, str(error))
+    except ClientError as error:
+        return fail(1, with_advice(error))
+    return status
+
+
+def with_advice(error: ClientError) -> str:
+    """Return what went wrong and what to do about it."""
+    if isinstance(error, ServerNotReachedError):
+        return (
+            f"{error}. Start a server with: serve --profile demo (or name a running one with --url)"
+        )
+    if isinstance(error, AuthenticationError):
+        return f"{error}. Give the key with QWEN2VL_API_KEY or --api-key"
+    return str(error)
+
+
+def fail(status: int, message: str) -> int:
+    """Say what went wrong in a line of its own, and return ``status``."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.write(f"error: {message}\n")
+    return status

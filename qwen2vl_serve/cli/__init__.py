@@ -1,0 +1,77 @@
+"""The command line: ``serve`` and ``qwen2vl-serve``; a file a command.
+
+Nothing else prints or exits.
+
+Exit status: 0 done, 1 the engine failed, 2 the command, the profile or this machine does not
+allow a start (one line on standard error), 130 interrupted. ``plan`` ends with 1 where the profile
+does not fit, ``doctor`` where something is fatal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from qwen2vl_serve import __version__
+from qwen2vl_serve.cli import doctor, keys, plan, profiles, serve
+from qwen2vl_serve.cli.options import Parser, parse
+from qwen2vl_serve.errors import BootError, ServeError, SetupError
+
+
+def serve_main(argv: Sequence[str] | None = None) -> int:
+    """Run the command ``serve`` and return its exit status."""
+    parser = Parser(
+        prog="serve",
+        description="Serve a model of the Qwen2-VL family with OpenAI's API.",
+        allow_abbrev=False,
+    )
+    serve.add_options(parser)
+    return _run(lambda: serve.run(parse(parser, argv)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command ``qwen2vl-serve`` and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    from qwen2vl_client import cli as client  # noqa: PLC0415 -- a package of its own
+
+    if words[:1] and words[0] in client.COMMANDS:
+        return client.main(words)
+    parser = Parser(
+        prog="qwen2vl-serve",
+        description="Serve the Qwen2-VL family on vLLM with OpenAI's API.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"qwen2vl-serve {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (serve, doctor, profiles, plan, keys):
+        command.add(commands)
+    for name, purpose in client.COMMANDS.items():
+        commands.add_parser(name, help=purpose, add_help=False)
+
+    def run() -> int:
+        arguments = parse(parser, words)
+        chosen: Callable[[argparse.Namespace], int] = arguments.run
+        return chosen(arguments)
+
+    return _run(run)
+
+
+def _run(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except SetupError as error:
+        return _fail(error, 2)
+    except BootError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `profiles | head`; Python would complain again while it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _fail(error: ServeError, status: int) -> int:
+    print(f"serve: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
