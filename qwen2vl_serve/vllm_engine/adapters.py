@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from qwen2vl_serve.engine import Adapter, ServedModel
@@ -20,6 +21,18 @@ from qwen2vl_serve.errors import EngineUnavailable, InvalidValue, ModelNotFound,
 logger = logging.getLogger(__name__)
 
 _MARK = "@"
+
+
+def places(room: int) -> dict[str, int]:
+    """Return the engine arguments under which ``room`` adapters are computed rightly.
+
+    On CPUs vLLM takes the place -1, which means no adapter, for an index: a request to the model
+    itself that shares a step with one to an adapter is computed with whatever is in the last place
+    (``vllm/lora/ops/torch_ops/lora_ops.py``). With a place more than adapters it stays empty.
+    """
+    if room == 0 or not current_platform.is_cpu():
+        return {}
+    return {"max_loras": room + 1, "max_cpu_loras": room + 1}
 
 
 class Models(OpenAIServingModels):  # type: ignore[misc]  # vLLM ships no type information

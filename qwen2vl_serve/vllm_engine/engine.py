@@ -43,7 +43,7 @@ from qwen2vl_serve.errors import (
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.vllm_engine import connector
-from qwen2vl_serve.vllm_engine.adapters import Adapters, Models
+from qwen2vl_serve.vllm_engine.adapters import Adapters, Models, places
 from qwen2vl_serve.vllm_engine.chunks import is_plain, plain_chunks
 from qwen2vl_serve.vllm_engine.encoding import PromptEncoder, encode_with
 from qwen2vl_serve.vllm_engine.progress import Progress
@@ -353,7 +353,8 @@ async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
     connector.register()
     adapters = named_adapters(profile)
     profile = with_adapters(profile, adapters)
-    args = AsyncEngineArgs(**profile.engine_args())
+    room = profile.engine.max_cpu_loras or 0
+    args = AsyncEngineArgs(**(profile.engine_args() | places(room)))
     async with build_async_engine_client_from_engine_args(args) as client:
         names = profile.model.served_names
         # vLLM makes sure that each item has data or a key by looking at the data, which decodes
@@ -384,7 +385,7 @@ async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
         )
         # As vLLM's own server does: what the boot left is not walked at each collection.
         freeze_gc_heap()
-        engine = VLLMEngine(client, chat, encoder, profile.engine.max_cpu_loras or 0)
+        engine = VLLMEngine(client, chat, encoder, room)
         for name, adapter in adapters.items():
             try:
                 await engine.load_adapter(name, adapter)
