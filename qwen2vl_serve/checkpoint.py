@@ -91,6 +91,11 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def check_config(config: dict[str, Any], source: Path) -> None:
     """Check family and rotary settings of a config.json, which ``source`` names in messages."""
     kind = config.get("model_type")
+    if kind == "qwen":
+        raise PreflightError(
+            f"{source}: is of Qwen's first generation (as Qwen-VL-Chat), which vLLM dropped after "
+            "0.23 and which would need trust_remote_code; take Qwen/Qwen2-VL-7B-Instruct"
+        )
     if kind not in SERVED_TYPES:
         raise PreflightError(
             f"{source}: model_type is {kind!r}; this server serves {' and '.join(SERVED_TYPES)}"

@@ -39,9 +39,10 @@ READMES = [Document("README.md"), Document("README.zh-CN.md")]
 DOCTORS = [Document("docs/doctor.md"), Document("docs/doctor.zh-CN.md")]
 PLANS = [Document("docs/plan.md"), Document("docs/plan.zh-CN.md")]
 PAGES = [Document("docs/hardware.md"), Document("docs/hardware.zh-CN.md")]
+MODELS = [Document("docs/models.md"), Document("docs/models.zh-CN.md")]
 SECURITY = [Document("SECURITY.md"), Document("SECURITY.zh-CN.md")]
-TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY]
-HELD = [*APIS, *READMES, *DOCTORS, *PLANS, *PAGES, *SECURITY, Document("CHANGELOG.md")]
+TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY, MODELS]
+HELD = [*APIS, *READMES, *DOCTORS, *PLANS, *PAGES, *SECURITY, *MODELS, Document("CHANGELOG.md")]
 
 api = pytest.mark.parametrize("document", APIS, ids=str)
 readme = pytest.mark.parametrize("document", READMES, ids=str)

@@ -131,20 +131,35 @@ def test_goes_on_where_it_broke_off(hub: LoopbackHub, source: Source, tmp_path: 
     assert begun[0] >= 10_000_000, ranges
 
 
+@BOTH
+@pytest.mark.parametrize("cached", [True, False])
 def test_a_later_call_goes_on(
-    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub,
+    source: Source,
+    cached: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What an interrupted command has fetched, the next one does not fetch again."""
+    to = None if cached else tmp_path / "here"
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    monkeypatch.setattr("modelscope_hub._download._wait_download_retry", give_up)
     hub.faults[WEIGHTS] = [11_000_000, *[100] * 9]
     with pytest.raises(HubUnreachable, match="goes on where it stopped"):
-        fetch(to=tmp_path)
+        fetch(source, to=to)
     hub.faults.clear()
     hub.asked.clear()
-    assert same(fetch(to=tmp_path).folder)
+    heard = Heard()
+    found = fetch(source, to=to, progress=heard)
+    assert same(found.folder)
+    assert heard.done == heard.total
     (wanted,) = [w for method, path, w in hub.asked if (method, path) == ("GET", WEIGHTS)]
     assert wanted is not None
-    assert int(wanted.removeprefix("bytes=").rstrip("-")) > 10_000_000
+    assert int(wanted.removeprefix("bytes=").split("-")[0]) > 10_000_000
+
+
+def give_up(retry: object, error: Exception, *_: object) -> None:
+    raise error
 
 
 def test_a_hub_that_is_ill(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from qwen2vl_serve.download.huggingface import HuggingFace
 from qwen2vl_serve.download.listing import (
+    PART,
     Hub,
     Listing,
     RepoFile,
@@ -193,8 +194,8 @@ def _begun(folder: Path) -> int:
     """Bytes of interrupted downloads that will be gone on with."""
     places = [folder / ".cache" / "huggingface" / "download", folder.parents[1] / "blobs"]
     return sum(
-        file.stat().st_blocks * 512
+        file.stat().st_size
         for place in places
         if place.is_dir()
-        for file in place.rglob("*.incomplete")
+        for file in place.rglob(f"*{PART}")
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any
 
 from qwen2vl_serve import checkpoint
-from qwen2vl_serve.download.listing import Advance, Listing, RepoFile
+from qwen2vl_serve.download.listing import PART, Advance, Listing, RepoFile
 from qwen2vl_serve.errors import DownloadError, HubUnreachable, PreflightError
 
 ANSWER_SECONDS = 15.0
@@ -20,12 +21,16 @@ class HuggingFace:
 
     def __init__(self, cache: Path | None = None) -> None:
         try:
-            import huggingface_hub  # noqa: PLC0415 -- comes with vLLM, which the base install lacks
+            # They come with vLLM, which the base install lacks.
+            import huggingface_hub  # noqa: PLC0415
+            from filelock import FileLock  # noqa: PLC0415
         except ImportError:
             raise PreflightError(
                 "huggingface_hub is not installed; pip install 'qwen2vl-serve[download]'"
             ) from None
         self._library = huggingface_hub
+        self._lock = FileLock
+        self._transport = importlib.import_module("huggingface_hub.file_download")
         self._endpoint = os.environ.get("HF_ENDPOINT") or None
         self._cache = cache
 
@@ -58,20 +63,45 @@ class HuggingFace:
         )
 
     def fetch(self, listing: Listing, file: RepoFile, to: Path | None, advance: Advance) -> Path:
-        """Fetch a file; what came before an interruption is not fetched again."""
+        """Fetch a file; what came before an interruption, of another command too, is kept.
+
+        The library's own download begins anew with each command; its transport does not have to.
+        """
+        target = self.place(listing, to) / file.path
+        if target.exists():
+            return target
+        part = self._part(listing, file, to)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        url = self._library.hf_hub_url(
+            listing.name, file.path, revision=listing.commit, endpoint=self._endpoint
+        )
         try:
-            path = self._library.hf_hub_download(
-                listing.name,
-                file.path,
-                revision=listing.commit,
-                cache_dir=None if to is not None else self._cache or checkpoint.hub_cache(),
-                local_dir=to,
-                endpoint=self._endpoint,
-                tqdm_class=_bar(advance),
-            )
+            with self._lock(f"{part}.lock"), part.open("ab") as taking:
+                self._transport.http_get(
+                    url,
+                    taking,
+                    resume_size=taking.tell(),
+                    headers=self._library.utils.build_hf_headers(),
+                    expected_size=file.size,
+                    tqdm_class=_bar(advance),
+                )
         except Exception as error:
             raise self._explained(error, listing.name, listing.commit) from error
-        return Path(path)
+        if to is not None:
+            return part.replace(target)
+        # As the library lays its cache out: the content under its hash, and links to it.
+        content = part.replace(part.with_suffix(""))
+        target.unlink(missing_ok=True)
+        target.symlink_to(os.path.relpath(content, target.parent))
+        return target
+
+    def _part(self, listing: Listing, file: RepoFile, to: Path | None) -> Path:
+        """Return where a file is kept while it comes."""
+        if to is not None:
+            return to / ".cache" / "huggingface" / "download" / f"{file.path}{PART}"
+        blobs = self.place(listing, None).parents[1] / "blobs"
+        return blobs / f"{file.sha256 or file.git}{PART}"
 
     def finish(self, listing: Listing, to: Path | None) -> None:
         """Note which commit a branch is at, as the library does when it asks by the branch."""

@@ -15,6 +15,9 @@ from qwen2vl_serve.errors import PreflightError
 Source = Literal["auto", "hf", "modelscope"]
 SOURCES: tuple[Source, ...] = ("auto", "hf", "modelscope")
 
+PART = ".part"
+"""The ending of files that have not come whole."""
+
 Advance = Callable[[int], None]
 """Is told of bytes that have come; a negative number takes some back."""
 
