@@ -24,10 +24,10 @@ from torch.nn.utils import parametrize
 from qwen2vl_serve.demo.ask import colour_answer, colour_question, describe_question, shape_question
 from qwen2vl_serve.demo.checkpoint import IMAGE_PIXELS, MODEL_FOLDER
 from qwen2vl_serve.demo.compose import draw_picture
-from qwen2vl_serve.demo.draw import Scene
+from qwen2vl_serve.demo.draw import Pixels, Scene
 from qwen2vl_serve.demo.lesson import language_of
 from qwen2vl_serve.demo.network import CELL, Geometry, Network
-from qwen2vl_serve.demo.pictures import Pixels, scaled
+from qwen2vl_serve.demo.pictures import scaled
 from qwen2vl_serve.demo.rows import SYSTEMS, Encoder, Media, Row, pack
 from qwen2vl_serve.demo.wording import Dialogue, Turn
 

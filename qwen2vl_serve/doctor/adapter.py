@@ -24,10 +24,10 @@ def adapter(world: World) -> Finding:
             "nobody could load one: named keys are clients'",
             "set server.api_key_file, or leave the paths out",
         )
-    for folder in section.allowed_local_paths:
-        if not Path(folder).expanduser().is_dir():
+    for allowed in section.allowed_local_paths:
+        if not Path(allowed).expanduser().is_dir():
             return warning(
-                f"adapters.allowed_local_paths: there is no folder {folder}",
+                f"adapters.allowed_local_paths: there is no folder {allowed}",
                 "nothing can be loaded from it",
                 "make it, or correct the path",
             )

@@ -101,7 +101,7 @@ class ModelScope:
 def _callback(advance: Advance) -> type[Any]:
     from modelscope_hub._download import ProgressCallback  # noqa: PLC0415 -- see above
 
-    class Callback(ProgressCallback):  # type: ignore[misc]  # untyped here
+    class Callback(ProgressCallback):
         def update(self, size: int) -> None:
             advance(size)
 

@@ -69,7 +69,7 @@ def write(folder: Path) -> None:
     """Put the tables into the two pages."""
     for page in HEADS:
         path = folder / page
-        text, count = _TABLE.subn(lambda _, page=page: table(page), path.read_text("utf-8"))
+        text, count = _TABLE.subn(table(page), path.read_text("utf-8"))
         if count != 1:
             raise ValueError(f"{path}: holds {count} tables of models, and not one")
         path.write_text(text, "utf-8")
