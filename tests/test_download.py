@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -368,6 +370,23 @@ def test_a_checkpoint_that_is_here_in_part_is_gone_on_with(hub: LoopbackHub) -> 
     (found.folder / WEIGHTS).unlink()
     assert have_model(profile(), print).model.path == str(found.folder)
     assert same(found.folder)
+
+
+def test_serve_tells_how_far_it_is(hub: LoopbackHub) -> None:
+    """The whole launcher over a scripted engine: lines of the download before the first phase."""
+    words = [sys.executable, "-m", "tests.serve_fake", "--port", "0", "up", f"model={NAME}"]
+    done = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    lines = []
+    assert done.stdout is not None
+    for line in done.stdout:
+        lines.append(line)
+        if line.startswith("ready"):
+            done.terminate()
+    assert done.wait(30) == 0, lines
+    told = [line for line in lines if line.startswith("fetch")]
+    assert "12.1 MB of 12.1 MB" in told[-2]
+    assert COMMIT in told[-1]
+    assert lines.index(told[-1]) < next(n for n, line in enumerate(lines) if "ready" in line)
 
 
 @pytest.mark.parametrize("model", ["demo", str(MODEL_FOLDER)])
