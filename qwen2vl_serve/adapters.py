@@ -91,7 +91,7 @@ def with_adapters(profile: Profile, adapters: Mapping[str, Adapter]) -> Profile:
     section, engine = profile.adapters, profile.engine
     if not section.wanted and not engine.enable_lora:
         return profile
-    later = bool(section.allowed_local_paths) or not adapters
+    later = bool(section.allowed_paths) or not adapters
     rank = max([one.rank for one in adapters.values()] + [LATER_RANK] * later)
     at_once = engine.max_loras or min(max(1, len(adapters)), MOST_AT_ONCE)
     derived = {

@@ -70,7 +70,7 @@ class AdaptersAPI:
         self.forget = forget
         self.card = card
         self._folders = tuple(
-            Path(folder).expanduser().resolve() for folder in profile.adapters.allowed_local_paths
+            Path(folder).expanduser().resolve() for folder in profile.adapters.allowed_paths
         )
         # One at a time: reading may take seconds, and two loads of one name must not pass together.
         self._turn = asyncio.Lock()
@@ -99,7 +99,7 @@ class AdaptersAPI:
         if not self._folders:
             raise PermissionDenied(
                 "Adapters are not loaded while this server runs; its operator allows folders for "
-                "that in adapters.allowed_local_paths of the profile."
+                "that in adapters.allowed_paths of the profile."
             )
         caller: Caller = request.state.caller
         if not self.with_key or caller.name:
@@ -136,7 +136,7 @@ class AdaptersAPI:
         except (StopIteration, OSError, RuntimeError, ValueError):
             raise InvalidValue(
                 f"lora_path {path[:200]!r} is no folder below those of "
-                "adapters.allowed_local_paths in the profile.",
+                "adapters.allowed_paths in the profile.",
                 param="lora_path",
             ) from None
         try:

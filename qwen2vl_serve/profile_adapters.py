@@ -21,7 +21,7 @@ class AdaptersSection(Section):
         description="Adapters by the names that clients put into `model`, each with the folder "
         "that PEFT or ms-swift wrote.",
     )
-    allowed_local_paths: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+    allowed_paths: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
         default=(),
         description="Folders on the server from which adapters may be loaded while it runs "
         "(`POST /v1/load_lora_adapter`), with a key of `server.api_keys`, `api_key_file` or the "
@@ -31,14 +31,14 @@ class AdaptersSection(Section):
     @property
     def wanted(self) -> bool:
         """Whether the engine has to be started for adapters."""
-        return bool(self.lora_modules or self.allowed_local_paths)
+        return bool(self.lora_modules or self.allowed_paths)
 
     @property
     def folders(self) -> dict[str, Path]:
         """The folders of ``lora_modules``."""
         return {name: Path(path).expanduser() for name, path in self.lora_modules.items()}
 
-    @field_validator("allowed_local_paths")
+    @field_validator("allowed_paths")
     @classmethod
     def _absolute(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
         for path in paths:

@@ -458,11 +458,11 @@ def adapter_of_another_family(lab: Lab) -> World:
     return lab.world(adapter=lab.adapter(base_model_name_or_path="Qwen/Qwen2.5-VL-7B-Instruct"))
 
 
-@breaks("adapter", "fatal", "adapters.allowed_local_paths", "api_key_file")
+@breaks("adapter", "fatal", "adapters.allowed_paths", "api_key_file")
 def adapters_for_nobody(lab: Lab) -> World:
-    return lab.world(f"adapters.allowed_local_paths=[{lab.folder}]")
+    return lab.world(f"adapters.allowed_paths=[{lab.folder}]")
 
 
 @breaks("adapter", "warning", "there is no folder /srv/nothing", "correct the path")
 def adapters_from_nowhere(lab: Lab) -> World:
-    return lab.world("adapters.allowed_local_paths=[/srv/nothing]", "server.api_keys=[operator]")
+    return lab.world("adapters.allowed_paths=[/srv/nothing]", "server.api_keys=[operator]")

@@ -21,7 +21,7 @@ OPERATOR = "the-operators-key"
 
 @contextmanager
 def serving(folder: Path | None, *overrides: str, key: str = OPERATOR) -> Iterator[Served]:
-    fields = [] if folder is None else [f"adapters.allowed_local_paths=[{folder}]"]
+    fields = [] if folder is None else [f"adapters.allowed_paths=[{folder}]"]
     fields += [f"server.api_keys=[{key}]"] if key else []
     profile = load_profile("demo", [*fields, *overrides])
     with served(profile, Keys(profile.api_keys())) as one:
@@ -82,8 +82,8 @@ def test_from_loading_to_unloading(server: Served, folder: Path) -> None:
 def test_off_unless_folders_are_allowed(tmp_path: Path) -> None:
     write_adapter(tmp_path / "ocr")
     with serving(None) as server:
-        assert "allowed_local_paths" in refusal(load(server, "ocr", tmp_path / "ocr"), 403)
-        assert "allowed_local_paths" in refusal(unload(server, "ocr"), 403)
+        assert "allowed_paths" in refusal(load(server, "ocr", tmp_path / "ocr"), 403)
+        assert "allowed_paths" in refusal(unload(server, "ocr"), 403)
 
 
 def test_an_open_server_loads_nothing(folder: Path) -> None:
@@ -96,7 +96,7 @@ def test_clients_keys_do_not_load(folder: Path, tmp_path: Path) -> None:
     file = KeysFile(tmp_path / "keys.json")
     secret = file.add("client", KeyLimits(), ["ocr"], None)
     profile = load_profile(
-        "demo", [f"adapters.allowed_local_paths=[{folder}]", f"server.api_keys=[{OPERATOR}]"]
+        "demo", [f"adapters.allowed_paths=[{folder}]", f"server.api_keys=[{OPERATOR}]"]
     )
     with served(profile, Keys(profile.api_keys(), file)) as server:
         assert "needs a key" in refusal(load(server, "mine", folder / "ocr", secret), 403)

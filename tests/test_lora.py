@@ -186,7 +186,7 @@ def test_engine_arguments_follow_from_the_adapters(tmp_path: Path) -> None:
     assert (engine.max_loras, engine.max_lora_rank, engine.max_cpu_loras) == (2, 16, 2)
     assert asked.engine_args()["enable_lora"] is True
     assert asked.vllm_command()[-3:] == ["--lora-modules", f"one={one}", f"two={two}"]
-    later = profile(f"adapters.allowed_local_paths=[{tmp_path}]")
+    later = profile(f"adapters.allowed_paths=[{tmp_path}]")
     engine = with_adapters(later, {}).engine
     assert (engine.max_loras, engine.max_lora_rank, engine.max_cpu_loras) == (1, 16, 8)
     assert not engine.enable_tower_connector_lora
@@ -209,7 +209,7 @@ def test_what_the_profile_says_goes_before(tmp_path: Path) -> None:
     [
         (["adapters.lora_modules={demo: /x}"], "a name of the model itself"),
         (["adapters.lora_modules={a: /x}", "engine.enable_lora=false"], "beside section adapters"),
-        (["adapters.allowed_local_paths=[here]"], "from the root"),
+        (["adapters.allowed_paths=[here]"], "from the root"),
         (["engine.max_loras=4", "engine.max_cpu_loras=2"], "less than engine.max_loras"),
         (["adapters.lora_modules={a: /x, b: /y}", "engine.max_cpu_loras=1"], "for 2 adapters"),
         (["engine.max_lora_rank=9"], "max_lora_rank"),

@@ -37,7 +37,7 @@ def lora_server(later: Path) -> Iterator[ServerProcess]:
     modules = json.dumps({name: str(SHIPPED / name) for name in ("sailor", "mirror")})
     fields = [
         f"adapters.lora_modules={modules}",
-        f"adapters.allowed_local_paths=[{later}]",
+        f"adapters.allowed_paths=[{later}]",
         f"engine.max_cpu_loras={HELD}",
     ]
     options = [word for field in fields for word in ("--set", field)]

@@ -17,17 +17,17 @@ WHY = "vLLM could not load the adapter, would leave parts of it out, or would en
 def adapter(world: World) -> Finding:
     """See that each LoRA is whole, of this model, and served with all its parts."""
     section = world.profile.adapters
-    if section.allowed_local_paths and not world.profile.api_keys():
+    if section.allowed_paths and not world.profile.api_keys():
         return fatal(
-            "adapters.allowed_local_paths: lets clients load adapters, and the server has no key "
+            "adapters.allowed_paths: lets clients load adapters, and the server has no key "
             "of its operator",
             "nobody could load one: named keys are clients'",
             "set server.api_key_file, or leave the paths out",
         )
-    for allowed in section.allowed_local_paths:
+    for allowed in section.allowed_paths:
         if not Path(allowed).expanduser().is_dir():
             return warning(
-                f"adapters.allowed_local_paths: there is no folder {allowed}",
+                f"adapters.allowed_paths: there is no folder {allowed}",
                 "nothing can be loaded from it",
                 "make it, or correct the path",
             )
