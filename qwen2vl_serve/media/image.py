@@ -55,7 +55,7 @@ def read_header(
                 "pixels are decoded: send it smaller.",
                 param=param,
             )
-        if _orientation(image) in _SWAPPED:
+        if _orientation(image, data) in _SWAPPED:
             width, height = height, width
         return Header(str(image.format), width, height)
 
@@ -76,7 +76,7 @@ def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False
         _verify(data, param)
     with _opened(data, param, installed_formats()) as image:
         try:
-            orientation = _orientation(image)
+            orientation = _orientation(image, data)
             height, width = size
             if fast and image.format == "JPEG":
                 turned = orientation in _SWAPPED
@@ -206,7 +206,14 @@ _MAGIC = (
 )
 
 
-def _orientation(image: Image.Image) -> int:
+_PNG_ORIENTED = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""Chunk and keywords of text chunks, never compressed, from which Pillow reads an orientation."""
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    # Pillow looks for it behind the pixels as well, and decodes all of them on the way there.
+    if image.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTED):
+        return 1
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # any damage of the EXIF block means: as it is

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
 from qwen2vl_serve.media.image import decode, file_kind, installed_formats, read_header
@@ -91,6 +91,51 @@ def test_every_orientation_stands_upright(orientation: int) -> None:
     assert np.array_equal(ours(data), reference(data))
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def oriented_chunks(orientation: int) -> dict[str, bytes]:
+    """Each way in which a PNG may say how it stands."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    raw = exif.tobytes()
+    hexed = (b"\nexif\n%8d\n" % len(raw)) + raw.hex().encode() + b"\n"
+    xmp = f'<x tiff:Orientation="{orientation}"/>'.encode()
+    return {
+        "eXIf": chunk(b"eXIf", raw[6:]),
+        "tEXt": chunk(b"tEXt", b"Raw profile type exif\0" + hexed),
+        "zTXt": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(hexed)),
+        "iTXt": chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        "iTXt, compressed": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)),
+    }
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind them"])
+@pytest.mark.parametrize("way", oriented_chunks(6))
+def test_a_png_stands_upright_wherever_it_says_so(way: str, behind: bool) -> None:
+    """As Pillow reads it; most PNGs say nothing."""
+    data = encoded(photo(120, 60), "PNG")
+    at = data.index(b"IEND") - 4 if behind else data.index(b"IDAT") - 4
+    turned = data[:at] + oriented_chunks(6)[way] + data[at:]
+    header = read_header(turned, LIMIT, "p")
+    assert (header.width, header.height) == (60, 120)
+    assert np.array_equal(ours(turned), reference(turned))
+
+
+def test_the_header_of_a_png_is_read_without_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is decoded before the request has been given room for it."""
+    decoded = []
+
+    def load(picture: Image.Image) -> None:
+        decoded.append(picture)
+
+    data = encoded(photo(120, 60), "PNG")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    assert read_header(data, LIMIT, "p").width == 120
+    assert decoded == []
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_transparent_parts_are_white(mode: str) -> None:
     """Whatever colour hides behind full transparency."""
@@ -118,10 +163,6 @@ def test_an_animation_is_its_first_frame() -> None:
     for kind in ("GIF", "WEBP"):
         data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
         assert ours(data)[40, 40].tolist() == [255, 0, 0]
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(width: int, height: int, data: bytes) -> bytes:
