@@ -82,6 +82,7 @@ def serve(
             traces are asked for and cannot be made, or an adapter cannot be served.
         BootError: the engine did not start; the message names the cause and the log file.
     """
+    asked = profile
     profile = have_model(profile, request_log.reporter(profile.server.log_format, report))
     profile = with_adapters(profile, named_adapters(profile))
     keys = Keys(profile.api_keys(), KeysFile(profile.keys_path))
@@ -103,7 +104,7 @@ def serve(
         try:
             foreseen = foresee(profile)
             server = _Server(
-                profile, keys, listener, report, boot, signals, foreseen, read_again, traces
+                profile, asked, keys, listener, report, boot, signals, foreseen, read_again, traces
             )
             return _run(server)
         except Stopped:
@@ -127,7 +128,10 @@ def _run(server: _Server) -> int:
 
 @dataclass
 class _Server:
+    """``asked`` is the profile as it was read; ``profile`` has what followed from it filled in."""
+
     profile: Profile
+    asked: Profile
     keys: Keys
     listener: socket.socket
     report: Report
@@ -179,7 +183,7 @@ class _Server:
             _config(app, self.profile), app.state.api, self.profile.server.shutdown_timeout
         )
         http.on_started = lambda: self._report_ready(engine, http, time.monotonic() - begun)
-        reload = Reload(self.profile, self.read_again, self.report)
+        reload = Reload(self.asked.at_port(self.profile.server.port), self.read_again, self.report)
         reload.register(http.api.take_limits, *(f"limits.{name}" for name in TAKEN_LIMITS))
         reload.register(lambda _: self.keys.reload())
         watch = asyncio.create_task(self._watch(engine, http))

@@ -382,7 +382,7 @@ def interrupted_download(lab: Lab) -> World:
 
 
 @breaks("weights", "warning", "1 interrupted downloads, as 5e1f.incomplete of owner/name",
-        "hf download owner/name")  # fmt: skip
+        "qwen2vl-serve download owner/name")  # fmt: skip
 def interrupted_download_in_the_cache(lab: Lab) -> World:
     blobs = lab.folder / "hub" / "models--owner--name" / "blobs"
     blobs.mkdir(parents=True)
