@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from qwen2vl_serve import __version__, uploads, usage
+from qwen2vl_serve.adapters_api import AdaptersAPI
 from qwen2vl_serve.admission import Admission, Bodies, Place, Refused
 from qwen2vl_serve.auth import Caller, Keys
 from qwen2vl_serve.call import Call
@@ -110,9 +111,15 @@ class API:
         self.refuse_new()
         call: Call = request.state.call
         self.chats.require_room(_key(request))
-        chat = parse_chat(await self._read(request), self.limits)
+        chat = parse_chat(await self.read(request), self.limits)
         caller: Caller = request.state.caller
-        call.model = self._find(chat.model, caller).id
+        model = self._find(chat.model, caller)
+        if chat.model is None:
+            # The first name of this key's, which may be an adapter's: the engine must not guess.
+            chat = chat.model_copy(update={"model": model.id})
+        call.model = model.id
+        if model.parent is not None:
+            self.metrics.adapter_requests.labels(model.id).inc()
         call.done("read")
         async with WhileConnected(request.receive):
             place = await self._place(self.chats, request, chat.n or 1)
@@ -141,7 +148,7 @@ class API:
         """Tell what a chat request would cost, without generating: tokens, sizes, what fits."""
         self.refuse_new()
         self.explanations.require_room(_key(request))
-        chat = parse_chat(await self._read(request), self.limits)
+        chat = parse_chat(await self.read(request), self.limits)
         caller: Caller = request.state.caller
         model = self._find(chat.model, caller)
         request.state.call.model = model.id
@@ -314,7 +321,8 @@ class API:
             f"model {str(name)[:100]!r} is not served here; served: {names}.", param="model"
         )
 
-    async def _read(self, request: Request) -> bytes:
+    async def read(self, request: Request) -> bytes:
+        """Return a JSON body, within the limits of size and time."""
         kind = request.headers.get("content-type", "")
         if kind.partition(";")[0].strip().lower() != "application/json":
             raise UnsupportedContentType(
@@ -401,6 +409,18 @@ def build_app(
     app.add_api_route("/v1/files", files.list)
     app.add_api_route("/v1/files/{file_id}", files.retrieve)
     app.add_api_route("/v1/files/{file_id}", files.delete, methods=["DELETE"])
+    adapters = AdaptersAPI(
+        engine,
+        profile,
+        with_key=bool(profile.api_keys()),
+        read=api.read,
+        admit=api.refuse_new,
+        forget=metrics.forget_adapter,
+        card=_model,
+    )
+    app.add_api_route("/v1/load_lora_adapter", adapters.load, methods=["POST"])
+    app.add_api_route("/v1/unload_lora_adapter", adapters.unload, methods=["POST"])
+    metrics.adapters.set_function(lambda: sum(one.parent is not None for one in engine.models))
     app.add_api_route("/v1/models", api.models)
     app.add_api_route("/v1/models/{name:path}", api.model)
     app.add_api_route("/health/live", api.live)
@@ -458,13 +478,17 @@ def _raise_ours(request: Request, error: Exception) -> NoReturn:
 
 
 def _model(model: ServedModel) -> dict[str, Any]:
-    return {
+    card = {
         "id": model.id,
         "object": "model",
         "created": model.created,
         "owned_by": "qwen2vl_serve",
         "max_model_len": model.max_model_len,
     }
+    if model.parent is not None:
+        # vLLM's ``root`` is the adapter's folder, which is the operator's business.
+        card |= {"parent": model.parent, "root": model.parent}
+    return card
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

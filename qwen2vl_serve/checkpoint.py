@@ -91,6 +91,11 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def check_config(config: dict[str, Any], source: Path) -> None:
     """Check family and rotary settings of a config.json, which ``source`` names in messages."""
     kind = config.get("model_type")
+    if kind == "qwen":
+        raise PreflightError(
+            f"{source}: is of Qwen's first generation (as Qwen-VL-Chat), which vLLM dropped after "
+            "0.23 and which would need trust_remote_code; take Qwen/Qwen2-VL-7B-Instruct"
+        )
     if kind not in SERVED_TYPES:
         raise PreflightError(
             f"{source}: model_type is {kind!r}; this server serves {' and '.join(SERVED_TYPES)}"
@@ -302,7 +307,25 @@ def check_weights(folder: Path) -> int:
 
 
 def tensor_names(path: Path) -> frozenset[str]:
-    """Check a safetensors file's header against its size; return the names of its tensors.
+    """Check a safetensors file's header against its size; return the names of its tensors."""
+    return frozenset(_tensors(path))
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Check a safetensors file as ``tensor_names`` does; return the shapes of its tensors."""
+    try:
+        return {
+            name: tuple(int(size) for size in entry["shape"])
+            for name, entry in _tensors(path).items()
+        }
+    except (ValueError, KeyError, TypeError):
+        raise PreflightError(
+            f"{path}: is not a whole safetensors file (its header is damaged); download it again"
+        ) from None
+
+
+def _tensors(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a safetensors file's header.
 
     Format: eight bytes of header length (little endian), a JSON object that gives each tensor's
     ``data_offsets`` within what follows, then the data.
@@ -331,4 +354,4 @@ def tensor_names(path: Path) -> frozenset[str]:
         raise PreflightError(f"{broken} (its header is damaged); download it again") from None
     if 8 + length + end != size:
         raise PreflightError(f"{broken} ({size} bytes of {8 + length + end}); download it again")
-    return frozenset(tensors)
+    return tensors

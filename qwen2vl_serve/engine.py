@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from qwen2vl_serve.protocol import ChatRequest
@@ -17,12 +18,31 @@ if TYPE_CHECKING:
 class ServedModel:
     """One name that clients may put into ``model``.
 
-    ``max_model_len`` is in tokens, ``created`` in seconds since the epoch.
+    ``max_model_len`` is in tokens, ``created`` in seconds since the epoch. ``parent`` is the model
+    that an adapter changes, None for a model itself.
     """
 
     id: str
     created: int
     max_model_len: int
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter that has been read and found sound.
+
+    ``rank`` is the largest of its parts, ``base`` the model it says it was trained on. Of its
+    ``parts``, each a linear layer, ``vision_parts`` belong to the vision tower. ``digest`` stands
+    for the content of its files.
+    """
+
+    folder: Path
+    rank: int
+    base: str | None
+    parts: int
+    vision_parts: int
+    digest: str
 
 
 @dataclass(slots=True)
@@ -89,7 +109,7 @@ class Engine(Protocol):
 
     @property
     def models(self) -> Sequence[ServedModel]:
-        """The served names, the profile's first name first."""
+        """The served names: the profile's, its first name first, then adapters."""
         ...
 
     @property
@@ -129,6 +149,23 @@ class Engine(Protocol):
         ``usage`` is filled in as it becomes known: exactly at the end, before that with the least
         that it can be. An ``APIError`` before the first value means that nothing was generated;
         after it, that the answer is cut short. Closing the iterator aborts the generation.
+        """
+        ...
+
+    async def load_adapter(self, name: str, adapter: Adapter) -> ServedModel:
+        """Load an adapter under a name, or another one in its place.
+
+        Raises:
+            TooManyItems: as many are held as there is room for.
+            InvalidValue: the engine refuses it.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take an adapter away; answers that use it end as they would have.
+
+        Raises:
+            ModelNotFound: there is none of this name.
         """
         ...
 

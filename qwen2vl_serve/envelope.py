@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -106,6 +107,15 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+        self.adapters = Gauge(
+            "qwen2vl_adapters", "LoRA adapters that are served", registry=self.registry
+        )
+        self.adapter_requests = Counter(
+            "qwen2vl_adapter_requests",
+            "Chat requests to a LoRA adapter, by its name; gone with the adapter",
+            ["adapter"],
+            registry=self.registry,
+        )
         self.files = Gauge("qwen2vl_files", "Uploaded files that are kept", registry=self.registry)
         self.files_bytes = Gauge(
             "qwen2vl_files_bytes", "Bytes of the uploaded files", registry=self.registry
@@ -147,6 +157,11 @@ class Metrics:
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
             registry=self.registry,
         )
+
+    def forget_adapter(self, name: str) -> None:
+        """Stop telling of an adapter that is gone; names would pile up."""
+        with contextlib.suppress(KeyError):
+            self.adapter_requests.remove(name)
 
     def text(self) -> bytes:
         """Return vLLM's figures and ours in Prometheus's text format."""

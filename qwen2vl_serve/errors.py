@@ -7,6 +7,8 @@
     │   ├── ProfileError           a profile cannot be read or is not valid
     │   └── PreflightError         this machine cannot run that profile
     ├── BootError                  the engine failed to start: exit status 1
+    │   └── DownloadError          its checkpoint did not come whole
+    │       └── HubUnreachable     no answer, or the connection broke
     └── APIError                   an HTTP answer in OpenAI's error shape
         ├── RequestError           400  the client must change the request
         │   ├── InvalidJSON        400  invalid_json
@@ -24,6 +26,7 @@
         │   ├── VideoTooLarge      400  video_too_large
         │   ├── MediaTooLarge      400  media_too_large
         │   ├── ContextLengthExceeded 400 context_length_exceeded
+        │   ├── PermissionDenied   403  permission_denied
         │   ├── ModelNotFound      404  model_not_found
         │   ├── UnknownFile        404  file_not_found
         │   ├── RouteNotFound      404  not_found
@@ -67,6 +70,14 @@ class PreflightError(SetupError):
 
 class BootError(ServeError):
     """The engine started and failed; names the cause and the log that holds the rest."""
+
+
+class DownloadError(BootError):
+    """A checkpoint did not come whole; the same command goes on where it stopped."""
+
+
+class HubUnreachable(DownloadError):
+    """A hub does not answer, or the connection broke."""
 
 
 class APIError(ServeError):
@@ -197,6 +208,13 @@ class MediaTooLarge(RequestError):
 
     status = 400
     code = "media_too_large"
+
+
+class PermissionDenied(RequestError):
+    """This server does not do it, or not for this key."""
+
+    status = 403
+    code = "permission_denied"
 
 
 class ModelNotFound(RequestError):

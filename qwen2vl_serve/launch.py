@@ -28,10 +28,12 @@ from pathlib import Path
 import uvicorn
 
 from qwen2vl_serve import request_log, tracing
+from qwen2vl_serve.adapters import named_adapters, with_adapters
 from qwen2vl_serve.api_keys import API_KEY_VARIABLE
 from qwen2vl_serve.app import TAKEN_LIMITS, build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.boot_log import BootLog
+from qwen2vl_serve.download import have_model
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.forecast import Start, StartTimes, comparison, expose, foresee
@@ -76,10 +78,13 @@ def serve(
     write elsewhere; ``verbose`` reports the log's lines as well.
 
     Raises:
-        PreflightError: the port was taken since the preflight, no log file can be written, or
-            traces are asked for and cannot be made.
+        PreflightError: the port was taken since the preflight, no log file can be written,
+            traces are asked for and cannot be made, or an adapter cannot be served.
         BootError: the engine did not start; the message names the cause and the log file.
     """
+    asked = profile
+    profile = have_model(profile, request_log.reporter(profile.server.log_format, report))
+    profile = with_adapters(profile, named_adapters(profile))
     keys = Keys(profile.api_keys(), KeysFile(profile.keys_path))
     traces = tracing.tracer()
     os.environ.update(_environment(profile))
@@ -99,7 +104,7 @@ def serve(
         try:
             foreseen = foresee(profile)
             server = _Server(
-                profile, keys, listener, report, boot, signals, foreseen, read_again, traces
+                profile, asked, keys, listener, report, boot, signals, foreseen, read_again, traces
             )
             return _run(server)
         except Stopped:
@@ -123,7 +128,10 @@ def _run(server: _Server) -> int:
 
 @dataclass
 class _Server:
+    """``asked`` is the profile as it was read; ``profile`` has what followed from it filled in."""
+
     profile: Profile
+    asked: Profile
     keys: Keys
     listener: socket.socket
     report: Report
@@ -175,7 +183,7 @@ class _Server:
             _config(app, self.profile), app.state.api, self.profile.server.shutdown_timeout
         )
         http.on_started = lambda: self._report_ready(engine, http, time.monotonic() - begun)
-        reload = Reload(self.profile, self.read_again, self.report)
+        reload = Reload(self.asked.at_port(self.profile.server.port), self.read_again, self.report)
         reload.register(http.api.take_limits, *(f"limits.{name}" for name in TAKEN_LIMITS))
         reload.register(lambda _: self.keys.reload())
         watch = asyncio.create_task(self._watch(engine, http))

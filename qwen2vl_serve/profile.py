@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from qwen2vl_serve.api_keys import keys_of_environment, keys_of_file
 from qwen2vl_serve.errors import ProfileError
+from qwen2vl_serve.profile_adapters import AdaptersSection
 from qwen2vl_serve.profile_media import FilesSection, MediaSection
 from qwen2vl_serve.profile_sections import (
     EngineSection,
@@ -58,6 +59,10 @@ MEDIA_SAFETY = (
     "max_held_bytes",
     "pdf_cache_bytes",
 )
+LORA_ARGUMENTS = (
+    "enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "fully_sharded_loras",
+    "enable_tower_connector_lora",
+)  # fmt: skip
 # Options of ``--set``'s kin on the command line: plain text, not YAML.
 BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server.port"}
 
@@ -73,6 +78,7 @@ class Profile(Section):
         default=HardwareSection(), description="What it is meant for."
     )
     engine: EngineSection = Field(default=EngineSection(), description="vLLM's engine arguments.")
+    adapters: AdaptersSection = Field(default=AdaptersSection(), description="LoRA adapters.")
     server: ServerSection = Field(default=ServerSection(), description="The HTTP server.")
     media: MediaSection = Field(default=MediaSection(), description="Pictures and videos.")
     files: FilesSection = Field(default=FilesSection(), description="Uploads.")
@@ -101,6 +107,7 @@ class Profile(Section):
                 "sets the same as engine.kv_cache_memory_bytes; keep one",
                 "hardware.cpu_kvcache_gib",
             )
+        self._adapters_consistent()
         bind = hardware.cpu_threads_bind
         if bind not in (None, "auto", "nobind") and len(bind.split("|")) != self.workers:
             raise contradiction(
@@ -109,6 +116,26 @@ class Profile(Section):
                 "hardware.cpu_threads_bind",
             )
         return self
+
+    def _adapters_consistent(self) -> None:
+        engine, adapters = self.engine, self.adapters
+        if taken := sorted(set(adapters.lora_modules) & set(self.model.served_names)):
+            raise contradiction(
+                f"has {shown(taken[0])}, which is a name of the model itself; give it another",
+                "adapters.lora_modules",
+            )
+        if engine.enable_lora is False and adapters.wanted:
+            raise contradiction("is false beside section adapters; drop one", "engine.enable_lora")
+        if (engine.max_cpu_loras or engine.max_loras or 1) < (engine.max_loras or 1):
+            raise contradiction(
+                f"is {engine.max_cpu_loras}, less than engine.max_loras {engine.max_loras}",
+                "engine.max_cpu_loras",
+            )
+        if engine.max_cpu_loras is not None and engine.max_cpu_loras < len(adapters.lora_modules):
+            raise contradiction(
+                f"is {engine.max_cpu_loras} for {len(adapters.lora_modules)} adapters",
+                "engine.max_cpu_loras",
+            )
 
     @property
     def name(self) -> str:
@@ -163,6 +190,8 @@ class Profile(Section):
             "mm_processor_kwargs": self._mm_processor_kwargs(),
             "media_io_kwargs": _set_values(self.media.media_io_kwargs.model_dump()) or None,
         }
+        if self.adapters.wanted:
+            arguments["enable_lora"] = True
         return {name: value for name, value in arguments.items() if value is not None}
 
     def _mm_processor_kwargs(self) -> dict[str, Any]:
@@ -208,7 +237,8 @@ class Profile(Section):
                 words += [f"--{option}", *value]
             else:
                 words += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
-        return words
+        modules = [f"{name}={path}" for name, path in self.adapters.folders.items()]
+        return [*words, "--lora-modules", *modules] if modules else words
 
     def rehearsal(self) -> Profile:
         """The same topology, limits, address and keys with the demo model on CPU workers.
@@ -230,6 +260,7 @@ class Profile(Section):
                         "cpu_offload_gb",
                         "disable_custom_all_reduce",
                         "distributed_executor_backend",
+                        *LORA_ARGUMENTS,
                     )
                 ),
             }
@@ -252,6 +283,7 @@ class Profile(Section):
                 ),
                 "hardware": HardwareSection(device="cpu", cpu_threads_bind=bind),
                 "engine": engine,
+                "adapters": AdaptersSection(),  # they are the model's, and the demo is another
                 "media": media,
                 # A folder belongs to one server, and this is another.
                 "files": self.files.model_copy(update={"folder": None}),

@@ -35,6 +35,7 @@ LoadFormat = Literal[
     "auto", "hf", "safetensors", "pt", "npcache", "dummy", "fastsafetensors", "runai_streamer",
     "runai_streamer_sharded", "sharded_state", "tensorizer",
 ]  # fmt: skip
+LoRARank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
 KVCacheDType = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 
 
@@ -205,6 +206,35 @@ class EngineSection(Section):
         default=None,
         description="Under tensor parallelism, split the vision encoder's `weights` or its "
         "`data`. Unset: `weights`.",
+    )
+    enable_lora: bool | None = Field(
+        default=None,
+        description="Start the engine for LoRA adapters. Unset: where section `adapters` asks for "
+        "it.",
+    )
+    max_loras: Positive | None = Field(
+        default=None,
+        description="Most adapters that are computed in one step; requests for others wait. Unset: "
+        "as many as are named, at most 4.",
+    )
+    max_lora_rank: LoRARank | None = Field(
+        default=None,
+        description="Largest rank that room is kept for, in each of `max_loras` places. Unset: the "
+        "named adapters' largest, rounded up; 16 where others may be loaded later.",
+    )
+    max_cpu_loras: Positive | None = Field(
+        default=None,
+        description="Most adapters that are held at once, those still finishing included. Unset: "
+        "those that are named, and 8 more where others may be loaded later.",
+    )
+    fully_sharded_loras: bool | None = Field(
+        default=None,
+        description="Split both matrices of an adapter over the cards, instead of one of them.",
+    )
+    enable_tower_connector_lora: bool | None = Field(
+        default=None,
+        description="Apply adapters to the vision tower as well (vLLM calls it experimental). "
+        "Unset: where a named adapter has such parts.",
     )
 
 

@@ -5,7 +5,7 @@ Every message names the field, the limit and the value given.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, from_json
@@ -78,6 +78,21 @@ def parse_chat(body: bytes, limits: RequestLimits) -> ChatRequest:
     _check_fields(request, limits)
     _count_media(request, limits)
     return _without_control_tokens(request, limits)
+
+
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
+def parse_fields(body: bytes, model: type[Fields]) -> Fields:
+    """Read a small request's body into ``model``, a strict one.
+
+    Raises:
+        RequestError: as ``parse_chat``.
+    """
+    try:
+        return model.model_validate(_parse_json(body))
+    except ValidationError as error:
+        raise _as_request_error(error.errors(include_url=False)[0]) from None
 
 
 def _parse_json(body: bytes) -> dict[str, Any]:

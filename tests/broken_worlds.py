@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwen2vl_serve.doctor import World, machine
+from tests.adapter_files import Q_PROJ, VISION, write_adapter
 from tests.worlds import Lab
 
 MIB = 1024**2
@@ -381,7 +382,7 @@ def interrupted_download(lab: Lab) -> World:
 
 
 @breaks("weights", "warning", "1 interrupted downloads, as 5e1f.incomplete of owner/name",
-        "hf download owner/name")  # fmt: skip
+        "qwen2vl-serve download owner/name")  # fmt: skip
 def interrupted_download_in_the_cache(lab: Lab) -> World:
     blobs = lab.folder / "hub" / "models--owner--name" / "blobs"
     blobs.mkdir(parents=True)
@@ -417,15 +418,15 @@ def heads_that_do_not_divide(lab: Lab) -> World:
     return lab.world("hardware.device=cpu", "engine.tensor_parallel_size=3")
 
 
-@breaks("adapter", "warning", "1 of 1 trained parts", "visual.blocks.0", "merge_and_unload")
+@breaks("adapter", "fatal", "1 of its 1 parts belong to the vision tower", "set it to true")
 def adapter_of_the_vision_tower(lab: Lab) -> World:
-    tensor = "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight"
-    return lab.world(adapter=lab.adapter(tensor))
+    folder = lab.adapter(VISION)
+    return lab.world("engine.enable_tower_connector_lora=false", adapter=folder)
 
 
 @breaks("adapter", "fatal", "is a DoRA", "merge_and_unload")
 def adapter_of_another_kind(lab: Lab) -> World:
-    return lab.world(adapter=lab.adapter("layers.0.q_proj.lora_A.weight", use_dora=True))
+    return lab.world(adapter=lab.adapter(use_dora=True))
 
 
 @breaks("adapter", "fatal", "adapter_config.json: is missing", "ms-swift")
@@ -435,6 +436,33 @@ def no_adapter(lab: Lab) -> World:
 
 @breaks("adapter", "fatal", "adapter_model.bin is a pickle", "safe_serialization=True")
 def pickled_adapter(lab: Lab) -> World:
-    folder = lab.adapter("layers.0.q_proj.lora_A.weight")
+    folder = lab.adapter()
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     return lab.world(adapter=folder)
+
+
+@breaks("adapter", "fatal", "adapters.lora_modules.ocr", "engine.max_lora_rank is 8", "set 16")
+def adapter_of_too_large_a_rank(lab: Lab) -> World:
+    folder = lab.adapter(rank=12)
+    return lab.world(f"adapters.lora_modules.ocr={folder}", "engine.max_lora_rank=8")
+
+
+@breaks("adapter", "fatal", "for another model", "has 512 inputs")
+def adapter_of_another_size(lab: Lab) -> World:
+    folder = write_adapter(lab.folder / "adapter", {Q_PROJ: (512, 256)})
+    return lab.world(f"adapters.lora_modules.ocr={folder}")
+
+
+@breaks("adapter", "fatal", "was trained on Qwen/Qwen2.5-VL-7B-Instruct", "with its own")
+def adapter_of_another_family(lab: Lab) -> World:
+    return lab.world(adapter=lab.adapter(base_model_name_or_path="Qwen/Qwen2.5-VL-7B-Instruct"))
+
+
+@breaks("adapter", "fatal", "adapters.allowed_paths", "api_key_file")
+def adapters_for_nobody(lab: Lab) -> World:
+    return lab.world(f"adapters.allowed_paths=[{lab.folder}]")
+
+
+@breaks("adapter", "warning", "there is no folder /srv/nothing", "correct the path")
+def adapters_from_nowhere(lab: Lab) -> World:
+    return lab.world("adapters.allowed_paths=[/srv/nothing]", "server.api_keys=[operator]")

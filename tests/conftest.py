@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import requests
 
-ENGINES = {"test_install", "test_reference", "test_rehearsal", "test_vllm_engine"}
+ENGINES = {"test_install", "test_lora_real", "test_reference", "test_rehearsal", "test_vllm_engine"}
 """Files that start engines of their own."""
 
 BOOT_SECONDS = 300

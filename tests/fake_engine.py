@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from qwen2vl_serve.engine import Medium, ServedModel, Usage
-from qwen2vl_serve.errors import EngineUnavailable
+from qwen2vl_serve.engine import Adapter, Medium, ServedModel, Usage
+from qwen2vl_serve.errors import EngineUnavailable, ModelNotFound
 from qwen2vl_serve.protocol import ChatRequest
 
 
@@ -33,10 +33,20 @@ class FakeEngine:
     requests: list[ChatRequest] = field(default_factory=list)
     media: list[Sequence[Medium]] = field(default_factory=list)
     max_item_tokens: int = 100_000
+    adapters: dict[str, Adapter] = field(default_factory=dict)
 
     @property
     def models(self) -> Sequence[ServedModel]:
-        return (ServedModel("demo", 1_700_000_000, 4096), ServedModel("alias", 1_700_000_000, 4096))
+        base = [ServedModel(name, 1_700_000_000, 4096) for name in ("demo", "alias")]
+        return [*base, *(ServedModel(one, 1_700_000_001, 4096, "demo") for one in self.adapters)]
+
+    async def load_adapter(self, name: str, adapter: Adapter) -> ServedModel:
+        self.adapters[name] = adapter
+        return self.models[-1]
+
+    async def unload_adapter(self, name: str) -> None:
+        if self.adapters.pop(name, None) is None:
+            raise ModelNotFound("no such adapter", param="lora_name")
 
     @property
     def pending(self) -> int:

@@ -39,11 +39,12 @@ READMES = [Document("README.md"), Document("README.zh-CN.md")]
 DOCTORS = [Document("docs/doctor.md"), Document("docs/doctor.zh-CN.md")]
 PLANS = [Document("docs/plan.md"), Document("docs/plan.zh-CN.md")]
 PAGES = [Document("docs/hardware.md"), Document("docs/hardware.zh-CN.md")]
+MODELS = [Document("docs/models.md"), Document("docs/models.zh-CN.md")]
 SECURITY = [Document("SECURITY.md"), Document("SECURITY.zh-CN.md")]
 CLIENTS = [Document("docs/clients.md"), Document("docs/clients.zh-CN.md")]
 DEPLOY = [Document("docs/deploy.md"), Document("docs/deploy.zh-CN.md")]
 USES = [Document("docs/uses.md"), Document("docs/uses.zh-CN.md")]
-TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY, CLIENTS, DEPLOY, USES]
+TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY, CLIENTS, DEPLOY, USES, MODELS]
 HELD = [*(document for twins in TWINS for document in twins), Document("CHANGELOG.md")]
 
 api = pytest.mark.parametrize("document", APIS, ids=str)

@@ -16,6 +16,7 @@ from qwen2vl_serve.boot_phases import PHASES
 from qwen2vl_serve.doctor import CHECKS, World, checks, examine, report, software
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.profile import load_profile
+from tests.adapter_files import VISION
 from tests.broken_worlds import (
     BROKEN,
     few_open_files,
@@ -218,9 +219,18 @@ def test_a_module_from_another_distribution_is_not_missing(lab):
 
 def test_an_adapter_of_the_language_model_is_sound(lab):
     """The usual result of ms-swift, which freezes the vision tower."""
-    folder = lab.adapter("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight")
+    folder = lab.adapter()
     found = next(f for f in examine(lab.world(adapter=folder)) if f.check == "adapter")
-    assert (found.level, found.found) == ("ok", "1 trained parts, none of the vision tower")
+    assert (found.level, found.found) == (
+        "ok",
+        "adapter: 1 trained parts, none of the vision tower",
+    )
+
+
+def test_an_adapter_of_the_vision_tower_is_served_with_it(lab):
+    """vLLM 0.32 applies such parts when told to, which a profile that says nothing does."""
+    found = next(f for f in examine(lab.world(adapter=lab.adapter(VISION))) if f.check == "adapter")
+    assert (found.level, found.found) == ("ok", "adapter: 1 trained parts, 1 of the vision tower")
 
 
 def test_a_check_that_cannot_look_says_so(lab, monkeypatch):

@@ -106,9 +106,9 @@ def test_bad_input_is_one_line_and_status_2(lab, capfd, words):
 
 def test_an_adapter_is_looked_at(lab, capfd):
     """`--adapter` names the folder that PEFT or ms-swift wrote."""
-    folder = lab.adapter("base_model.model.visual.merger.mlp.0.lora_A.weight")
-    assert run(lab, "--adapter", str(folder)) == 0
-    assert "warning  adapter" in capfd.readouterr().out
+    folder = lab.adapter(use_dora=True)
+    assert run(lab, "--adapter", str(folder)) == 1
+    assert "fatal    adapter" in capfd.readouterr().out
 
 
 def test_lines_keep_within_80_columns_and_commands_whole():

@@ -214,6 +214,17 @@ def test_a_dead_engine_ends_streams_and_answers_with_errors(launch: Launch) -> N
     assert server.process.wait(10) == 1
 
 
+def test_what_follows_from_a_profile_waits_for_no_restart(launch: Launch) -> None:
+    """Engine arguments that adapters bring along are no change of the profile."""
+    sailor = Path(__file__).parents[1] / "qwen2vl_serve" / "demo" / "adapters" / "sailor"
+    server = launch("up", f"adapters.lora_modules.sailor={sailor}")
+    server.wait_ready()
+    server.process.send_signal(signal.SIGHUP)
+    eventually(lambda: any(line.startswith("reload") for line in server.lines))
+    told = next(line for line in server.lines if line.startswith("reload"))
+    assert told == "reload  no field has changed that is taken while running"
+
+
 def test_sighup_takes_the_limits_and_names_what_waits(launch: Launch, tmp_path: Path) -> None:
     """Limits change without a restart; one line says what does not; a bad file changes nothing."""
     path = tmp_path / "mine.yaml"

@@ -534,7 +534,14 @@ EVERYTHING = {
         "disable_custom_all_reduce": True,
         "mm_processor_cache_gb": 0,
         "mm_encoder_tp_mode": "data",
+        "enable_lora": True,
+        "max_loras": 2,
+        "max_lora_rank": 64,
+        "max_cpu_loras": 3,
+        "fully_sharded_loras": True,
+        "enable_tower_connector_lora": True,
     },
+    "adapters": {"lora_modules": {"ocr": "/a/ocr", "tables": "/a/tables"}},
     "server": {"ssl_certfile": "/c", "ssl_keyfile": "/k"},
     "media": {
         "limit_mm_per_prompt": {"image": 0, "video": 1},
@@ -556,11 +563,14 @@ def test_every_engine_field_reaches_vllm_by_both_ways(vllm):
     arguments, theirs = vllm.parse(profile.vllm_command()[2:])
     assert vllm.differences(ours, theirs) == {}
     assert (arguments.ssl_certfile, arguments.ssl_keyfile) == ("/c", "/k")
+    named = {one.name: one.path for one in arguments.lora_modules}
+    assert named == {"ocr": "/a/ocr", "tables": "/a/tables"}
 
 
 def test_choices_are_vllms(vllm):
     """A value that a profile accepts is one that this vLLM knows."""
     from vllm.config.cache import CacheDType
+    from vllm.config.lora import MaxLoRARanks
     from vllm.config.model import ModelDType
     from vllm.config.multimodal import MMEncoderTPMode
     from vllm.model_executor.layers.quantization import QuantizationMethods
@@ -570,5 +580,6 @@ def test_choices_are_vllms(vllm):
     assert set(get_args(profile_sections.Quantization)) <= set(get_args(QuantizationMethods))
     assert set(get_args(profile_sections.LoadFormat)) <= set(get_args(LoadFormats))
     assert set(get_args(profile_sections.KVCacheDType)) <= set(get_args(CacheDType))
+    assert set(get_args(profile_sections.LoRARank)) == set(get_args(MaxLoRARanks))
     mode = profile_sections.EngineSection.model_fields["mm_encoder_tp_mode"].annotation
     assert set(re.findall(r"'(\w+)'", str(mode))) == set(get_args(MMEncoderTPMode))

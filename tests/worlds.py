@@ -19,6 +19,7 @@ import pytest
 
 from qwen2vl_serve.doctor import Build, World
 from qwen2vl_serve.profile import load_profile
+from tests.adapter_files import DEMO_SIZES, Q_PROJ, write_adapter
 
 GIB = 1024**3
 DEMO = Path(load_profile("demo").model.path)
@@ -148,14 +149,9 @@ class Lab:
         text = json.loads((self.model / "config.json").read_text())["text_config"]
         self.edit("config.json", text_config={**text, **changes})
 
-    def adapter(self, tensor: str, **settings: Any) -> Path:
-        """Write a LoRA with one tensor of one number."""
-        folder = self.folder / "adapter"
-        folder.mkdir()
-        values = {"peft_type": "LORA", "target_modules": ["q_proj"], **settings}
-        (folder / "adapter_config.json").write_text(json.dumps(values))
-        write_safetensors(folder / "adapter_model.safetensors", [tensor])
-        return folder
+    def adapter(self, part: str = Q_PROJ, rank: int = 2, **settings: Any) -> Path:
+        """Write a LoRA of one part of the demo model."""
+        return write_adapter(self.folder / "adapter", {part: DEMO_SIZES[part]}, rank, **settings)
 
 
 def write_safetensors(path: Path, names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from qwen2vl_serve import __version__
-from qwen2vl_serve.cli import doctor, keys, plan, profiles, serve
+from qwen2vl_serve.cli import doctor, download, keys, plan, profiles, serve
 from qwen2vl_serve.cli.options import Parser, parse
 from qwen2vl_serve.errors import BootError, ServeError, SetupError
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"qwen2vl-serve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (serve, doctor, profiles, plan, keys):
+    for command in (serve, doctor, profiles, plan, download, keys):
         command.add(commands)
     for name, purpose in client.COMMANDS.items():
         commands.add_parser(name, help=purpose, add_help=False)

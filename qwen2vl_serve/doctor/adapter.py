@@ -1,53 +1,53 @@
-"""A LoRA adapter that is to be served with the model."""
+"""The LoRA adapters that are to be served with the model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from qwen2vl_serve import checkpoint
+from qwen2vl_serve.adapters import check_room
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.world import World
-from qwen2vl_serve.errors import PreflightError, SetupError
+from qwen2vl_serve.engine import Adapter
+from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.lora import read_adapter
+
+WHY = "vLLM could not load the adapter, would leave parts of it out, or would end with it"
 
 
 def adapter(world: World) -> Finding:
-    """See that a LoRA is whole, and that it trains nothing that vLLM leaves out."""
-    folder = world.adapter
-    if folder is None:
-        return ok("none named")
-    try:
-        settings = checkpoint.read_json(
-            folder / "adapter_config.json", "name the folder that PEFT or ms-swift wrote"
-        )
-        names = _tensor_names(folder)
-    except SetupError as error:
-        return refused(error, "vLLM could not load the adapter")
-    if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
-        kind = "DoRA" if settings.get("use_dora") else settings.get("peft_type")
+    """See that each LoRA is whole, of this model, and served with all its parts."""
+    section = world.profile.adapters
+    if section.allowed_paths and not world.profile.api_keys():
         return fatal(
-            f"{folder}: is a {kind}, not a plain LoRA",
-            "vLLM loads only LoRA",
-            "merge it into the model (model.merge_and_unload() of PEFT) and serve the result",
+            "adapters.allowed_paths: lets clients load adapters, and the server has no key "
+            "of its operator",
+            "nobody could load one: named keys are clients'",
+            "set server.api_key_file, or leave the paths out",
         )
-    visual = sorted(name for name in names if "visual." in name)
-    if visual:
-        return warning(
-            f"{folder}: {len(visual)} of {len(names)} trained parts belong to visual.*, as "
-            f"{visual[0]}",
-            "vLLM applies adapters to the language model only: the trained vision part is left "
-            "out without a word, and answers differ from training",
-            "merge it into the model (model.merge_and_unload() of PEFT), or train with the "
-            "vision tower frozen (ms-swift: --freeze_vit true)",
-        )
-    return ok(f"{len(names)} trained parts, none of the vision tower")
+    for allowed in section.allowed_paths:
+        if not Path(allowed).expanduser().is_dir():
+            return warning(
+                f"adapters.allowed_paths: there is no folder {allowed}",
+                "nothing can be loaded from it",
+                "make it, or correct the path",
+            )
+    folders = {f"adapters.lora_modules.{name}": path for name, path in section.folders.items()}
+    if world.adapter is not None:
+        folders["--adapter"] = world.adapter
+    if not folders:
+        return ok("none named")
+    found = []
+    for key, folder in folders.items():
+        try:
+            one = read_adapter(folder, world.config)
+            check_room(one, world.profile, world.config)
+        except SetupError as error:
+            finding = refused(error, WHY)
+            return fatal(f"{key}: {finding.found}", finding.why, finding.mend)
+        found.append(one)
+    return ok(", ".join(map(_told, found)))
 
 
-def _tensor_names(folder: Path) -> frozenset[str]:
-    """Return the names of an adapter's tensors; only safetensors are looked into."""
-    weights = folder / "adapter_model.safetensors"
-    if not weights.exists() and (folder / "adapter_model.bin").is_file():
-        raise PreflightError(
-            f"{folder}: adapter_model.bin is a pickle, which may run code when it is loaded; "
-            "save the adapter again with safe_serialization=True"
-        )
-    return checkpoint.tensor_names(weights)
+def _told(one: Adapter) -> str:
+    vision = f"{one.vision_parts or 'none'} of the vision tower"
+    return f"{one.folder.name}: {one.parts} trained parts, {vision}"

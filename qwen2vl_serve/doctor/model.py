@@ -98,7 +98,7 @@ def weights(world: World) -> Finding:
             return warning(
                 f"{named} of {model.path}",
                 "the start begins with the rest of the download",
-                f"`hf download {model.path}` to have it done before",
+                f"`qwen2vl-serve download {model.path}` to have it done before",
             )
         return ok(NOT_HERE)
     try:

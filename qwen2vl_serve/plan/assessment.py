@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from qwen2vl_serve.hardware import GIB, Card, Host
 from qwen2vl_serve.plan import memory
+from qwen2vl_serve.plan.adapters import adapter_room
 from qwen2vl_serve.plan.architectures import Architecture
 from qwen2vl_serve.plan.cards import Machines
 from qwen2vl_serve.plan.deployment import Deployment, deployment
@@ -109,6 +110,7 @@ def assess(
         dtype_bytes=plan.dtype_bytes,
         split_vision=plan.split_vision,
         with_vision=with_vision,
+        adapters=adapter_room(profile),
     )
     if on_cards:
         stages = tuple(_on_card(plan, machines, held, index) for index in range(len(held)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen2vl_serve import hardware
+from qwen2vl_serve.adapters import named_adapters, with_adapters
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.hardware import Card, Host
 from qwen2vl_serve.plan.architectures import Architecture
@@ -40,9 +41,10 @@ def of_profile(name: str, gpus: str | None, overrides: Sequence[str]) -> Questio
     """Ask about a profile on the cards given, else those found here, else its own.
 
     Raises:
-        PreflightError, ProfileError: a profile, model or card that does not exist.
+        PreflightError, ProfileError: a profile, model, card or adapter that does not exist.
     """
     profile = load_profile(name, overrides)
+    profile = with_adapters(profile, named_adapters(profile))
     machines, whence = _machines(profile, gpus)
     return Question(profile, architecture_of(profile), machines, hardware.host(), whence)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from qwen2vl_serve.plan.adapters import AdapterRoom
 from qwen2vl_serve.plan.architectures import (
     VOCABULARY_STEP,
     Architecture,
@@ -66,12 +67,14 @@ def stage_weights(
     dtype_bytes: int,
     split_vision: bool = True,
     with_vision: bool = True,
+    adapters: AdapterRoom | None = None,
 ) -> tuple[StageWeights, ...]:
     """Return what a card of each stage holds.
 
     Token embeddings are on the first stage, the output head and the last norm on the last; tied
-    embeddings are on both. Every stage holds a whole vision encoder and a rotary table. Sources:
-    ``Qwen2Model`` and ``Qwen2ForCausalLM`` in ``models/qwen2.py``, ``models/qwen2_vl.py``.
+    embeddings are on both. Every stage holds a whole vision encoder and a rotary table.
+    ``adapters`` is the room for LoRA, which is beside every layer. Sources: ``Qwen2Model`` and
+    ``Qwen2ForCausalLM`` in ``models/qwen2.py``, ``models/qwen2_vl.py``.
     """
     text, vision, packing = architecture.text, architecture.vision, architecture.quantisation
 
@@ -84,6 +87,10 @@ def stage_weights(
         packed = packing if packing is not None and packing.vision else None
         tower = held(vision.tensors(), tensor_parallel if split_vision else 1, packed)
         tower += allocation(vision.rotary_values * dtype_bytes)
+        if adapters is not None:
+            ranks = tensor_parallel if split_vision else 1
+            beside = adapters.vision_bytes(architecture, ranks, dtype_bytes)
+            tower += Load(beside, beside)
     rotary = allocation(text.rotary_values * dtype_bytes)
     table, last_norm = [text.embedding()], [Tensors("norm", text.hidden, 1, "copied")]
     found = []
@@ -96,6 +103,9 @@ def stage_weights(
             load += held(table, tensor_parallel, None)
         if last:
             load += held(last_norm, tensor_parallel, None)
+        if adapters is not None:
+            beside = adapters.text_bytes(architecture, layers, tensor_parallel, dtype_bytes)
+            load += Load(beside, beside)
         found.append(StageWeights(layers, load, tower))
     return tuple(found)
 

@@ -19,7 +19,6 @@ from vllm.entrypoints.launchers.api_server.entry import (
 )
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
-from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.envs import enable_envs_cache
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
@@ -29,9 +28,11 @@ from vllm.sampling_params import SamplingParams
 from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from qwen2vl_serve.engine import Medium, ServedModel, Usage
+from qwen2vl_serve.adapters import named_adapters, with_adapters
+from qwen2vl_serve.engine import Adapter, Medium, ServedModel, Usage
 from qwen2vl_serve.errors import (
     APIError,
+    BootError,
     ContextLengthExceeded,
     EngineUnavailable,
     InternalError,
@@ -42,6 +43,7 @@ from qwen2vl_serve.errors import (
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.vllm_engine import connector
+from qwen2vl_serve.vllm_engine.adapters import Adapters, Models, places
 from qwen2vl_serve.vllm_engine.chunks import is_plain, plain_chunks
 from qwen2vl_serve.vllm_engine.encoding import PromptEncoder, encode_with
 from qwen2vl_serve.vllm_engine.progress import Progress
@@ -59,13 +61,18 @@ class VLLMEngine:
     """``qwen2vl_serve.engine.Engine`` on vLLM's ``OpenAIServingChat``."""
 
     def __init__(
-        self, client: EngineClient, chat: OpenAIServingChat, encoder: PromptEncoder
+        self,
+        client: EngineClient,
+        chat: OpenAIServingChat,
+        encoder: PromptEncoder,
+        room: int = 0,
     ) -> None:
         self._client = client
         self._progress = Progress.of(client)
         self._chat = chat
         self._encoder = encoder
         self._window = int(chat.model_config.max_model_len)
+        self._adapters = Adapters(client, chat.models, self._window, room)
         started = int(time.time())
         self._models = tuple(
             ServedModel(path.name, started, self._window) for path in chat.models.base_model_paths
@@ -73,8 +80,8 @@ class VLLMEngine:
 
     @property
     def models(self) -> Sequence[ServedModel]:
-        """The served names, the profile's first name first."""
-        return self._models
+        """The served names: the profile's, its first name first, then adapters."""
+        return (*self._models, *self._adapters.served)
 
     @property
     def version(self) -> str:
@@ -104,13 +111,14 @@ class VLLMEngine:
         self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> bytes:
         """Answer at once: a ``chat.completion`` object as JSON."""
-        try:
-            answer = await self._start(as_vllm(request, media, request_id, usage))
-        except InternalError:
-            if not media:
-                raise
-            # See ``stream``.
-            answer = await self._start(as_vllm(request, media, request_id, usage))
+        with self._adapters.used(request.model) as adapter:
+            try:
+                answer = await self._start(as_vllm(request, media, request_id, usage, adapter))
+            except InternalError:
+                if not media:
+                    raise
+                # See ``stream``.
+                answer = await self._start(as_vllm(request, media, request_id, usage, adapter))
         usage.completion_tokens = answer.usage.completion_tokens
         body: str = answer.model_dump_json()
         return body.encode()
@@ -147,18 +155,19 @@ class VLLMEngine:
     async def _chunks(
         self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
     ) -> AsyncGenerator[str, None]:
-        asked = as_vllm(request, media, request_id, usage)
-        events = await self._start(asked)
-        if not is_plain(asked):
-            events = self._unwrapped(asked, events)
-        async with aclosing(events):
-            try:
-                async for chunk in events:
-                    yield chunk
-            except APIError:
-                raise
-            except Exception as error:
-                raise self._translated(error) from error
+        with self._adapters.used(request.model) as adapter:
+            asked = as_vllm(request, media, request_id, usage, adapter)
+            events = await self._start(asked)
+            if not is_plain(asked):
+                events = self._unwrapped(asked, events)
+            async with aclosing(events):
+                try:
+                    async for chunk in events:
+                        yield chunk
+                except APIError:
+                    raise
+                except Exception as error:
+                    raise self._translated(error) from error
 
     async def _unwrapped(
         self, asked: Asked, events: AsyncGenerator[str, None]
@@ -192,6 +201,14 @@ class VLLMEngine:
                 yield _json(event)
             for one in held:
                 yield one
+
+    async def load_adapter(self, name: str, adapter: Adapter) -> ServedModel:
+        """Load an adapter under a name, or another one in its place."""
+        return await self._adapters.load(name, adapter)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take an adapter away; answers that use it end as they would have."""
+        await self._adapters.unload(name)
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Return the prompt's tokens, each picture and video as one; the engine is not asked.
@@ -278,6 +295,11 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
     for: its own check comes before their tokens are counted.
     """
 
+    def _maybe_get_adapters(self, request: Asked, supports_default_mm_loras: bool = False) -> Any:
+        """Return the adapter that the request was begun with, whatever has its name by now."""
+        chosen = request.adapter
+        return chosen or super()._maybe_get_adapters(request, supports_default_mm_loras)
+
     async def render_chat_request(self, request: Asked) -> Any:
         """Return vLLM's conversation and engine inputs.
 
@@ -330,13 +352,16 @@ async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
     Whatever vLLM raises at start passes unchanged: the launcher explains it.
     """
     connector.register()
-    args = AsyncEngineArgs(**profile.engine_args())
+    adapters = named_adapters(profile)
+    profile = with_adapters(profile, adapters)
+    room = profile.engine.max_cpu_loras or 0
+    args = AsyncEngineArgs(**(profile.engine_args() | places(room)))
     async with build_async_engine_client_from_engine_args(args) as client:
         names = profile.model.served_names
         # vLLM makes sure that each item has data or a key by looking at the data, which decodes
         # every video again, known or not. Each of ours has both.
         client.renderer._validate_mm_uuids = _no_look
-        models = OpenAIServingModels(client, [BaseModelPath(name, args.model) for name in names])
+        models = Models(client, [BaseModelPath(name, args.model) for name in names])
         renderer = OnlineRenderer(
             model_config=client.model_config,
             renderer=client.renderer,
@@ -361,4 +386,10 @@ async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
         )
         # As vLLM's own server does: what the boot left is not walked at each collection.
         freeze_gc_heap()
-        yield VLLMEngine(client, chat, encoder)
+        engine = VLLMEngine(client, chat, encoder, room)
+        for name, adapter in adapters.items():
+            try:
+                await engine.load_adapter(name, adapter)
+            except APIError as error:
+                raise BootError(f"adapters.lora_modules.{name}: {error.message}") from None
+        yield engine

@@ -16,6 +16,7 @@ from vllm.entrypoints.generate.base.protocol import (
     StreamOptions,
 )
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.lora.request import LoRARequest
 from vllm.multimodal.media.base import MediaWithBytes
 
 from qwen2vl_serve import protocol
@@ -55,6 +56,16 @@ class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type 
 
     _usage: Usage = PrivateAttr(default_factory=Usage)
     _counted: RequestResponseMetadata | None = PrivateAttr(default=None)
+    _adapter: LoRARequest | None = PrivateAttr(default=None)
+
+    @property
+    def adapter(self) -> LoRARequest | None:
+        """The adapter that it is answered with, None for the model itself."""
+        return self._adapter
+
+    def answered_with(self, adapter: LoRARequest) -> None:
+        """Choose an adapter."""
+        self._adapter = adapter
 
     def count_in(self, usage: Usage) -> None:
         """Have the prompt counted in ``usage``."""
@@ -82,7 +93,11 @@ class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type 
 
 
 def as_vllm(
-    request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage | None = None
+    request: ChatRequest,
+    media: Sequence[Medium],
+    request_id: str,
+    usage: Usage | None = None,
+    adapter: LoRARequest | None = None,
 ) -> Asked:
     """Return vLLM's request object, whose tokens will be counted in ``usage``.
 
@@ -106,6 +121,8 @@ def as_vllm(
     )
     if usage is not None:
         asked.count_in(usage)
+    if adapter is not None:
+        asked.answered_with(adapter)
     return asked
 
 

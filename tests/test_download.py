@@ -1,0 +1,427 @@
+"""Checkpoints from a hub on loopback that breaks off, lies and refuses, in both hubs' words."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen2vl_serve import checkpoint, cli
+from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
+from qwen2vl_serve.download import Downloaded, Source, download, have_model
+from qwen2vl_serve.download.listing import RepoFile, check_name, needed
+from qwen2vl_serve.download.meter import Meter
+from qwen2vl_serve.errors import DownloadError, HubUnreachable, PreflightError
+from qwen2vl_serve.profile import make_profile
+from tests.loopback_hub import COMMIT, NAME, LoopbackHub, loopback_hub
+
+WEIGHTS = "model.safetensors"
+BOTH = pytest.mark.parametrize("source", ["hf", "modelscope"])
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint, beside what repositories hold that serving does not need."""
+    folder = tmp_path_factory.mktemp("repository")
+    shutil.copytree(MODEL_FOLDER, folder, dirs_exist_ok=True)
+    names = "pytorch_model.bin model.onnx training_args.bin original/weights.pth run.py page.png"
+    for name in (*names.split(), "onnx/model.safetensors", "consolidated.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"not needed")
+    return folder
+
+
+@pytest.fixture
+def hub(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    with loopback_hub(repository) as one:
+        _use(one, tmp_path, monkeypatch)
+        yield one
+
+
+def _use(hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_USE_MODELSCOPE", "HF_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(folder / "modelscope"))
+    monkeypatch.setenv("MODELSCOPE_HOME", str(folder / "modelscope-home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("HF_TOKEN_PATH", str(folder / "no-token"))
+
+
+class Heard:
+    """Takes note of what a ``Progress`` is told."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+        self.lines: list[str] = []
+
+    def begin(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, count: int) -> None:
+        self.done += count
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def fetch(source: Source = "hf", **options: Any) -> Downloaded:
+    options.setdefault("progress", Heard())
+    return download(NAME, source=source, **options)
+
+
+def same(folder: Path) -> bool:
+    """Whether a folder holds the demo checkpoint to the last byte."""
+    return all(
+        (folder / file.name).read_bytes() == file.read_bytes() for file in MODEL_FOLDER.iterdir()
+    )
+
+
+@BOTH
+def test_only_what_serving_needs(hub: LoopbackHub, source: Source, tmp_path: Path) -> None:
+    """The checkpoint to the last byte, no pickle, nothing of the page; every byte is told."""
+    heard = Heard()
+    found = fetch(source, to=tmp_path / "here", progress=heard)
+    assert found.folder == tmp_path / "here"
+    assert same(found.folder)
+    kept = {p.name for p in found.folder.iterdir() if p.is_file() and not p.name.startswith(".")}
+    assert kept == {file.name for file in MODEL_FOLDER.iterdir()}
+    assert found.files == len(kept)
+    assert heard.done == heard.total == found.size
+    assert found.commit == (COMMIT if source == "hf" else None)
+    assert checkpoint.check_weights(found.folder) == 1
+
+
+@BOTH
+def test_into_the_hubs_cache_and_not_again(hub: LoopbackHub, source: Source) -> None:
+    first = fetch(source)
+    assert same(first.folder)
+    before = len(hub.fetched())
+    heard = Heard()
+    assert fetch(source, progress=heard).folder == first.folder
+    assert len(hub.fetched()) == before
+    assert heard.done == heard.total
+
+
+def test_the_cache_is_the_one_that_vllm_reads(hub: LoopbackHub) -> None:
+    """The planner, the doctor and a start without a network find it by its name."""
+    found = fetch()
+    assert checkpoint.cached_folder(NAME) == found.folder
+    assert checkpoint.cached_folder(NAME, COMMIT) == found.folder
+
+
+@BOTH
+def test_goes_on_where_it_broke_off(hub: LoopbackHub, source: Source, tmp_path: Path) -> None:
+    """A connection that breaks off twice: the rest alone is asked for, by a range.
+
+    What is kept is whole pieces of 10 MiB.
+    """
+    hub.faults[WEIGHTS] = [11_000_000, 1_000]
+    found = fetch(source, to=tmp_path)
+    assert same(found.folder)
+    ranges = [wanted for method, path, wanted in hub.asked if (method, path) == ("GET", WEIGHTS)]
+    begun = [int(str(one).removeprefix("bytes=").split("-")[0]) for one in ranges if one]
+    assert begun[0] >= 10_000_000, ranges
+
+
+@BOTH
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_later_call_goes_on(
+    hub: LoopbackHub,
+    source: Source,
+    cached: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What an interrupted command has fetched, the next one does not fetch again."""
+    to = None if cached else tmp_path / "here"
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    monkeypatch.setattr("modelscope_hub._download._wait_download_retry", give_up)
+    hub.faults[WEIGHTS] = [11_000_000, *[100] * 9]
+    with pytest.raises(HubUnreachable, match="goes on where it stopped"):
+        fetch(source, to=to)
+    hub.faults.clear()
+    hub.asked.clear()
+    heard = Heard()
+    found = fetch(source, to=to, progress=heard)
+    assert same(found.folder)
+    assert heard.done == heard.total
+    (wanted,) = [w for method, path, w in hub.asked if (method, path) == ("GET", WEIGHTS)]
+    assert wanted is not None
+    assert int(wanted.removeprefix("bytes=").split("-")[0]) > 10_000_000
+
+
+def give_up(retry: object, error: Exception, *_: object) -> None:
+    raise error
+
+
+def test_a_hub_that_is_ill(hub: LoopbackHub, tmp_path: Path) -> None:
+    """A server's error on one file: told with its status, and the rest is not lost."""
+    hub.faults[WEIGHTS] = [500]
+    with pytest.raises(DownloadError, match="answers 500; try again later"):
+        fetch(to=tmp_path)
+    assert same(fetch(to=tmp_path).folder)
+
+
+@pytest.mark.parametrize("path", [WEIGHTS, "config.json"])
+def test_a_damaged_file_is_fetched_again(hub: LoopbackHub, tmp_path: Path, path: str) -> None:
+    """Large files by their SHA-256, small ones by git's name: the size alone was right."""
+    hub.faults[path] = ["corrupt"]
+    heard = Heard()
+    found = fetch(to=tmp_path, progress=heard)
+    assert same(found.folder)
+    assert any("fetched again" in line for line in heard.lines)
+    assert heard.done == heard.total
+
+
+@BOTH
+def test_what_stays_damaged_is_not_kept(
+    hub: LoopbackHub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file of wrong content is left where a server would find it."""
+    monkeypatch.setattr("modelscope_hub._download._DownloadControl.sleep", lambda *_: None)
+    hub.faults[WEIGHTS] = ["corrupt"] * 20
+    with pytest.raises(DownloadError, match="hash"):
+        fetch(source, to=tmp_path)
+    assert not (tmp_path / WEIGHTS).exists()
+
+
+def test_damage_in_the_cache_is_found(hub: LoopbackHub) -> None:
+    """A second `download` looks at every byte of what is there."""
+    found = fetch()
+    real = (found.folder / WEIGHTS).resolve()
+    data = bytearray(real.read_bytes())
+    data[1000] ^= 1
+    real.write_bytes(data)
+    assert same(fetch().folder)
+
+
+def test_a_file_that_was_cut_later(hub: LoopbackHub, tmp_path: Path) -> None:
+    fetch(to=tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"{")
+    assert same(fetch(to=tmp_path).folder)
+
+
+def test_a_disk_without_room(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first byte, not after the last gigabyte."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
+    with pytest.raises(PreflightError, match=r"0\.0 GB are still to come"):
+        fetch(to=tmp_path / "new")
+    assert not hub.fetched()
+
+
+def test_a_folder_that_cannot_be_written(hub: LoopbackHub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PreflightError, match="cannot be written"):
+        fetch(to=tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"token": "t", "gated": True}, "is gated; accept its terms"),
+        ({"token": "t"}, "or it is private"),
+        ({"name": "owner/other"}, "no such model"),
+    ],
+)
+def test_refusals_of_the_hub(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    words: str,
+) -> None:
+    with loopback_hub(repository, **options) as hub:
+        _use(hub, tmp_path, monkeypatch)
+        with pytest.raises(PreflightError, match=words) as refusal:
+            fetch(to=tmp_path)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_token_opens_it(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with loopback_hub(repository, token="hf_secret", gated=True) as hub:
+        _use(hub, tmp_path, monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        assert same(fetch(to=tmp_path / "here").folder)
+
+
+def test_no_such_revision(hub: LoopbackHub, tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="has no revision v9"):
+        fetch(to=tmp_path, revision="v9")
+
+
+def test_modelscope_has_no_such_model(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.name = "owner/other"
+    with pytest.raises(PreflightError, match="ModelScope has no such model"):
+        fetch("modelscope", to=tmp_path)
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline_asks_nobody(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(PreflightError, match=f"{variable} forbids"):
+        fetch(to=tmp_path)
+    assert not hub.asked
+
+
+def test_weights_that_are_pickles_alone_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    with loopback_hub(folder) as hub:
+        _use(hub, tmp_path, monkeypatch)
+        with pytest.raises(PreflightError, match="no weights as safetensors"):
+            fetch(to=tmp_path / "here")
+
+
+def dead_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        return f"http://127.0.0.1:{gone.getsockname()[1]}"
+
+
+def test_auto_asks_modelscope_where_the_other_is_not_reached(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a firewall that lets one of them through; what happened is told."""
+    monkeypatch.setenv("HF_ENDPOINT", dead_address())
+    heard = Heard()
+    found = fetch("auto", to=tmp_path, progress=heard)
+    assert (found.source, same(found.folder)) == ("modelscope", True)
+    assert heard.lines[-1] == "asking ModelScope instead"
+    with pytest.raises(HubUnreachable, match="is not reached"):
+        fetch("hf", to=tmp_path)
+
+
+def test_auto_follows_vllms_variable(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
+    monkeypatch.setenv("HF_ENDPOINT", dead_address())
+    assert fetch("auto", to=tmp_path).source == "modelscope"
+
+
+def test_the_command(hub: LoopbackHub, tmp_path: Path, capsys: Any) -> None:
+    """The folder on standard output, for scripts; how it goes and the commit on the other."""
+    to = tmp_path / "here"
+    assert cli.main(["download", NAME, "--to", str(to)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{to}\n"
+    assert f"--set model.revision={COMMIT}" in told.err
+    assert "12.1 MB of 12.1 MB" in told.err
+    assert cli.main(["download", "nothing"]) == 2
+    assert cli.main(["download", NAME, "--revision", "v9"]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_a_download_that_fails_ends_with_1(
+    hub: LoopbackHub, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", dead_address())
+    assert cli.main(["download", NAME, "--source", "hf", "--to", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def profile(**model: Any) -> Any:
+    return make_profile({"model": {"model": NAME, **model}})
+
+
+def test_a_server_has_its_model_before_the_engine_starts(hub: LoopbackHub) -> None:
+    """Fetched on the first use, with lines that tell how far it is; taken from the cache later."""
+    lines: list[str] = []
+    ready = have_model(profile(revision="main"), lines.append)
+    assert same(Path(ready.model.path))
+    assert ready.model.served_names == ("tiny-vl",)
+    assert COMMIT in lines[-1]
+    hub.asked.clear()
+    assert have_model(profile(), lines.append) == ready
+    assert not hub.asked
+
+
+def test_a_server_without_a_network_serves_what_is_here(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch()
+    monkeypatch.setenv("HF_ENDPOINT", dead_address())
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert same(Path(have_model(profile(), print).model.path))
+
+
+def test_a_checkpoint_that_is_here_in_part_is_gone_on_with(hub: LoopbackHub) -> None:
+    found = fetch()
+    (found.folder / WEIGHTS).unlink()
+    assert have_model(profile(), print).model.path == str(found.folder)
+    assert same(found.folder)
+
+
+def test_serve_tells_how_far_it_is(hub: LoopbackHub) -> None:
+    """The whole launcher over a scripted engine: lines of the download before the first phase."""
+    words = [sys.executable, "-m", "tests.serve_fake", "--port", "0", "up", f"model={NAME}"]
+    done = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    lines = []
+    assert done.stdout is not None
+    for line in done.stdout:
+        lines.append(line)
+        if line.startswith("ready"):
+            done.terminate()
+    assert done.wait(30) == 0, lines
+    told = [line for line in lines if line.startswith("fetch")]
+    assert "12.1 MB of 12.1 MB" in told[-2]
+    assert COMMIT in told[-1]
+    assert lines.index(told[-1]) < next(n for n, line in enumerate(lines) if "ready" in line)
+
+
+@pytest.mark.parametrize("model", ["demo", str(MODEL_FOLDER)])
+def test_a_folder_is_served_as_it_is(model: str) -> None:
+    given = make_profile({"model": {"model": model}})
+    assert have_model(given, print) == given
+
+
+@pytest.mark.parametrize("name", ["plain", "a/b/c", "../x", "a/..", "a b/c", "a/b?x", "/x", "é/x"])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(PreflightError, match="is no model's name"):
+        check_name(name)
+
+
+@given(st.text(max_size=40))
+def test_nothing_but_listed_kinds_is_needed(path: str) -> None:
+    files = [RepoFile("model.safetensors", 1), RepoFile(path, 1)]
+    for file in needed(files, "a/b"):
+        assert not file.path.startswith(("/", "."))
+        assert ".." not in file.path
+        assert not file.path.endswith((".bin", ".pth", ".pt", ".py", ".onnx", ".gguf"))
+
+
+def test_the_lines_of_a_meter() -> None:
+    now = 0.0
+    lines: list[str] = []
+    clock: Callable[[], float] = lambda: now  # noqa: E731
+    meter = Meter(lines.append, clock)
+    meter.begin(16_000_000_000)
+    now = 10.0
+    meter.advance(1_000_000_000)
+    assert lines == ["1.0 GB of 16.0 GB, 100.0 MB/s, 2 min 30 s left"]
+    now = 12.0
+    meter.advance(1)
+    assert len(lines) == 1
+    now = 20.0
+    meter.advance(14_999_999_999)
+    assert lines[1] == "16.0 GB of 16.0 GB, 800.0 MB/s"

@@ -1,0 +1,96 @@
+"""`docs/models.md` and its Chinese twin: checkpoints, cards, options and variables as they are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from qwen2vl_serve import cli
+from qwen2vl_serve.checkpoint import check_config
+from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.plan import plan_for
+from qwen2vl_serve.plan.architectures import published_names
+from qwen2vl_serve.plan.assessment import Verdict
+from qwen2vl_serve.plan.cards import parse_cards
+from qwen2vl_serve.plan.models_page import CONSUMER, DATACENTRE, HEADS, OVERRIDES, Row, rows, table
+from qwen2vl_serve.profile import load_profile
+from tests.markdown import ROOT
+
+PAGES = pytest.mark.parametrize("page", HEADS)
+ROWS = list(rows())
+
+
+@PAGES
+def test_the_table_is_the_planners(page: str) -> None:
+    """Run `python -m qwen2vl_serve.plan.models_page docs` where this fails."""
+    assert table(page) in (ROOT / "docs" / page).read_text("utf-8")
+
+
+def test_every_published_checkpoint_has_cards() -> None:
+    assert [row.name for row in ROWS] == list(published_names())
+    assert all(row.datacentre for row in ROWS)
+    assert {row.name for row in ROWS if row.consumer is None} == {
+        "Qwen/Qwen2-VL-72B-Instruct", "Qwen/Qwen2.5-VL-72B-Instruct",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_profile_that_is_written_fits(row: Row, tmp_path: Path, capsys) -> None:
+    """What `plan --fix` prints for the cards of a row is a profile, and fits them."""
+    for ladder, plan in ((CONSUMER, row.consumer), (DATACENTRE, row.datacentre)):
+        if plan is None:
+            continue
+        cards = next(c for c in ladder if parse_cards(c).cards == plan.machines.cards)
+        options = [word for override in OVERRIDES for word in ("--set", override)]
+        assert cli.main(["plan", "--model", row.name, "--gpus", cards, *options, "--fix"]) == 0
+        path = tmp_path / "mine.yaml"
+        path.write_text(capsys.readouterr().out)
+        again = plan_for(load_profile(str(path)), parse_cards(cards))
+        assert again.verdict is Verdict.FITS
+        assert load_profile(str(path)).model.model == row.name
+
+
+@PAGES
+def test_options_and_variables_of_a_download(page: str, capsys) -> None:
+    """Every option of the command, and every variable that its code or its libraries read."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    with pytest.raises(SystemExit):
+        cli.main(["download", "--help"])
+    told = capsys.readouterr().out
+    options = set(re.findall(r"--[a-z]+", told)) - {"--help"}
+    variables = set(re.findall(r"[A-Z][A-Z_]{6,}", told)) - {"MODEL"}
+    for name in (ROOT / "qwen2vl_serve" / "download").glob("*.py"):
+        variables |= set(re.findall(r"\"((?:HF|VLLM|TRANSFORMERS)_[A-Z_]+)\"", name.read_text()))
+    assert options == {"--source", "--to", "--revision"}
+    assert len(variables) >= 6
+    for word in options | variables:
+        assert f"`{word}" in text, word
+
+
+@PAGES
+def test_the_profiles_of_the_page_load(page: str, tmp_path: Path) -> None:
+    examples = re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL
+    )
+    assert len(examples) == 2
+    for example in examples:
+        path = tmp_path / "one.yaml"
+        path.write_text(example, "utf-8")
+        assert load_profile(str(path)).adapters.wanted
+
+
+@PAGES
+def test_the_demos_adapter_can_start(page: str, capsys) -> None:
+    """The last command of the page, as far as `--check` goes."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    (line,) = re.findall(r"```bash boot\nserve (.+)\n```", text)
+    assert cli.serve_main([*shlex.split(line), "--port", "0", "--check"]) == 0
+    assert "can start" in capsys.readouterr().out
+
+
+def test_the_first_generation_is_refused_with_the_reason() -> None:
+    with pytest.raises(PreflightError, match=r"first generation.*trust_remote_code"):
+        check_config({"model_type": "qwen"}, Path("config.json"))
