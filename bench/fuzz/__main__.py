@@ -215,13 +215,14 @@ def _verdict(run: Run, folder: Path) -> int:
     print(f"the server's log: {log}")
     for _, case in run.slowest:
         (folder / f"slow-{case.name}.json").write_text(made.to_json(case))
-    for wrong, case in run.failures:
-        if case is None:
+    for wrong, failed in run.failures:
+        if failed is None:
             print(f"FAILED  {wrong}; the slowest cases may know why")
             continue
-        path = folder / f"fuzz-{case.name}.json"
-        path.write_text(made.to_json(case))
-        print(f"FAILED  {case.kind}: {wrong}\n        again: python -m bench.fuzz --replay {path}")
+        path = folder / f"fuzz-{failed.name}.json"
+        path.write_text(made.to_json(failed))
+        print(f"FAILED  {failed.kind}: {wrong}")
+        print(f"        again: python -m bench.fuzz --replay {path}")
     return 1
 
 
