@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench.engineless import Engineless, State, engineless
 from bench.fuzz import cases as made
-from bench.fuzz import properties
+from bench.fuzz import profiles, properties
 from bench.fuzz.cases import Case
 from bench.fuzz.site import Site, site
 from bench.servers import BenchError
@@ -30,6 +30,9 @@ from bench.servers import BenchError
 WORKERS = 4
 CHECK_SECONDS = 30.0
 """How often everything waits, so that a slot that is held for good shows."""
+
+PROFILES_SHARE = 0.05
+"""Of a run's time, for profiles."""
 
 SHOWN = 5
 """How many of the slowest cases are named."""
@@ -185,6 +188,7 @@ def _run(arguments: argparse.Namespace, run: Run) -> int:
         run.attempt(made.from_json(arguments.replay.read_text()))
         run.check()
         return _verdict(run, arguments.save)
+    print(_profiles(run, arguments.minutes * 60 * PROFILES_SHARE, arguments.seed))
     cases = made.cases(arguments.seed)
     if arguments.kinds:
         cases = made.only(arguments.kinds, arguments.seed)
@@ -203,6 +207,14 @@ def _run(arguments: argparse.Namespace, run: Run) -> int:
     slowest = (f"{seconds:.1f} s {case.kind} {case.name}" for seconds, case in run.slowest)
     print(f"slowest answers: {', '.join(slowest)}")
     return _verdict(run, arguments.save)
+
+
+def _profiles(run: Run, seconds: float, seed: int) -> str:
+    """Load profiles that nobody would write, here: the server has one already."""
+    count, faults = profiles.fuzz(seconds, seed)
+    for wrong, text in faults[:SHOWN]:
+        run.fail(f"a profile: {wrong}: {text[:1000]!r}", None)
+    return f"{count} profiles loaded or refused in one line" if not faults else ""
 
 
 def _verdict(run: Run, folder: Path) -> int:

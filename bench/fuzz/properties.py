@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from bench.engineless import Engineless
 from bench.fuzz.bodies import PICTURES, SITE
 from bench.fuzz.cases import Case
+from bench.fuzz.document import undocumented
 from bench.servers import HOST
 
 SECONDS = 40.0
@@ -80,6 +81,8 @@ def fault(case: Case, answer: Answer) -> str | None:
         wrong = None
     else:
         wrong = _unfit_error(case, answer)
+    if wrong is None and case.kind == "document":
+        wrong = undocumented(case.request, answer.status, answer.kind, answer.body)
     return wrong
 
 
