@@ -18,6 +18,9 @@ from qwen2vl_serve.errors import Overloaded
 MOST_SECONDS = 300
 """Nobody is sent away for longer, however slowly places become free."""
 
+_UNFORESEEN_SECONDS = 0.1
+"""A wait that is probably no longer is tried: places become free several at a time."""
+
 _MEMORY_SECONDS = 30.0
 """After so long an end counts a third in the moving average."""
 
@@ -330,7 +333,7 @@ class Admission:
         if (full := line.refusal(key)) is not None:
             return full
         seconds = self.rate.seconds_until(line.ahead(key) + 1)
-        if seconds <= most:
+        if seconds <= max(most, _UNFORESEEN_SECONDS):
             return None
         return Refused(
             "slow",

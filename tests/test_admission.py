@@ -370,6 +370,31 @@ def test_who_would_wait_too_long_is_refused_at_once() -> None:
     asyncio.run(run())
 
 
+def test_a_short_wait_is_tried() -> None:
+    """At twenty ends a second who may wait 0.02 s does so: averages do not tell the next end."""
+
+    async def run() -> None:
+        reasons: list[str] = []
+        one = Admission(1, 1, 100, 0.02, refused=reasons.append)
+        clock = Clock()
+        one.rate = DrainRate(clock)
+        place = await one.place("a")
+        one.rate.full()
+        for _ in range(200):
+            clock.now += 0.05
+            one.rate.ended()
+        waiting = asyncio.create_task(one.place("a"))
+        await turns()
+        place.leave()
+        place = await waiting
+        with pytest.raises(Overloaded, match="waited"):
+            await one.place("a")
+        place.leave()
+        assert reasons == ["late"]
+
+    asyncio.run(run())
+
+
 def test_before_anything_has_ended_requests_may_wait() -> None:
     """A server that has just become full knows no rate, and lets wait; a minute on it refuses."""
 

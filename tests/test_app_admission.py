@@ -255,7 +255,7 @@ def named(app: Callable[..., Any]) -> Callable[..., Any]:
 def test_a_flood_of_one_key_does_not_hold_up_another() -> None:
     """With a full queue of one key, the other's request is the next to be served."""
     engine = FakeEngine(["a ", "b "], pause=0.05)
-    overrides = ("limits.max_in_flight=1", "limits.max_queued=8")
+    overrides = ("limits.max_in_flight=1", "limits.max_queued=8", "limits.queue_seconds=30")
     statuses: list[tuple[str, int]] = []
 
     with limited(engine, *overrides, wrapped=named) as api:
