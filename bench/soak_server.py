@@ -23,7 +23,7 @@ PAUSE_SECONDS = 1.0
 
 LOOK_SECONDS = 2.0
 
-DIE_SECONDS = 30.0
+DIE_SECONDS = 90.0
 """How long a server may take to end when its engine is gone."""
 
 Kill = Callable[[psutil.Process], None]
@@ -89,6 +89,8 @@ class Supervisor:
             if self.lives and self.lives[-1].ready and not self.lives[-1].killed:
                 return self.lives[-1]
             time.sleep(0.1)
+        if self.faults:
+            raise BenchError("; ".join(self.faults))
         tail = "\n".join(self.lives[-1].tail[-15:]) if self.lives else ""
         raise BenchError(f"the server did not become ready; it said last:\n{tail}")
 

@@ -169,6 +169,22 @@ def test_an_answer_is_judged(status: int, kind: str, body: bytes, fine: bool) ->
     assert (fault(CASE, Answer(status, kind, body, 0.1)) is None) == fine
 
 
+@pytest.mark.parametrize(
+    ("line", "answer", "fine"),
+    [
+        (b"GET /metrics", Answer(200, "text/plain", b"# HELP", 0.1), True),
+        (b"GET /version", Answer(200, "text/plain", b"# HELP", 0.1), False),
+        (b"GET /version", Answer(200, "application/json", b"{}", 0.1), False),
+        (b"GET /v1/models/x", Answer(404, "application/json", error(), 0.1), True),
+        (b"GET /v1/models/x", Answer(413, "application/json", error(), 0.1), False),
+    ],
+)
+def test_a_request_of_the_document_is_judged_by_it(line: bytes, answer: Answer, fine: bool) -> None:
+    """Its status, content type and shape must be documented for its operation."""
+    case = Case("one", "document", line + b" HTTP/1.1\r\n\r\n")
+    assert (fault(case, answer) is None) == fine
+
+
 def test_a_late_answer_is_a_fault() -> None:
     """However good it is."""
     answer = Answer(200, "application/json", b"{}", properties.SECONDS + 1)

@@ -130,7 +130,8 @@ def fuzz(run: Run, cases: Iterator[Case], seconds: float, most: int | None = Non
         left = begun + seconds - time.monotonic()
         if left <= 0 or (most is not None and sent >= most):
             break
-        sent += _burst(run, cases, min(left, CHECK_SECONDS), most)
+        more = None if most is None else most - sent
+        sent += _burst(run, cases, min(left, CHECK_SECONDS), more)
         run.check()
     return time.monotonic() - begun
 

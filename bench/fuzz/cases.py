@@ -15,8 +15,8 @@ from bench.fuzz.mutation import mutated
 from bench.fuzz.seeds import VIDEOS, seeds
 from bench.fuzz.site import Script, hostile
 
-BATCH = 100
-"""How many bodies, or requests by the document, are drawn at a time."""
+BATCH, DOCUMENT_BATCH = 100, 25
+"""How many bodies, and how many requests by the document, are drawn at a time."""
 
 WEIGHTS = {
     "jpeg": 8, "png": 10, "webp": 7, "gif": 5, "bmp": 4, "tiff": 8, "avif": 5, "heic": 4,
@@ -49,7 +49,8 @@ def cases(seed: int) -> Iterator[Case]:
     """Yield cases without end."""
     kinds = [kind for kind in WEIGHTS if kind in {*seeds(), *_MAKERS, "document"}]
     weights = [WEIGHTS[kind] for kind in kinds]
-    bodies, requests = _drawn(drawn_bodies, seed), _drawn(drawn_requests, seed)
+    bodies = _drawn(drawn_bodies, BATCH, seed)
+    requests = _drawn(drawn_requests, DOCUMENT_BATCH, seed)
     number = 0
     while True:
         rng = random.Random(f"{seed}-{number}")  # noqa: S311  (not for secrets)
@@ -66,10 +67,10 @@ def cases(seed: int) -> Iterator[Case]:
         number += 1
 
 
-def _drawn(draw: Callable[[int, int], Sequence[bytes]], seed: int) -> Iterator[bytes]:
+def _drawn(draw: Callable[[int, int], Sequence[bytes]], count: int, seed: int) -> Iterator[bytes]:
     number = seed * 1_000_003
     while True:
-        yield from draw(BATCH, number)
+        yield from draw(count, number)
         number += 1
 
 
