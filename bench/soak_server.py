@@ -191,7 +191,7 @@ class Supervisor:
                 for one in (process, *process.children(recursive=True)):
                     name = "server" if one.pid == process.pid else one.name()
                     found = (time.monotonic() - life.begun, one.memory_info().rss)
-                    if life.ready:
+                    if life.ready and found[1] and not self._stopping.is_set():
                         life.sizes.setdefault(name, []).append(found)
             time.sleep(LOOK_SECONDS)
 
