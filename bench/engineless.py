@@ -26,13 +26,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
 from bench.servers import BenchError
 from qwen2vl_serve.engine import Medium
 from qwen2vl_serve.launch import serve
+from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.gate import Gate
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.profile import Profile, load_profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.uploads import FilesAPI
@@ -55,13 +58,15 @@ class LookingEngine(FakeEngine):
 
 def _look(medium: Medium) -> str:
     """Read every pixel; raises ``TypeError`` where they are not what the protocol promises."""
-    if hasattr(medium, "pixels"):
+    if isinstance(medium, Picture):
         shown = medium.pixels()
         width, height = medium.size
         promised = shown.shape == (height, width, 3)
-    else:
+    elif isinstance(medium, Video):
         shown = medium.frames()
         promised = shown.ndim == 4 and shown.shape[3] == 3 and shown.shape[0] % 2 == 0
+    else:
+        raise TypeError(f"an engine got a {type(medium).__name__}")
     if str(shown.dtype) != "uint8" or not promised:
         raise TypeError(f"an engine got {shown.dtype} {shown.shape}")
     return f"{shown.shape} {shown.mean():.1f} "
@@ -107,8 +112,9 @@ class Engineless:
             BenchError: it is gone.
         """
         try:
-            self.process.stdin.write("trim\n" if trim else "state\n")  # type: ignore[union-attr]
-            self.process.stdin.flush()  # type: ignore[union-attr]
+            assert self.process.stdin is not None  # noqa: S101  (for the type checker)
+            self.process.stdin.write("trim\n" if trim else "state\n")
+            self.process.stdin.flush()
             return State(**json.loads(_line(self.process, "{")))
         except OSError:
             raise BenchError(f"the server is gone, status {self.process.poll()}") from None
@@ -171,7 +177,7 @@ def main(overrides: Sequence[str]) -> int:
         yield LookingEngine()
 
     seam = types.ModuleType("qwen2vl_serve.vllm_engine")
-    seam.start_engine = start_engine  # type: ignore[attr-defined]
+    seam.start_engine = start_engine  # type: ignore[attr-defined]  # a module made on the spot
     sys.modules[seam.__name__] = seam
     console = os.fdopen(os.dup(1), "w", buffering=1)
     threading.Thread(target=_tell, args=[console], daemon=True).start()
@@ -183,7 +189,7 @@ def main(overrides: Sequence[str]) -> int:
     )
 
 
-def _tell(console: object) -> None:
+def _tell(console: TextIO) -> None:
     process = psutil.Process()
     for line in sys.stdin:
         gc.collect()
@@ -202,7 +208,7 @@ def _tell(console: object) -> None:
             rss=process.memory_info().rss,
             peak=_peak(),
         )
-        print(json.dumps(asdict(state)), file=console, flush=True)  # type: ignore[call-overload]
+        print(json.dumps(asdict(state)), file=console, flush=True)
 
 
 def _peak() -> int:

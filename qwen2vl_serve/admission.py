@@ -18,6 +18,9 @@ from qwen2vl_serve.errors import Overloaded
 MOST_SECONDS = 300
 """Nobody is sent away for longer, however slowly places become free."""
 
+_UNFORESEEN_SECONDS = 0.1
+"""A wait that is probably no longer is tried: places become free several at a time."""
+
 _MEMORY_SECONDS = 30.0
 """After so long an end counts a third in the moving average."""
 
@@ -138,6 +141,17 @@ class Line:
             return None
         return self._full("full")
 
+    def ahead(self, key: str) -> int:
+        """Return how many of those that wait have their turn before a newcomer of ``key``."""
+        own = len(self._lines.get(key, ()))
+        ahead, turns = own, own + 1
+        for other, line in self._lines.items():
+            if other == key:
+                turns = own  # so many have the keys behind it
+            else:
+                ahead += min(len(line), turns)
+        return ahead
+
     def _make_room(self, key: str) -> None:
         line = self._longest(key)
         if line is None:
@@ -190,8 +204,8 @@ class DrainRate:
         self._ends = self._ends * math.exp(-passed / _MEMORY_SECONDS) + 1
         self._since = now
 
-    def seconds_until(self, ends: int) -> int:
-        """Return after how many whole seconds that many will probably have ended, at least 1.
+    def seconds_until(self, ends: int) -> float:
+        """Return after how many seconds that many will probably have ended.
 
         The longer none has ended, the longer it is. Before the first has, all that is known is
         how long that takes already.
@@ -199,8 +213,11 @@ class DrainRate:
         passed = 0.0 if self._since is None else self._clock() - self._since
         counted = self._ends * math.exp(-passed / _MEMORY_SECONDS)
         measured = -math.expm1(-(self._busy + passed) / _MEMORY_SECONDS) * _MEMORY_SECONDS
-        seconds = ends * measured / counted if counted else passed
-        return math.ceil(min(max(seconds, 1), MOST_SECONDS))
+        return ends * measured / counted if counted else passed
+
+    def retry_after(self, ends: int) -> int:
+        """Return the same in whole seconds, at least 1 and at most ``MOST_SECONDS``."""
+        return math.ceil(min(max(self.seconds_until(ends), 1), MOST_SECONDS))
 
 
 class Bodies:
@@ -229,8 +246,9 @@ class Admission:
     """The places of one kind of request.
 
     At most ``most`` answers are worked on at once, with at most ``most_tokens`` visual tokens;
-    ``max_waiting`` requests wait for that, each at most ``seconds``. ``refused`` is told the
-    reason of every refusal, ``waited`` the seconds of every wait.
+    ``max_waiting`` requests wait for that, each at most ``seconds``: who would wait for longer, as
+    fast as places become free at present, is refused at once. ``refused`` is told the reason of
+    every refusal, ``waited`` the seconds of every wait.
     """
 
     def __init__(
@@ -269,8 +287,10 @@ class Admission:
         Raises:
             Overloaded: it would be refused, so that its body need not be read.
         """
-        if not self.places.has_room(1) and (refusal := self.places.refusal(key)) is not None:
-            raise self.overloaded(refusal)
+        if not self.places.has_room(1):
+            refusal = self._refusal(self.places, key, self.seconds)
+            if refusal is not None:
+                raise self.overloaded(refusal)
 
     async def place(self, key: str, answers: int = 1) -> Place:
         """Wait for a place for that many answers to one request of ``key``.
@@ -280,7 +300,8 @@ class Admission:
         """
         place = Place(self, key)
         if self.places.has_room(answers):
-            self.rate.free()
+            if not self.tokens.waiting:
+                self.rate.free()
             place.answers = await self.places.enter(key, answers, 0.0)
         else:
             place.answers = await self._wait(self.places, place, answers)
@@ -295,8 +316,11 @@ class Admission:
     async def _wait(self, line: Line, place: Place, size: int) -> int:
         self.rate.full()
         begun = time.monotonic()
+        left = max(self.seconds - place.waited, 0.0)
         try:
-            return await line.enter(place.key, size, max(self.seconds - place.waited, 0.0))
+            if (refusal := self._refusal(line, place.key, left)) is not None:
+                raise refusal
+            return await line.enter(place.key, size, left)
         except Refused as refusal:
             raise self.overloaded(refusal) from None
         finally:
@@ -304,11 +328,24 @@ class Admission:
             place.waited += seconds
             self._waited(seconds)
 
+    def _refusal(self, line: Line, key: str, most: float) -> Refused | None:
+        """Return why a request of ``key`` may not wait for ``most`` seconds; None if it may."""
+        if (full := line.refusal(key)) is not None:
+            return full
+        seconds = self.rate.seconds_until(line.ahead(key) + 1)
+        if seconds <= max(most, _UNFORESEEN_SECONDS):
+            return None
+        return Refused(
+            "slow",
+            f"The server is full; the request's turn would come in about {seconds:.2g} s, and "
+            f"none waits longer than {self.seconds:g} s",
+        )
+
     def overloaded(self, refusal: Refused) -> Overloaded:
         """Return the error that tells of a refusal, and count it."""
         self._refused(refusal.reason)
         self.rate.full()
-        seconds = self.rate.seconds_until(self.places.waiting + 1)
+        seconds = self.rate.retry_after(self.places.waiting + 1)
         return Overloaded(
             f"{refusal.text}: try again in {seconds} s.",
             retry_after=seconds,

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic.json_schema import models_json_schema
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -56,6 +54,7 @@ from qwen2vl_serve.media.documents import Documents
 from qwen2vl_serve.media.ledger import Account
 from qwen2vl_serve.media.loader import MediaBudget, MediaLoader, Medium
 from qwen2vl_serve.media.picture import Picture
+from qwen2vl_serve.openapi import document
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.pulse import Pulse
@@ -446,7 +445,7 @@ def build_app(
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )  # added last: outermost
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own hook
+    app.openapi = cache(lambda: document(app))  # type: ignore[method-assign]  # FastAPI's own hook
     return app
 
 
@@ -489,21 +488,3 @@ def _model(model: ServedModel) -> dict[str, Any]:
         # vLLM's ``root`` is the adapter's folder, which is the operator's business.
         card |= {"parent": model.parent, "root": model.parent}
     return card
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        # The body is parsed by hand (one pass, our errors), so it is described by hand too.
-        _, definitions = models_json_schema(
-            [(ChatRequest, "validation")], ref_template="#/components/schemas/{model}"
-        )
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-        body = {"schema": {"$ref": "#/components/schemas/ChatRequest"}}
-        for path in ("/v1/chat/completions", "/v1/chat/completions/explain"):
-            schema["paths"][path]["post"]["requestBody"] = {
-                "required": True,
-                "content": {"application/json": body},
-            }
-        app.openapi_schema = schema
-    return app.openapi_schema

@@ -399,7 +399,9 @@ class LimitsSection(Section):
         description="Most requests that wait, each key's in its turn. Further ones are refused.",
     )
     queue_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=30.0, description="Longest that a request waits before it is refused."
+        default=2.0,
+        description="Longest that a request waits. One that would wait longer, as fast as places "
+        "become free at present, is refused at once.",
     )
     max_held_body_bytes: Positive = Field(
         default=1024**3,

@@ -4,7 +4,7 @@ A scripted engine; the launcher and all above the seam are the real ones.
 
 MODE: ``up``, ``long`` (a stream takes 30 s), ``slow-boot`` (hangs while starting), ``no-boot``
 (fails while starting), ``dies`` (is gone a second after the start) or ``hangs`` (moves no more from
-then on). SIGUSR1 makes any engine hang, SIGUSR2 move again.
+then on). SIGUSR1 makes any engine hang, SIGUSR2 move again, SIGRTMIN is its end.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def main(port: str, mode: str, *overrides: str) -> int:
             asyncio.get_running_loop().call_later(1, setattr, engine, "hung", True)
         signal.signal(signal.SIGUSR1, lambda *_: setattr(engine, "hung", True))
         signal.signal(signal.SIGUSR2, lambda *_: setattr(engine, "hung", False))
+        signal.signal(signal.SIGRTMIN, lambda *_: setattr(engine, "dead", True))
         yield engine
 
     seam = types.ModuleType("qwen2vl_serve.vllm_engine")

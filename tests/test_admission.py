@@ -236,7 +236,7 @@ def test_the_time_to_stay_away_follows_the_ends(gap: float, ahead: int) -> None:
         clock.now += gap
         rate.ended()
     wanted = min(max(ahead * gap, 1), MOST_SECONDS)
-    assert wanted * 0.94 <= rate.seconds_until(ahead) <= min(wanted + 1.01, MOST_SECONDS)
+    assert wanted * 0.94 <= rate.retry_after(ahead) <= min(wanted + 1.01, MOST_SECONDS)
 
 
 def test_answers_that_end_together_count_as_what_they_are() -> None:
@@ -248,9 +248,9 @@ def test_answers_that_end_together_count_as_what_they_are() -> None:
         clock.now += 10
         for _ in range(20):
             rate.ended()
-    assert 14 <= rate.seconds_until(40) <= 24
+    assert 14 <= rate.retry_after(40) <= 24
     clock.now += 9
-    assert 14 <= rate.seconds_until(40) <= 27
+    assert 14 <= rate.retry_after(40) <= 27
 
 
 def test_quiet_times_say_nothing_of_the_rate() -> None:
@@ -265,7 +265,7 @@ def test_quiet_times_say_nothing_of_the_rate() -> None:
     clock.now += 60
     rate.ended()
     rate.full()
-    assert rate.seconds_until(4) == 2
+    assert rate.retry_after(4) == 2
 
 
 def test_an_engine_that_stops_is_not_taken_for_a_fast_one() -> None:
@@ -273,15 +273,15 @@ def test_an_engine_that_stops_is_not_taken_for_a_fast_one() -> None:
     clock = Clock()
     rate = DrainRate(clock)
     rate.full()
-    assert rate.seconds_until(3) == 1
+    assert rate.retry_after(3) == 1
     clock.now += 7
-    assert rate.seconds_until(3) == 7, "nothing has ended yet"
+    assert rate.retry_after(3) == 7, "nothing has ended yet"
     for _ in range(100):
         clock.now += 0.1
         rate.ended()
     told = []
     for _ in range(12):
-        told.append(rate.seconds_until(30))
+        told.append(rate.retry_after(30))
         clock.now += 30
     assert told == sorted(told)
     assert told[0] < 10 < told[3] < told[-1] == MOST_SECONDS
@@ -306,6 +306,112 @@ def test_refusals_are_counted_and_say_when_to_come_again() -> None:
         place.leave()
         assert one.places.held == 0
         one.require_room("b")
+
+    asyncio.run(run())
+
+
+@settings(max_examples=200, deadline=None)
+@given(crowd_keys=st.lists(KEYS, max_size=25), newcomer=KEYS)
+def test_who_is_ahead_is_who_goes_first(crowd_keys: list[str], newcomer: str) -> None:
+    """If nobody else comes, as many go before a newcomer as were said to be ahead of it."""
+
+    async def run() -> None:
+        line = Line(1)
+        crowd = Crowd(line)
+        crowd.come("holder")
+        for key in crowd_keys:
+            crowd.come(key)
+            await turns(2)
+        ahead = line.ahead(newcomer)
+        number = crowd.come(newcomer)
+        await turns()
+        before = len(crowd.granted)
+        while number not in [one for _, one in crowd.inside]:
+            crowd.leave[crowd.inside[0][1]].set()
+            await turns()
+        # The holder's leaving lets in the first.
+        assert len(crowd.granted) - before - 1 == ahead
+        await crowd.end()
+
+    asyncio.run(run())
+
+
+def test_who_would_wait_too_long_is_refused_at_once() -> None:
+    """At two ends a second, with 1.2 s to wait, two of a key may; a third need not try."""
+
+    async def run() -> None:
+        reasons: list[str] = []
+        one = Admission(1, 1, 100, 1.2, refused=reasons.append)
+        clock = Clock()
+        one.rate = DrainRate(clock)
+        place = await one.place("a")
+        one.rate.full()
+        for _ in range(200):
+            clock.now += 0.52
+            one.rate.ended()
+        waiting = [asyncio.create_task(one.place("a")) for _ in range(2)]
+        await turns()
+        one.require_room("b")  # its turn comes after the first of "a"'s
+        with pytest.raises(Overloaded, match=r"in about 1.5 s, .*longer than 1.2 s"):
+            one.require_room("a")
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(Overloaded):
+            await one.place("a")
+        assert asyncio.get_running_loop().time() - begun < 0.5
+        assert reasons == ["slow", "slow"]
+        place.leave()
+        for other in waiting:
+            (await other).leave()
+        assert (one.places.held, one.waiting) == (0, 0)
+        # Whoever finds a place does not wait, however slow it was.
+        clock.now += 1000
+        (await one.place("a")).leave()
+
+    asyncio.run(run())
+
+
+def test_a_short_wait_is_tried() -> None:
+    """At twenty ends a second who may wait 0.02 s does so: averages do not tell the next end."""
+
+    async def run() -> None:
+        reasons: list[str] = []
+        one = Admission(1, 1, 100, 0.02, refused=reasons.append)
+        clock = Clock()
+        one.rate = DrainRate(clock)
+        place = await one.place("a")
+        one.rate.full()
+        for _ in range(200):
+            clock.now += 0.05
+            one.rate.ended()
+        waiting = asyncio.create_task(one.place("a"))
+        await turns()
+        place.leave()
+        place = await waiting
+        with pytest.raises(Overloaded, match="waited"):
+            await one.place("a")
+        place.leave()
+        assert reasons == ["late"]
+
+    asyncio.run(run())
+
+
+def test_before_anything_has_ended_requests_may_wait() -> None:
+    """A server that has just become full knows no rate, and lets wait; a minute on it refuses."""
+
+    async def run() -> None:
+        reasons: list[str] = []
+        one = Admission(1, 1, 100, 30.0, refused=reasons.append)
+        clock = Clock()
+        one.rate = DrainRate(clock)
+        await one.place("a")
+        for _ in range(3):
+            asyncio.create_task(one.place("a"))  # noqa: RUF006  (dropped with its loop)
+            await turns()
+        assert one.waiting == 3
+        clock.now += 31
+        with pytest.raises(Overloaded):
+            one.require_room("a")
+        assert reasons == ["slow"]
 
     asyncio.run(run())
 

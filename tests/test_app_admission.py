@@ -15,11 +15,18 @@ import pytest
 import requests
 from PIL import Image
 
+from qwen2vl_serve.media import resample
 from qwen2vl_serve.profile import load_profile
 from tests.fake_engine import FakeEngine
 from tests.test_app import HELLO, Running, error_of, eventually, running
 
 ENDLESS = ["word "] * 100_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """What resizes is compiled before, as the launcher does: seconds on a busy machine."""
+    resample.equals_pillow()
 
 
 def image(url: str) -> dict[str, Any]:
@@ -255,7 +262,7 @@ def named(app: Callable[..., Any]) -> Callable[..., Any]:
 def test_a_flood_of_one_key_does_not_hold_up_another() -> None:
     """With a full queue of one key, the other's request is the next to be served."""
     engine = FakeEngine(["a ", "b "], pause=0.5)
-    overrides = ("limits.max_in_flight=1", "limits.max_queued=8")
+    overrides = ("limits.max_in_flight=1", "limits.max_queued=8", "limits.queue_seconds=30")
     statuses: list[tuple[str, int]] = []
 
     with limited(engine, *overrides, wrapped=named) as api:

@@ -14,16 +14,18 @@ from PIL import Image
 
 from bench import memory
 from bench.engineless import Engineless, State, engineless
-from bench.fuzz import properties
+from bench.fuzz import profiles, properties
 from bench.fuzz.__main__ import LIMITS, Run, fuzz, grown
 from bench.fuzz.bodies import bodies
 from bench.fuzz.cases import WEIGHTS, Case, cases, from_json, http, to_json
 from bench.fuzz.properties import Answer, fault
 from bench.fuzz.seeds import VIDEOS, seeds
 from bench.fuzz.site import Site, site
+from qwen2vl_serve.errors import RequestError
 from qwen2vl_serve.media.image import decode, read_header
 from qwen2vl_serve.media.video import DEFAULT_LIMITS
 from qwen2vl_serve.media.video import read_header as read_video_header
+from qwen2vl_serve.validation import RequestLimits, parse_chat
 
 WARM_UP, MORE = 150, 200
 SECONDS = 300.0
@@ -75,6 +77,39 @@ def test_any_body_is_answered_in_openais_shape(
     request = http("POST", "/v1/chat/completions", body, "application/json")
     case = Case("one", "body", request)
     assert fault(case, properties.send(case, server.port, hostile_site.port)) is None
+
+
+LIMITS_OF_A_REQUEST = RequestLimits(
+    max_messages=4, max_n=8, max_tokens=None, images=2, videos=1, reserved_tokens="refuse"
+)
+
+
+@settings(
+    max_examples=300, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+@given(body=bodies())
+def test_any_body_is_parsed_or_refused(body: bytes) -> None:
+    """The request model alone: a request within its bounds, or an error of the client's."""
+    try:
+        request = parse_chat(body, LIMITS_OF_A_REQUEST)
+    except RequestError as error:
+        assert 400 <= error.status < 500
+        assert error.code
+        assert 0 < len(error.message) <= properties.LONGEST_MESSAGE
+    else:
+        assert 1 <= len(request.messages) <= 4
+        assert request == type(request).model_validate(request.model_dump(exclude_unset=True))
+
+
+@settings(
+    max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+@given(text=profiles.profiles())
+def test_any_profile_loads_or_is_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    """Whatever its sections hold: a profile that vLLM's arguments come of, or one line."""
+    assert profiles.fault(text, tmp_path_factory.getbasetemp()) is None
 
 
 def test_the_seeds_are_valid_files() -> None:
@@ -132,6 +167,22 @@ def error(message: str = "p is wrong.", **fields: object) -> bytes:
 def test_an_answer_is_judged(status: int, kind: str, body: bytes, fine: bool) -> None:
     """What no client may get is seen, and what is as it should be passes."""
     assert (fault(CASE, Answer(status, kind, body, 0.1)) is None) == fine
+
+
+@pytest.mark.parametrize(
+    ("line", "answer", "fine"),
+    [
+        (b"GET /metrics", Answer(200, "text/plain", b"# HELP", 0.1), True),
+        (b"GET /version", Answer(200, "text/plain", b"# HELP", 0.1), False),
+        (b"GET /version", Answer(200, "application/json", b"{}", 0.1), False),
+        (b"GET /v1/models/x", Answer(404, "application/json", error(), 0.1), True),
+        (b"GET /v1/models/x", Answer(413, "application/json", error(), 0.1), False),
+    ],
+)
+def test_a_request_of_the_document_is_judged_by_it(line: bytes, answer: Answer, fine: bool) -> None:
+    """Its status, content type and shape must be documented for its operation."""
+    case = Case("one", "document", line + b" HTTP/1.1\r\n\r\n")
+    assert (fault(case, answer) is None) == fine
 
 
 def test_a_late_answer_is_a_fault() -> None:

@@ -39,6 +39,7 @@ LAYERS: dict[str, int] = {
     "auth": 2,
     "connection": 2,
     "door": 2,
+    "openapi": 2,
     "quota": 2,
     "quota_sqlite": 2,
     "usage": 2,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench.engineless import Engineless, State, engineless
 from bench.fuzz import cases as made
-from bench.fuzz import properties
+from bench.fuzz import profiles, properties
 from bench.fuzz.cases import Case
 from bench.fuzz.site import Site, site
 from bench.servers import BenchError
@@ -30,6 +30,9 @@ from bench.servers import BenchError
 WORKERS = 4
 CHECK_SECONDS = 30.0
 """How often everything waits, so that a slot that is held for good shows."""
+
+PROFILES_SHARE = 0.05
+"""Of a run's time, for profiles."""
 
 SHOWN = 5
 """How many of the slowest cases are named."""
@@ -127,7 +130,8 @@ def fuzz(run: Run, cases: Iterator[Case], seconds: float, most: int | None = Non
         left = begun + seconds - time.monotonic()
         if left <= 0 or (most is not None and sent >= most):
             break
-        sent += _burst(run, cases, min(left, CHECK_SECONDS), most)
+        more = None if most is None else most - sent
+        sent += _burst(run, cases, min(left, CHECK_SECONDS), more)
         run.check()
     return time.monotonic() - begun
 
@@ -185,6 +189,7 @@ def _run(arguments: argparse.Namespace, run: Run) -> int:
         run.attempt(made.from_json(arguments.replay.read_text()))
         run.check()
         return _verdict(run, arguments.save)
+    print(_profiles(run, arguments.minutes * 60 * PROFILES_SHARE, arguments.seed))
     cases = made.cases(arguments.seed)
     if arguments.kinds:
         cases = made.only(arguments.kinds, arguments.seed)
@@ -205,6 +210,14 @@ def _run(arguments: argparse.Namespace, run: Run) -> int:
     return _verdict(run, arguments.save)
 
 
+def _profiles(run: Run, seconds: float, seed: int) -> str:
+    """Load profiles that nobody would write, here: the server has one already."""
+    count, faults = profiles.fuzz(seconds, seed)
+    for wrong, text in faults[:SHOWN]:
+        run.fail(f"a profile: {wrong}: {text[:1000]!r}", None)
+    return f"{count} profiles loaded or refused in one line" if not faults else ""
+
+
 def _verdict(run: Run, folder: Path) -> int:
     if not run.failures:
         print("all properties held")
@@ -215,13 +228,14 @@ def _verdict(run: Run, folder: Path) -> int:
     print(f"the server's log: {log}")
     for _, case in run.slowest:
         (folder / f"slow-{case.name}.json").write_text(made.to_json(case))
-    for wrong, case in run.failures:
-        if case is None:
+    for wrong, failed in run.failures:
+        if failed is None:
             print(f"FAILED  {wrong}; the slowest cases may know why")
             continue
-        path = folder / f"fuzz-{case.name}.json"
-        path.write_text(made.to_json(case))
-        print(f"FAILED  {case.kind}: {wrong}\n        again: python -m bench.fuzz --replay {path}")
+        path = folder / f"fuzz-{failed.name}.json"
+        path.write_text(made.to_json(failed))
+        print(f"FAILED  {failed.kind}: {wrong}")
+        print(f"        again: python -m bench.fuzz --replay {path}")
     return 1
 
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import base64
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.fuzz.bodies import SITE, drawn_bodies
+from bench.fuzz.document import drawn_requests
 from bench.fuzz.mutation import mutated
 from bench.fuzz.seeds import VIDEOS, seeds
 from bench.fuzz.site import Script, hostile
 
-BATCH = 100
-"""How many bodies are drawn at a time."""
+BATCH, DOCUMENT_BATCH = 100, 25
+"""How many bodies, and how many requests by the document, are drawn at a time."""
 
 WEIGHTS = {
     "jpeg": 8, "png": 10, "webp": 7, "gif": 5, "bmp": 4, "tiff": 8, "avif": 5, "heic": 4,
     "pdf": 0.3, "mp4": 6, "webm": 3, "mkv": 3, "body": 16, "transport": 5, "upload": 6,
-    "files": 2, "fetch": 6,
+    "files": 2, "fetch": 6, "document": 8,
 }  # fmt: skip
 """Which share of the cases is of which kind; a PDF costs a process of its own."""
 
@@ -46,9 +47,10 @@ class Case:
 
 def cases(seed: int) -> Iterator[Case]:
     """Yield cases without end."""
-    kinds = [kind for kind in WEIGHTS if kind in seeds() or kind in _MAKERS]
+    kinds = [kind for kind in WEIGHTS if kind in {*seeds(), *_MAKERS, "document"}]
     weights = [WEIGHTS[kind] for kind in kinds]
-    bodies = _bodies(seed)
+    bodies = _drawn(drawn_bodies, BATCH, seed)
+    requests = _drawn(drawn_requests, DOCUMENT_BATCH, seed)
     number = 0
     while True:
         rng = random.Random(f"{seed}-{number}")  # noqa: S311  (not for secrets)
@@ -56,6 +58,8 @@ def cases(seed: int) -> Iterator[Case]:
         name = f"{seed}-{number}"
         if kind in ("body", "transport"):
             yield _MAKERS[kind](rng, name, next(bodies))
+        elif kind == "document":
+            yield Case(name, kind, next(requests))
         elif kind in _MAKERS:
             yield _MAKERS[kind](rng, name, b"")
         else:
@@ -63,10 +67,10 @@ def cases(seed: int) -> Iterator[Case]:
         number += 1
 
 
-def _bodies(seed: int) -> Iterator[bytes]:
+def _drawn(draw: Callable[[int, int], Sequence[bytes]], count: int, seed: int) -> Iterator[bytes]:
     number = seed * 1_000_003
     while True:
-        yield from drawn_bodies(BATCH, number)
+        yield from draw(count, number)
         number += 1
 
 

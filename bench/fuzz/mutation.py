@@ -10,6 +10,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 TOKENS = (
     b"\x00" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\x80\x00\x00\x00", b"\xff\xd8\xff",
@@ -31,6 +32,9 @@ LARGEST = 256 * 1024
 """No mutation makes a file longer than this, in bytes."""
 
 Mutation = Callable[[random.Random, bytes, Sequence[bytes]], bytes]
+
+Order = Literal["little", "big"]
+_ORDERS: tuple[Order, Order] = ("little", "big")
 
 
 def mutated(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
@@ -62,8 +66,9 @@ def _number(rng: random.Random, data: bytes, _others: Sequence[bytes]) -> bytes:
     width = rng.choice((1, 2, 2, 4, 4, 8))
     at = _place(rng, len(data))
     value = rng.choice((*NUMBERS, len(data), rng.randrange(2**16))) % 256**width
-    order = rng.choice(("little", "big"))
-    return data[:at] + value.to_bytes(width, order) + data[at + width :]  # type: ignore[arg-type]
+    order = rng.choice(_ORDERS)
+    number: bytes = value.to_bytes(width, order)
+    return data[:at] + number + data[at + width :]
 
 
 def _token(rng: random.Random, data: bytes, _others: Sequence[bytes]) -> bytes:
@@ -207,13 +212,14 @@ def _jpeg_edit(rng: random.Random, part: bytes) -> bytes:
 
 def _tiff_entry(rng: random.Random, data: bytes) -> bytes:
     """Change tag, type, count or value of one entry of the first directory."""
-    order = "little" if data[:2] == b"II" else "big"
-    start = int.from_bytes(data[4:8], order)  # type: ignore[arg-type]
-    count = int.from_bytes(data[start : start + 2], order)  # type: ignore[arg-type]
+    order: Order = "little" if data[:2] == b"II" else "big"
+    start = int.from_bytes(data[4:8], order)
+    count = int.from_bytes(data[start : start + 2], order)
     at = start + 2 + 12 * rng.randrange(max(count, 1)) + rng.choice((0, 2, 4, 8, 8, 8))
     value = rng.choice((*NUMBERS, rng.randrange(350), len(data)))
     width = rng.choice((2, 4))
-    return data[:at] + (value % 256**width).to_bytes(width, order) + data[at + width :]  # type: ignore[arg-type]
+    number: bytes = (value % 256**width).to_bytes(width, order)
+    return data[:at] + number + data[at + width :]
 
 
 def _bytes_changed(rng: random.Random, data: bytes) -> bytes:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from bench.engineless import Engineless
 from bench.fuzz.bodies import PICTURES, SITE
 from bench.fuzz.cases import Case
+from bench.fuzz.document import undocumented
 from bench.servers import HOST
 
 SECONDS = 40.0
@@ -75,11 +76,13 @@ def fault(case: Case, answer: Answer) -> str | None:
     elif answer.status >= 500:
         wrong = f"status {answer.status}"
     elif answer.status == 200:
-        wrong = _unfinished(answer)
+        wrong = _unfinished(case, answer)
     elif case.malformed and (answer.kind == "text/plain" or not answer.body):
         wrong = None
     else:
         wrong = _unfit_error(case, answer)
+    if wrong is None and case.kind == "document":
+        wrong = undocumented(case.request, answer.status, answer.kind, answer.body)
     return wrong
 
 
@@ -99,7 +102,9 @@ def _unfit_error(case: Case, answer: Answer) -> str | None:
     return f"{len(message)} characters of message" if len(message) > LONGEST_MESSAGE else None
 
 
-def _unfinished(answer: Answer) -> str | None:
+def _unfinished(case: Case, answer: Answer) -> str | None:
+    if case.kind == "document" and answer.kind == "text/plain":
+        return None  # whether the operation may, the document says
     if answer.kind == "text/event-stream":
         return None if answer.body.endswith(b"data: [DONE]\n\n") else "a stream without [DONE]"
     try:

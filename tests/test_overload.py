@@ -1,0 +1,196 @@
+"""The client and the figures of ``bench.overload``; no server is timed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bench import overload, overload_client
+from bench.overload_client import TOKENS, ask, closed_loop, open_loop, pictures, text
+from bench.overload_figures import Calm, Flood, Result, percentile, table
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+TOKEN = b'data: {"choices":[{"delta":{"content":"A"}}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":%d}}\n\n'
+DONE = b"data: [DONE]\n\n"
+WHOLE = [HEAD, ROLE, TOKEN * TOKENS, USAGE % TOKENS, DONE]
+REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\n{}"
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def answering(*pieces: bytes, pause: float = 0.0) -> AsyncIterator[int]:
+    """A server that answers every request with these pieces and closes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        size = int(head.lower().partition(b"content-length: ")[2].split()[0])
+        json.loads(await reader.readexactly(size))
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(pause)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "end", "has_first"),
+    [
+        (WHOLE, "answered", True),
+        ([HEAD, ROLE, TOKEN, USAGE % 1, DONE], "failed", True),
+        ([HEAD, ROLE, TOKEN * TOKENS, USAGE % TOKENS], "failed", True),
+        ([HEAD, ROLE, DONE], "failed", False),
+        ([REFUSAL], "refused", False),
+        ([REFUSAL.replace(b"503", b"429")], "refused", False),
+        ([REFUSAL.replace(b"503", b"500")], "failed", False),
+        ([], "failed", False),
+    ],
+)
+def test_an_answer_is_whole_refused_or_failed(
+    pieces: list[bytes], end: str, has_first: bool
+) -> None:
+    """Whole is a stream with all its tokens and its end; a chunk without text is no token."""
+
+    async def run() -> None:
+        async with answering(*pieces) as port:
+            outcome = await ask(port, next(text("demo")))
+        assert outcome.end == end
+        assert (outcome.first is not None) == has_first
+        assert (outcome.head is not None) == bool(pieces)
+
+    asyncio.run(run())
+
+
+def test_the_first_token_is_timed_not_the_first_byte() -> None:
+    """With 0.1 s between the pieces it comes 0.2 s after the head."""
+
+    async def run() -> None:
+        async with answering(*WHOLE, pause=0.1) as port:
+            outcome = await ask(port, next(text("demo")))
+        assert outcome.head is not None
+        assert outcome.first is not None
+        assert outcome.first - outcome.head >= 0.19
+
+    asyncio.run(run())
+
+
+def test_a_client_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a first token in time it closes; a server that is not there fails at once."""
+    monkeypatch.setattr(overload_client, "PATIENCE_SECONDS", 0.1)
+
+    async def run() -> None:
+        async with answering(HEAD, ROLE, *[b""] * 20, pause=0.1) as port:
+            outcome = await ask(port, next(text("demo")))
+            assert outcome.end == "gave up"
+        assert (await ask(port, next(text("demo")))).end == "failed"
+
+    asyncio.run(run())
+
+
+def test_a_flood_does_not_wait_for_answers() -> None:
+    """So many requests a second, however slow the answers; a closed loop waits for each."""
+
+    async def run() -> None:
+        async with answering(*WHOLE, pause=0.1) as port:
+            begun = time.monotonic()
+            flood = await open_loop(port, text("demo"), 100.0, 1.0)
+            calm = await closed_loop(port, text("demo"), 2, 1.0)
+        assert 60 <= len(flood) <= 140
+        assert {one.end for one in flood} == {"answered"}
+        assert time.monotonic() - begun < 10
+        assert len(calm) <= 6, "two clients, half a second for an answer"
+
+    asyncio.run(run())
+
+
+def body_of(request: bytes) -> Any:
+    head, _, body = request.partition(b"\r\n\r\n")
+    assert b"Content-Length: %d" % len(body) in head
+    return json.loads(body)
+
+
+def test_every_request_is_another_one() -> None:
+    """Texts and pictures differ, so that no cache answers; pictures are valid files."""
+    for kind in (text, pictures):
+        found = list(itertools.islice(kind("demo"), 130))
+        assert len(set(found)) == 130
+    urls = [
+        body_of(one)["messages"][0]["content"][0]["image_url"]["url"]
+        for one in itertools.islice(pictures("demo"), 70)
+    ]
+    files = [base64.b64decode(url.partition(",")[2], validate=True) for url in urls]
+    assert len(set(files)) == 70
+    for data in files[:3]:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            assert image.size == (280, 280)
+
+
+CALM = Calm(0.01, 0.02, 50.0, 16)
+FLOOD = Flood(
+    offered=500, goodput=49, answered=2940, refused=27000, gave_up=0, failed=0, first_p50=0.03,
+    first_p99=0.055, refusal_p50=0.002, refusal_p99=0.02, rss_before=2**28, rss_peak=2**29,
+    rss_after=2**28, client_cpu=0.2, api_cpu=0.6, late_p99=0.002, after=0.015,
+)  # fmt: skip
+GOOD = Result("text", "ours", CALM, FLOOD)
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        ({}, []),
+        ({"goodput": 40.0}, ["goodput"]),
+        ({"first_p99": 0.07}, ["first token"]),
+        ({"first_p99": None}, ["first token"]),
+        ({"refusal_p99": 0.06}, ["refusal"]),
+        ({"refusal_p99": None, "refused": 0}, []),
+        ({"after": 0.2}, ["as before afterwards"]),
+        ({"after": None}, ["as before afterwards"]),
+        ({"failed": 1}, ["whole answers"]),
+    ],
+)
+def test_the_goals_are_judged(change: dict[str, Any], missed: list[str]) -> None:
+    """Each by its own figure; nobody refused is no fault."""
+    assert replace(GOOD, flood=replace(FLOOD, **change)).missed() == missed
+
+
+def test_the_table_has_a_column_for_each_result() -> None:
+    """Ratios to the calm, milliseconds, and the goals; every line is as long as the first."""
+    lines = table([replace(GOOD, server="stock"), GOOD]).splitlines()
+    assert lines[0] == "|  | text, stock | text, ours | goal |"
+    assert "| goodput / capacity | 0.98 | 0.98 | ≥ 0.95 |" in lines
+    assert "| first token p99, flood / single | 2.8 | 2.8 | ≤ 3 |" in lines
+    assert {line.count("|") for line in lines} == {5}
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "wanted"), [(100, 0.99, 99), (100, 0.5, 50), (1, 0.99, 1), (3, 1.0, 3)]
+)
+def test_percentiles_are_values_that_were_measured(count: int, share: float, wanted: int) -> None:
+    """The smallest that so many are not above."""
+    assert percentile(list(range(count, 0, -1)), share) == wanted
+    assert percentile([], share) is None
+
+
+@pytest.mark.parametrize("given_", ["0", "-1", "soon"])
+def test_an_unusable_time_is_refused(given_: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 2, and the option is named."""
+    with pytest.raises(SystemExit) as ended:
+        overload.main(["--seconds", given_])
+    assert ended.value.code == 2
+    assert "--seconds" in capsys.readouterr().err
