@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.hostile.sites import Sites, sites
+
 BOOT_SECONDS = 300
 """A 2-core machine under load boots the demo model in about 20 to 60 s."""
 
@@ -97,9 +99,20 @@ def end(server: ServerProcess) -> None:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[ServerProcess]:
-    """The demo profile on the real engine, one for the whole session."""
-    running = start_server("--profile", "demo")
+def hostile_sites() -> Iterator[Sites]:
+    """The sites on loopback that hostile addresses lead to."""
+    with sites() as both:
+        yield both
+
+
+@pytest.fixture(scope="session")
+def server(hostile_sites: Sites) -> Iterator[ServerProcess]:
+    """The demo profile on the real engine, one for the whole session.
+
+    It may fetch from one address of loopback, and loses patience sooner.
+    """
+    settings = (*hostile_sites.settings(), "media.download_seconds=5", "limits.header_seconds=5")
+    running = start_server("--profile", "demo", *(f"--set={one}" for one in settings))
     try:
         running.wait_ready()
         yield running

@@ -21,8 +21,8 @@ Lazy = Body | Callable[[], Body]
 class Outcome:
     """What was wrong, None where nothing was.
 
-    ``unsafe``: another class of status than demanded, a hang, a leak, damage done. ``unlike``: safe,
-    but another status, code or shape than this project promises.
+    ``unsafe``: another class of status than demanded, a hang, a leak, damage done. ``unlike``:
+    safe, but another status, code or shape than this project promises.
     """
 
     unsafe: str | None = None
@@ -157,8 +157,6 @@ def served(
     name: str,
     body: Lazy,
     told: Callable[[dict[str, Any]], str | None] = lambda answer: None,
-    ours: bool = False,
-    needs: str = "",
 ) -> Case:
     """Return a case: this body, odd as it is, is answered, and ``told`` finds nothing wrong."""
 
@@ -173,10 +171,9 @@ def served(
             return Outcome("no answer in OpenAI's shape")
         return Outcome(told(found))
 
-    return Case(group, name, run, ours, needs)
+    return Case(group, name, run)
 
 
 def made(body: Lazy) -> Body:
     """Return the body itself."""
     return body() if callable(body) else body
-

@@ -56,6 +56,12 @@ def answers() -> dict[str, tuple[str, Script]]:
     }
 
 
+ALSO = {
+    "an endless head": (URL,),
+    # As soon as all media of a request are too much the site is left.
+    "40 MiB without a length": ("media_too_large",),
+}
+
 NAMES = tuple(answers())
 
 
@@ -86,7 +92,7 @@ def _answered(name: str) -> object:
         url = target.sites.put("bad")
         target.sites.open.scripts["bad"] = script
         answer, request = target.chat(shown(image(url)))
-        codes = (code, LATE) if name in ("half of what was told", "an endless head") else (code,)
+        codes = (code, *ALSO.get(name, ()))
         return Refusal(codes=codes).judge(request, answer)
 
     return run

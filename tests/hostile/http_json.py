@@ -54,7 +54,9 @@ KINDS = {
 }
 
 SMUGGLED = {
-    "length and chunks": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+    "length and chunks": (
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n"
+    ),
     "chunks and length": b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
     "two lengths": b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
     "a list of lengths": b"Content-Length: 5, 6\r\n\r\nabcdef",
@@ -114,7 +116,9 @@ def cases() -> list[Case]:
         served("A", "a key given twice: the last holds", HELLO[:-1] + b', "max_tokens": 2}', two),
         served("A", "UTF-8 in escapes", HELLO.replace(b"Hello", rb"\ud83d\ude00")),
         *(kind(name, lines) for name, lines in KINDS.items()),
-        kind("gzip body", ("Content-Type: application/json", "Content-Encoding: gzip"), zipped=True),
+        kind(
+            "gzip body", ("Content-Type: application/json", "Content-Encoding: gzip"), zipped=True
+        ),
         sent("65 MiB announced", announced, 413, "request_too_large"),
         sent("65 MiB in chunks", chunked, 413, "request_too_large"),
         *(wire(name, rest) for name, rest in SMUGGLED.items()),

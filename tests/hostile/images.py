@@ -40,7 +40,9 @@ UNUSABLE: dict[str, Callable[[], str]] = {
     ),
     "PDF": lambda: inline(b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n"),
     "EPS": lambda: inline(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
-    "PSD": lambda: inline(b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\x09\0\0\0\x09\0\x08\0\3" + bytes(400)),
+    "PSD": lambda: inline(
+        b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\x09\0\0\0\x09\0\x08\0\3" + bytes(400)
+    ),
     "ICO": lambda: inline(saved(noise((32, 32)), "ICO")),
     "text": lambda: inline(b"hello"),
     "a zip archive": lambda: inline(b"PK\3\4" + bytes(99)),
@@ -51,9 +53,7 @@ UNUSABLE: dict[str, Callable[[], str]] = {
     "cut PNG": lambda: half("PNG", 5000),
     "cut GIF": lambda: half("GIF", 5000),
     "cut WebP": lambda: half("WEBP", 1000),
-    "corrupt PNG data": lambda: inline(
-        saved(noise(), "PNG").replace(b"IDAT", b"IDAT\0\0\0\0", 1)
-    ),
+    "corrupt PNG data": lambda: inline(saved(noise(), "PNG").replace(b"IDAT", b"IDAT\0\0\0\0", 1)),
     "PNG that ends within its data": lambda: inline(header(300, 200)),
     "0 × 0": lambda: inline(header(0, 0)),
     "0 wide": lambda: inline(header(0, 9)),

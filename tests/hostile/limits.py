@@ -43,8 +43,12 @@ def long_text(words: int, **fields: Any) -> dict[str, Any]:
 def cases() -> list[Case]:
     """Return the class."""
     return [
-        refused("G", "5 pictures of 4", lambda: shown(*[picture()] * 5), MANY, words=("5 images", "4")),
-        refused("G", "100 pictures", lambda: shown(*[picture()] * 100), MANY, words=("100 images",)),
+        refused(
+            "G", "5 pictures of 4", lambda: shown(*[picture()] * 5), MANY, words=("5 images", "4")
+        ),
+        refused(
+            "G", "100 pictures", lambda: shown(*[picture()] * 100), MANY, words=("100 images",)
+        ),
         refused("G", "5 pictures over the turns", turns, MANY, words=("5 images",)),
         refused("G", "2 videos of 1", lambda: shown(film(), film()), MANY, words=("2 videos",)),
         refused(

@@ -45,7 +45,9 @@ def cases() -> list[Case]:
         Case("K", "400 connections that say nothing", many_silent),
         Case("K", "200 connections in the middle of a head", many_heads),
         Case("K", "100 requests at once", flood),
-        Case("K", "100 requests at once, refused as they should be", refused_politely, True, "limits"),
+        Case(
+            "K", "100 requests at once, refused as they should be", refused_politely, True, "limits"
+        ),
     ]
 
 
@@ -265,5 +267,6 @@ def refused_politely(target: Target) -> Outcome:
         error = json.loads(one.body)["error"]
         if one.status != 503 or error["code"] != "overloaded" or "retry-after" not in one.headers:
             return Outcome(f"{one.told} {error}")
-    short = [one for one in answers if one.status == 200 and b'"completion_tokens":16' not in one.body]
+    used = [json.loads(one.body).get("usage", {}) for one in answers if one.status == 200]
+    short = [one for one in used if one.get("completion_tokens", 16) != 16]
     return Outcome(f"{len(short)} answers were cut" if short else None)

@@ -9,9 +9,7 @@ from tests.hostile.pictures import png_url
 
 TITLE = "messages"
 
-USER, BOT, RULE = (
-    {"role": role, "content": "Hello"} for role in ("user", "assistant", "system")
-)
+USER, BOT, RULE = ({"role": role, "content": "Hello"} for role in ("user", "assistant", "system"))
 
 
 def conversation(*messages: Any) -> dict[str, Any]:
@@ -59,7 +57,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         VALUE,
     ),
     "image_embeds": (asked([{"type": "image_embeds", "image_embeds": "gASVAA=="}]), VALUE),
-    "audio": (asked([{"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}}]), VALUE),
+    "audio": (
+        asked([{"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}}]),
+        VALUE,
+    ),
     "a picture from the system": (
         conversation({"role": "system", "content": [image("data:image/png;base64,AA==")]}, USER),
         VALUE,
@@ -83,7 +84,9 @@ def cases() -> list[Case]:
     return [
         *(refused("C", name, body, code, ours=name in OURS) for name, (body, code) in BAD.items()),
         refused("C", "uuid beside a picture", uuid, OFF),
-        refused("C", "uuid and no picture", asked([{"type": "image_url", "uuid": "x"}]), OFF, MISSING),
+        refused(
+            "C", "uuid and no picture", asked([{"type": "image_url", "uuid": "x"}]), OFF, MISSING
+        ),
         refused("C", "role tool", conversation({"role": "tool", "content": "x"}), VALUE, ours=True),
         refused(
             "C",

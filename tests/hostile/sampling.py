@@ -54,7 +54,12 @@ def cases() -> list[Case]:
         refused(
             "I",
             "a schema that is none",
-            asked(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "cube"}}}),
+            asked(
+                response_format={
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"type": "cube"}},
+                }
+            ),
             VALUE,
         ),
         refused(

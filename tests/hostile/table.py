@@ -55,7 +55,7 @@ def rows(titles: dict[str, str], runs: Sequence[Run]) -> list[list[str]]:
     Per server: cases that are as promised (of the first one alone), and safe ones among those that
     are compared.
     """
-    first, *others = runs
+    first = runs[0]
     head = ["", "class", "cases", f"{first.server}: as promised", "compared"]
     found = [[*head, *(f"{run.server}: safe" for run in runs)]]
     for letter, title in [*titles.items(), ("", "all")]:

@@ -64,7 +64,7 @@ class Target:
         self.secure = place.scheme == "https"
         self.host = place.hostname or ""
         self.port = place.port or (443 if self.secure else 80)
-        self.born = self._born()
+        self.born = _born(self.metrics())
 
     def connect(self, seconds: float = SECONDS) -> socket.socket:
         """Return a new connection."""
@@ -124,30 +124,35 @@ class Target:
             return f"the next good request: {answer.told} {answer.body[:200]!r}"
         return None
 
-    def busy(self) -> dict[str, float]:
-        """Return the gauges that are not 0; none of a server that has no metrics of ours."""
-        text = self.get("/metrics").body.decode("utf-8", "replace")
-        return {name: float(value) for name, value in _GAUGES.findall(text) if float(value)}
+    def metrics(self) -> str:
+        """Return its figures for Prometheus; of a server without any, an error's text."""
+        return self.get("/metrics").body.decode("utf-8", "replace")
 
-    def settles(self, seconds: float) -> str | None:
-        """Wait until nothing is under way; return what still is after so many seconds."""
-        end = time.monotonic() + seconds
-        while held := self.busy():
-            if time.monotonic() > end:
-                return f"still held: {held}"
-            time.sleep(0.05)
-        return None
+    def busy(self) -> dict[str, float]:
+        """Return the gauges that are not 0."""
+        return _busy(self.metrics())
 
     def aftermath(self) -> str | None:
         """Return what a case has left behind."""
-        wrong = self.good() or self.settles(SETTLED_SECONDS)
-        if wrong is None and not (self.alive() and self._born() == self.born):
-            wrong = "the server's process is another one"
-        return wrong
+        if wrong := self.good():
+            return wrong
+        end = time.monotonic() + SETTLED_SECONDS
+        while held := _busy(text := self.metrics()):
+            if time.monotonic() > end:
+                return f"still held: {held}"
+            time.sleep(0.05)
+        if not self.alive() or _born(text) != self.born:
+            return "the server's process is another one"
+        return None
 
-    def _born(self) -> str:
-        found = re.search(rb"^process_start_time_seconds (\S+)", self.get("/metrics").body, re.M)
-        return found[1].decode() if found else ""
+
+def _busy(metrics: str) -> dict[str, float]:
+    return {name: float(value) for name, value in _GAUGES.findall(metrics) if float(value)}
+
+
+def _born(metrics: str) -> str:
+    found = re.search(r"^process_start_time_seconds (\S+)", metrics, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def answer_of(line: socket.socket, method: bytes, begun: float) -> Answer:
@@ -170,6 +175,8 @@ def attempt(target: Target, case: Any) -> Outcome:
         outcome = Outcome(f"no answer within {SECONDS:.0f} s")
     except OSError as error:
         outcome = Outcome(f"the server cannot be reached: {error}")
+    except (ValueError, LookupError, TypeError) as error:
+        outcome = Outcome(f"an answer of another shape: {error!r}")
     if outcome.unsafe is None and (left := target.aftermath()) is not None:
         return Outcome(left)
     return outcome  # type: ignore[no-any-return]
