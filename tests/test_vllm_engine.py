@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -208,82 +206,6 @@ def test_a_video_is_its_frames(client: openai.OpenAI) -> None:
     assert "red" in answer.choices[0].message.content.lower()
 
 
-LONG = "word " * 6000
-BAD: dict[str, tuple[dict[str, Any], int, str]] = {
-    "no base64": ({"url": "data:image/png;base64,!!!!"}, 400, "invalid_image"),
-    "no picture": ({"url": "data:image/png;base64,aGVsbG8="}, 400, "invalid_image"),
-    "no comma": ({"url": "data:image/png;base64"}, 400, "invalid_image"),
-    "plain data": ({"url": "data:image/png,aGVsbG8="}, 400, "invalid_image"),
-    "truncated": (
-        {"url": data_url(drawing("red", size=(900, 700)), "JPEG")[:3000]},
-        400,
-        "invalid_image",
-    ),
-    "a file": ({"url": "file:///etc/passwd"}, 400, "invalid_image_url"),
-    "ftp": ({"url": "ftp://example.org/a.png"}, 400, "invalid_image_url"),
-    "nonsense": ({"url": "not an address"}, 400, "invalid_image_url"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_picture_is_the_clients_error(
-    server: ServerProcess, client: openai.OpenAI, name: str
-) -> None:
-    """A clear 400 without a word of a library, and the next picture is answered."""
-    image_url, status, code = BAD[name]
-    body = {"messages": asked("x", {"type": "image_url", "image_url": image_url})}
-    answer = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"]) == (status, code)
-    assert not re.search(r"0x|/etc|Error|PIL|aiohttp|base64 data|Traceback", error["message"])
-    assert "red" in colour_of(client, "red").lower()
-    assert server.metric("qwen2vl_requests_in_flight") == 0
-
-
-@pytest.mark.parametrize(
-    ("messages", "fields"),
-    [
-        (asked(LONG), {}),
-        (asked("x"), {"max_tokens": 5000}),
-        (asked("x", *[picture()] * 4), {"max_tokens": 4000}),
-        (asked(LONG[: 4000 * 5]), {"max_tokens": 100}),
-    ],
-    ids=["text", "max_tokens", "pictures and max_tokens", "text and max_tokens"],
-)
-def test_what_does_not_fit_is_told_with_the_window(
-    client: openai.OpenAI, messages: list[Any], fields: dict[str, Any]
-) -> None:
-    """Nothing is cut silently: the error names max_model_len and what to change."""
-    with pytest.raises(openai.BadRequestError) as caught:
-        say(client, messages, **fields)
-    assert caught.value.code == "context_length_exceeded"
-    assert "4096" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"logit_bias": {"999999": 1}},
-        {"extra_body": {"stop_token_ids": [10**9]}},
-        {"n": 2},
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "x", "schema": {"type": "nonsense"}},
-            }
-        },
-    ],
-    ids=["logit_bias", "stop_token_ids", "greedy n", "schema"],
-)
-def test_what_only_the_engine_can_judge_is_still_a_400(
-    client: openai.OpenAI, fields: dict[str, Any]
-) -> None:
-    """Faults found behind the protocol come back as invalid_value."""
-    with pytest.raises(openai.BadRequestError) as caught:
-        say(client, asked("x"), **fields)
-    assert caught.value.code == "invalid_value"
-
-
 def test_a_client_that_leaves_frees_the_engine(server: ServerProcess) -> None:
     """A closed stream is aborted in the engine within a second."""
     body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
@@ -336,67 +258,9 @@ def test_requests_are_copies_that_share_nothing() -> None:
     assert (one.request_id, other.request_id) == ("a", "b")
 
 
-def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_1(
-    launch_server: Callable[..., ServerProcess],
-) -> None:
-    """kill -9 of the engine: no [DONE], readiness red, an exit status that is not 0."""
-    server = launch_server("--profile", "demo")
-    server.wait_ready()
-    body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
-    answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=30)
-    events = answer.iter_lines()
-    next(events)
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    core = next(child for child in children if "EngineCore" in child.name())
-    os.kill(core.pid, signal.SIGKILL)
-    rest = [line for line in events if line]
-    assert json.loads(rest[-1].removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
-    assert server.process.wait(20) == 1
-    assert not psutil.pid_exists(core.pid) or psutil.Process(core.pid).status() == "zombie"
-
-
 def core_of(server: ServerProcess) -> psutil.Process:
     children = psutil.Process(server.process.pid).children(recursive=True)
     return next(child for child in children if "EngineCore" in child.name())
-
-
-def test_sigterm_in_a_stream_finishes_it_or_says_that_it_does_not(
-    launch_server: Callable[..., ServerProcess],
-) -> None:
-    """A short answer is finished, an endless one cut with an error after the grace; status 0."""
-    server = launch_server("--profile", "demo", "--set", "server.shutdown_timeout=3")
-    server.wait_ready()
-    url = f"{server.url}/chat/completions"
-    endless = {"messages": asked("x"), "stream": True, "ignore_eos": True, "n": 8, "temperature": 1}
-    short = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 100}
-    long_one = requests.post(url, json=endless, stream=True, timeout=60)
-    short_one = requests.post(url, json=short, stream=True, timeout=60)
-    server.process.send_signal(signal.SIGTERM)
-    short_text, long_text = short_one.text, long_one.text
-    assert short_text.endswith("data: [DONE]\n\n")
-    last = json.loads(long_text.strip().split("\n\n")[-1].removeprefix("data: "))
-    assert last["error"]["code"] == "shutting_down"
-    assert server.process.wait(20) == 0
-    (told,) = [line for line in server.lines if "shutting_down" in line]
-    assert re.search(r" in=\d+ out=[1-9]\d* ttft=", told), told
-
-
-def test_an_engine_that_stands_still_turns_readiness_red_and_ends_the_server(
-    launch_server: Callable[..., ServerProcess],
-) -> None:
-    """SIGSTOP of the engine in mid-stream: an error event, no [DONE], status 1, nothing left."""
-    server = launch_server("--profile", "demo", "--set", "server.hang_seconds=5")
-    server.wait_ready()
-    core = core_of(server)
-    body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
-    answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=60)
-    events = answer.iter_lines()
-    next(events)
-    core.suspend()
-    rest = [line for line in events if line]
-    assert json.loads(rest[-1].removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
-    assert server.process.wait(60) == 1
-    assert not psutil.pid_exists(core.pid) or core.status() == psutil.STATUS_ZOMBIE
 
 
 def test_an_idle_engine_is_asked_for_a_token_and_recovers(

@@ -44,7 +44,11 @@ def cases() -> list[Case]:
     """Return the class."""
     return [
         refused(
-            "G", "5 pictures of 4", lambda: shown(*[picture()] * 5), MANY, words=("5 images", "4")
+            "G",
+            "5 pictures of 4",
+            lambda: shown(*[picture()] * 5),
+            MANY,
+            words=("5 images", "at most 4"),
         ),
         refused(
             "G", "100 pictures", lambda: shown(*[picture()] * 100), MANY, words=("100 images",)

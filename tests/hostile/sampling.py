@@ -17,7 +17,8 @@ OUTSIDE: list[tuple[str, Any]] = [
     ("presence_penalty", -2.1), ("frequency_penalty", 3), ("frequency_penalty", -1e300),
     ("repetition_penalty", 0), ("repetition_penalty", -1), ("min_p", -0.1), ("min_p", 1.1),
     ("top_k", -2), ("min_tokens", -1), ("seed", 2**64), ("stop", [""]), ("stop", ""),
-    ("stop_token_ids", ["x"]), ("logit_bias", {"x": 1}), ("logit_bias", {"-5": 1}),
+    ("stop_token_ids", ["x"]), ("stop_token_ids", [10**9]), ("logit_bias", {"x": 1}),
+    ("logit_bias", {"-5": 1}),
     ("logit_bias", {"99999999": 1}), ("logit_bias", {"5": 101}), ("logit_bias", {"5": -1e300}),
 ]  # fmt: skip
 
@@ -41,8 +42,9 @@ VALUE, TYPE = "invalid_value", "invalid_type"
 def cases() -> list[Case]:
     """Return the class."""
     return [
-        *(refused("I", shown(n, v), asked(**{n: v}), VALUE, TYPE, ours=False) for n, v in OUTSIDE),
+        *(refused("I", shown(n, v), asked(**{n: v}), VALUE, TYPE) for n, v in OUTSIDE),
         *(refused("I", shown(n, v), asked(**{n: v}), VALUE, param=n, ours=True) for n, v in OURS),
+        refused("I", "several answers, all alike", asked(n=2, temperature=0), VALUE),
         refused("I", "temperature NaN", HELLO + b'"temperature": NaN}', "invalid_json"),
         refused("I", "temperature 1e999", HELLO + b'"temperature": 1e999}', "invalid_json", VALUE),
         refused("I", "top_p Infinity", HELLO + b'"top_p": Infinity}', "invalid_json"),
