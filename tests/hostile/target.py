@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 from tests.hostile.case import Body, Outcome
 from tests.hostile.sites import Sites
 
-SECONDS = 30.0
+SECONDS = 20.0
 """No answer may take longer."""
 
 SETTLED_SECONDS = 5.0
 """Within so long after a case nothing of it may be left."""
 
-PATIENCE = 15.0
+PATIENCE = 10.0
 """How long a client that is slow on purpose may be borne with."""
 
 _GAUGES = re.compile(
