@@ -30,6 +30,9 @@ TITLES = {
     classes.LIFE: "faults and boot",
 }
 
+STARTED_PATIENCE = 10.0
+"""Of servers that are started here; ``servers.SETTINGS`` has what ours is given."""
+
 CAPTION = """\
 As promised: status, error code and shape as documented here, nothing told, and afterwards the next
 good request works, nothing is held, the process is the same. Safe: the same without our codes and
@@ -91,7 +94,7 @@ def aimed(arguments: argparse.Namespace, kind: str, places: Sites) -> Iterator[T
         return
     settings = places.settings() if kind == "ours" else ()
     with started(kind, arguments.folder, settings) as own:
-        yield Target(own.url, places, own.key, is_alive(own.process))
+        yield Target(own.url, places, own.key, is_alive(own.process), STARTED_PATIENCE)
 
 
 def whole(arguments: argparse.Namespace, kind: str, places: Sites) -> Run:

@@ -22,7 +22,7 @@ SECONDS = 20.0
 SETTLED_SECONDS = 5.0
 """Within so long after a case nothing of it may be left."""
 
-PATIENCE = 10.0
+PATIENCE = 15.0
 """How long a client that is slow on purpose may be borne with."""
 
 _GAUGES = re.compile(
