@@ -26,6 +26,7 @@ from tests.hostile.servers import SETTINGS
 from tests.hostile.sites import Sites
 from tests.hostile.table import Result, Run, rows
 from tests.hostile.target import Answer, Target, attempt
+from tests.markdown import Document
 from tests.served import served
 
 CASES = classes.cases()
@@ -207,3 +208,17 @@ def test_the_table_counts_what_is_compared() -> None:
     ]
     theirs.results = [Result("A", "one", Outcome("x"), True), Result("A", "two", Outcome(), True)]
     assert rows({"A": "a"}, [mine, theirs])[1] == ["A", "a", "3", "1", "2", "2", "1"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readme_shows_every_class(name: str) -> None:
+    """A row a class and the sum of it, at least 250 cases, in both languages."""
+    table = next(t for t in Document(name).tables if [row[0].text for row in t][:2] == ["A", "B"])
+    *classes_of, total = [[cell.text for cell in row] for row in table]
+    assert [row[0] for row in classes_of] == list(TITLES)
+    if name == "README.md":
+        assert [row[1] for row in classes_of] == list(TITLES.values())
+    for column in range(2, 7):
+        figures = [int(row[column]) for row in classes_of]
+        assert sum(figures) == int(total[column])
+    assert int(total[2]) >= 250
