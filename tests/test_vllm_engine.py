@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -17,6 +18,7 @@ import requests
 from PIL import Image, ImageDraw
 
 from qwen2vl_serve import hardware
+from qwen2vl_serve.engine import Usage
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.capacity import capacity
 from qwen2vl_serve.profile import load_profile
@@ -215,6 +217,74 @@ def test_a_client_that_leaves_frees_the_engine(server: ServerProcess) -> None:
     answer.close()
     deadline = time.monotonic() + 1.5  # a second, and the figure's own refresh
     while server.metric("vllm:num_requests_running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Endless:
+    """Results of an engine that never come."""
+
+    def __aiter__(self) -> Endless:
+        return self
+
+    async def __anext__(self) -> None:
+        await asyncio.sleep(60)
+
+
+def test_vllm_does_not_swallow_what_ends_a_whole_answer() -> None:
+    """Cancelled by a client that leaves or by ``Call.cut``: not vLLM's 400 about a client.
+
+    vLLM's own method waits for the results here, and answers a cancellation with an error.
+    """
+    from types import SimpleNamespace
+
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+
+    from qwen2vl_serve.vllm_engine.engine import VLLMEngine
+
+    class Chat(OpenAIServingChat):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.model_config = SimpleNamespace(max_model_len=4096)
+            self.models = SimpleNamespace(base_model_paths=[])
+            self.log_error_stack = False
+
+        async def create_chat_completion(self, request: Any, raw_request: Any = None) -> Any:
+            return await self.chat_completion_full_generator(
+                request, Endless(), "x", "demo", [], None, SimpleNamespace()
+            )
+
+    client = SimpleNamespace(errored=False)
+    engine = VLLMEngine.__new__(VLLMEngine)
+    engine._client, engine._chat, engine._window = client, Chat(), 4096
+    body = {"messages": [{"role": "user", "content": "Hello"}]}
+
+    async def cut() -> None:
+        task = asyncio.create_task(
+            engine.complete(ChatRequest.model_validate(body), [], "a", Usage())
+        )
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cut())
+
+
+def test_a_client_that_leaves_a_whole_answer_is_counted_as_gone(server: ServerProcess) -> None:
+    """With status 499 and no error code, as one that leaves a stream."""
+    gone = 'qwen2vl_requests_total{code="",route="/v1/chat/completions",status="499"}'
+
+    def count() -> float:
+        text = requests.get(f"{server.root}/metrics", timeout=10).text
+        found = [line for line in text.splitlines() if line.startswith(gone)]
+        return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+    before = count()
+    body = {"messages": asked("x"), "ignore_eos": True, "max_tokens": 3900}
+    with pytest.raises(requests.ReadTimeout):
+        requests.post(f"{server.url}/chat/completions", json=body, timeout=0.5)
+    deadline = time.monotonic() + 5
+    while count() != before + 1:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -25,7 +25,7 @@ LONG: dict[str, Any] = asked("x", max_tokens=3900, ignore_eos=True, stream=True)
 
 RED_SECONDS = 5.0
 HUNG_SECONDS = 25.0
-"""``server.hang_seconds`` of ``servers.SETTINGS``, and time for a slow machine to notice."""
+"""The five of ``server.hang_seconds``, and time for a slow machine to notice."""
 
 END_SECONDS = 30.0
 
@@ -139,7 +139,7 @@ def killed(kind: str, folder: Path) -> Verdicts:
 
 def stopped(kind: str, folder: Path) -> Verdicts:
     """SIGSTOP of the engine in mid-stream: it lives and does not move."""
-    with started(kind, folder) as own:
+    with started(kind, folder, ("server.hang_seconds=5",)) as own:
         family = _family(own)
         _, lines = _begun(own, LONG, seconds=HUNG_SECONDS)
         core = own.core()

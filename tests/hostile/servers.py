@@ -35,7 +35,6 @@ SETTINGS = (
     "limits.max_media_pixels=3000000",
     "limits.max_media_frames=30",
     "media.download_seconds=3",
-    "server.hang_seconds=5",
     "server.shutdown_timeout=5",
 )
 """Of ours: limits that a case can reach, and times that it can wait for."""
