@@ -6,7 +6,9 @@ import asyncio
 import base64
 import io
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -328,9 +330,67 @@ def test_requests_are_copies_that_share_nothing() -> None:
     assert (one.request_id, other.request_id) == ("a", "b")
 
 
+def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_1(
+    launch_server: Callable[..., ServerProcess],
+) -> None:
+    """kill -9 of the engine: no [DONE], readiness red, an exit status that is not 0."""
+    server = launch_server("--profile", "demo")
+    server.wait_ready()
+    body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
+    answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=30)
+    events = answer.iter_lines()
+    next(events)
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    core = next(child for child in children if "EngineCore" in child.name())
+    os.kill(core.pid, signal.SIGKILL)
+    rest = [line for line in events if line]
+    assert json.loads(rest[-1].removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
+    assert server.process.wait(20) == 1
+    assert not psutil.pid_exists(core.pid) or psutil.Process(core.pid).status() == "zombie"
+
+
 def core_of(server: ServerProcess) -> psutil.Process:
     children = psutil.Process(server.process.pid).children(recursive=True)
     return next(child for child in children if "EngineCore" in child.name())
+
+
+def test_sigterm_in_a_stream_finishes_it_or_says_that_it_does_not(
+    launch_server: Callable[..., ServerProcess],
+) -> None:
+    """A short answer is finished, an endless one cut with an error after the grace; status 0."""
+    server = launch_server("--profile", "demo", "--set", "server.shutdown_timeout=3")
+    server.wait_ready()
+    url = f"{server.url}/chat/completions"
+    endless = {"messages": asked("x"), "stream": True, "ignore_eos": True, "n": 8, "temperature": 1}
+    short = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 100}
+    long_one = requests.post(url, json=endless, stream=True, timeout=60)
+    short_one = requests.post(url, json=short, stream=True, timeout=60)
+    server.process.send_signal(signal.SIGTERM)
+    short_text, long_text = short_one.text, long_one.text
+    assert short_text.endswith("data: [DONE]\n\n")
+    last = json.loads(long_text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert last["error"]["code"] == "shutting_down"
+    assert server.process.wait(20) == 0
+    (told,) = [line for line in server.lines if "shutting_down" in line]
+    assert re.search(r" in=\d+ out=[1-9]\d* ttft=", told), told
+
+
+def test_an_engine_that_stands_still_turns_readiness_red_and_ends_the_server(
+    launch_server: Callable[..., ServerProcess],
+) -> None:
+    """SIGSTOP of the engine in mid-stream: an error event, no [DONE], status 1, nothing left."""
+    server = launch_server("--profile", "demo", "--set", "server.hang_seconds=5")
+    server.wait_ready()
+    core = core_of(server)
+    body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
+    answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=60)
+    events = answer.iter_lines()
+    next(events)
+    core.suspend()
+    rest = [line for line in events if line]
+    assert json.loads(rest[-1].removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
+    assert server.process.wait(60) == 1
+    assert not psutil.pid_exists(core.pid) or core.status() == psutil.STATUS_ZOMBIE
 
 
 def test_an_idle_engine_is_asked_for_a_token_and_recovers(
