@@ -94,7 +94,9 @@ def aimed(arguments: argparse.Namespace, kind: str, places: Sites) -> Iterator[T
         return
     settings = places.settings() if kind == "ours" else ()
     with started(kind, arguments.folder, settings) as own:
-        yield Target(own.url, places, own.key, is_alive(own.process), STARTED_PATIENCE)
+        target = Target(own.url, places, own.key, is_alive(own.process), STARTED_PATIENCE)
+        target.warm_up()
+        yield target
 
 
 def whole(arguments: argparse.Namespace, kind: str, places: Sites) -> Run:
