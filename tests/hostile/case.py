@@ -83,6 +83,8 @@ class Refusal:
             return Outcome(f"{answer.told}, not a refusal")
         if told := leak(answer, request):
             return Outcome(f"the answer tells {told!r}")
+        if told := manners(answer, request):
+            return Outcome(unlike=f"the answer tells {told!r}")
         return Outcome(unlike=self._unlike(answer))
 
     def _unlike(self, answer: Answer) -> str | None:
@@ -109,28 +111,39 @@ class Refusal:
         return wrong
 
 
-# What tells of a library, of the machine or of who is behind it.
+# What tells of the machine, of who is behind it, or of memory.
 _TELLTALE = re.compile(
     rb"Traceback|File \"|site-packages|/tmp/|/usr/|/home/|/proc/|/etc/|/root/|\.py\b|object at 0x|"
-    rb"Errno|\bPIL\b|[Pp]illow\b|libpng|libjpeg|OpenCV|cv2|[Ff][Ff]mpeg|libav|aiohttp|urllib3|"
-    rb"pydantic|starlette|uvicorn|NoneType|UnidentifiedImage\w*|Client\w+Error|JSONDecodeError|"
-    rb"(?:Value|Type|Key|Index|OS|IO|Runtime|Assertion|Attribute)Error|codec can't|BytesIO|"
-    rb"127\.0\.0\.\d|\b10\.0\.0\.1|169\.254\.\d|Connect call failed|Cannot connect to host"
+    rb"Errno|127\.0\.0\.\d|\b10\.0\.0\.1|169\.254\.\d|Connect call failed|Cannot connect to host"
+)
+# What tells which libraries are at work: bad manners, and no more.
+_LIBRARY = re.compile(
+    rb"\bPIL\b|[Pp]illow\b|libpng|libjpeg|OpenCV|cv2|[Ff][Ff]mpeg|libav|aiohttp|urllib3|pydantic|"
+    rb"starlette|uvicorn|NoneType|UnidentifiedImage\w*|Client\w+Error|JSONDecodeError|BytesIO|"
+    rb"(?:Value|Type|Key|Index|OS|IO|Runtime|Assertion|Attribute)Error|codec can't"
 )
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{60,}")
 _LONG = 120
 
 
 def leak(answer: Answer, request: bytes) -> str | None:
-    """Return what an error tells that its client has not said himself; much base64 in any case."""
-    text = answer.body
-    for found in _BASE64.finditer(text):
-        if len(found.group()) >= _LONG or found.group() not in request:
-            return found.group()[:20].decode() + "… (base64)"
+    """Return what an error tells of machine and network that its client has not said himself."""
+    return _first(_TELLTALE, answer.body, request) or _first(_BASE64, answer.body, request)
+
+
+def manners(answer: Answer, request: bytes) -> str | None:
+    """Return what else an error should not tell: a library's words, much of the request again."""
+    for found in _BASE64.finditer(answer.body):
+        if len(found.group()) >= _LONG:
+            return found.group()[:20].decode() + "…"
+    return _first(_LIBRARY, answer.body, request)
+
+
+def _first(pattern: re.Pattern[bytes], text: bytes, request: bytes) -> str | None:
     own = request + unquote_to_bytes(request)
-    for found in _TELLTALE.finditer(text):
+    for found in pattern.finditer(text):
         if found.group() not in own:
-            return found.group().decode("latin-1")
+            return found.group()[:60].decode("latin-1")
     return None
 
 

@@ -109,7 +109,14 @@ def cases() -> list[Case]:
             "unsupported_parameter",
         ),
         *(
-            refused("B", f"model {name[:20]!r}", asked(model=name), "model_not_found", status=404)
+            refused(
+                "B",
+                f"model {name[:20]!r}",
+                asked(model=name),
+                "model_not_found",
+                status=404,
+                ours=not name,
+            )
             for name in ("gpt-4o", "", "../../etc/passwd", "x" * 100_000, "demo\u0000")
         ),
         served("B", "a field that nobody knows", asked(no_such_field={"a": [1]})),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 
 from tests.hostile.case import GOOD, Case, Lazy, Outcome, Refusal, asked, refused, served
 from tests.hostile.target import Target
@@ -43,6 +44,9 @@ NOT_JSON: dict[str, Lazy] = {
     "form": b"messages=Hello&max_tokens=1",
     "XML": b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><x>&a;</x>",
 }
+
+CODED = {"UTF-16 with BOM", "UTF-32"}
+"""JSON of old, which other servers may read."""
 
 KINDS = {
     "none": (),
@@ -112,14 +116,18 @@ HEADS = {
 def cases() -> list[Case]:
     """Return the class."""
     return [
-        *(refused("A", name, body, "invalid_json") for name, body in NOT_JSON.items()),
+        *(
+            refused("A", name, body, "invalid_json", ours=name in CODED)
+            for name, body in NOT_JSON.items()
+        ),
         served("A", "a key given twice: the last holds", HELLO[:-1] + b', "max_tokens": 2}', two),
         served("A", "UTF-8 in escapes", HELLO.replace(b"Hello", rb"\ud83d\ude00")),
         *(kind(name, lines) for name, lines in KINDS.items()),
         kind(
             "gzip body", ("Content-Type: application/json", "Content-Encoding: gzip"), zipped=True
         ),
-        sent("65 MiB announced", announced, 413, "request_too_large"),
+        # Another server may wait for the body before it looks at its length.
+        replace(sent("65 MiB announced", announced, 413, "request_too_large"), ours=True),
         sent("65 MiB in chunks", chunked, 413, "request_too_large"),
         *(wire(name, rest) for name, rest in SMUGGLED.items()),
         *(raw(name, data, 400, "malformed_request") for name, data in NOT_HTTP.items()),
@@ -215,7 +223,8 @@ def route(method: str, path: str, status: int, code: str) -> Case:
         request = target.head(method, path, "Content-Length: 0", "Connection: close") + b"\r\n"
         return Refusal(status, (code,)).judge(request, target.send(request))
 
-    return Case("A", f"{method} {path}", run)
+    # Some redirect to the path without its last stroke.
+    return Case("A", f"{method} {path}", run, ours=path.endswith("/"))
 
 
 def pipelined(target: Target) -> Outcome:
