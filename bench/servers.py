@@ -67,11 +67,11 @@ def both(
             profile = load_profile(profile_name, [f"host={HOST}", f"port={free_port()}"])
             log = folder / f"{name}.log"
             words = [*command(profile), *(ours_only if name == "ours" else ())]
-            process = stack.enter_context(_process(words, log, _environment(folder)))
+            process = stack.enter_context(run_process(words, log, environment_for(folder)))
             port, model = profile.server.port, profile.model.served_names[0]
             running.append((process, log, Server(name, port, process.pid, model)))
         for process, log, server in running:
-            _wait(process, log, server)
+            wait_ready(process, log, server)
         (_, _, stock), (_, _, our_own) = running
         yield stock, our_own
 
@@ -85,10 +85,10 @@ def ours(profile_name: str, folder: Path) -> Iterator[Server]:
     """
     profile = load_profile(profile_name, [f"host={HOST}", f"port={free_port()}"])
     log = folder / "ours.log"
-    with _process(our_command(profile), log, _environment(folder)) as process:
+    with run_process(our_command(profile), log, environment_for(folder)) as process:
         port, model = profile.server.port, profile.model.served_names[0]
         server = Server("ours", port, process.pid, model)
-        _wait(process, log, server)
+        wait_ready(process, log, server)
         yield server
 
 
@@ -117,13 +117,13 @@ def free_port() -> int:
         return port
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    # Both alike: no usage report to the internet, and our log file beside the others.
+def environment_for(folder: Path) -> dict[str, str]:
+    """Return the variables of either server: no usage report, and our log beside the others."""
     return {**os.environ, "VLLM_NO_USAGE_STATS": "1", "XDG_STATE_HOME": str(folder)}
 
 
 @contextmanager
-def _process(
+def run_process(
     command: list[str], log: Path, environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``command`` in a session of its own and leave none of its processes behind."""
@@ -153,12 +153,19 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path, server: Server) -> None:
+def wait_ready(
+    process: subprocess.Popen[bytes], log: Path, server: Server, path: str = "/v1/models"
+) -> None:
+    """Wait until ``path`` is answered with 200.
+
+    Raises:
+        BenchError: the process ended, or it took too long.
+    """
     deadline = time.monotonic() + BOOT_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection(HOST, server.port, timeout=5)
-            connection.request("GET", "/v1/models")
+            connection.request("GET", path)
             if connection.getresponse().status == 200:
                 return
         time.sleep(0.2)

@@ -163,6 +163,15 @@ class Metrics:
         with contextlib.suppress(KeyError):
             self.adapter_requests.remove(name)
 
+    def refused_unread(self, error: APIError) -> str:
+        """Count and log what was refused before it was a request; return the id that it gets."""
+        call = Call(uuid.uuid4().hex)
+        call.code = error.code
+        self.requests.labels("other", error.status, error.code or "").inc()
+        told = request_log.fields(call, "other", "other", error.status, 0.0)
+        logger.info("request", extra={"request": told})
+        return call.id
+
     def text(self) -> bytes:
         """Return vLLM's figures and ours in Prometheus's text format."""
         return generate_latest(REGISTRY) + generate_latest(self.registry)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from qwen2vl_serve import request_log, tracing
 from qwen2vl_serve.adapters import named_adapters, with_adapters
@@ -230,11 +231,11 @@ class _Server:
         self.report(f"try     {curl(url, with_key=bool(self.keys))}")
 
 
-def _config(app: object, profile: Profile) -> uvicorn.Config:
+def _config(app: FastAPI, profile: Profile) -> uvicorn.Config:
     server = profile.server
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]  # uvicorn names the ASGI versions one by one
-        http=bounded_http(profile.limits),
+        app,
+        http=bounded_http(profile.limits, app.state.api.metrics.refused_unread),
         ws="none",
         log_config=None,
         access_log=False,

@@ -94,7 +94,7 @@ class FilesAPI:
         self.admit()
         store = self._store()
         _check_kind(request.headers)
-        place = await self.admission.place("")
+        place = await self.admission.place(_owner(request))
         try:
             form = await self._receive(request)
         finally:

@@ -8,6 +8,7 @@ adds what is missing around those.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,8 +30,12 @@ Closing at once would make its system drop the answer that it has not read yet.
 """
 
 
+Note = Callable[[APIError], str]
+"""Takes note of a refusal; returns the id under which it did."""
+
 _REFUSAL = (
     b"content-type: application/json\r\n"
+    b"x-request-id: %b\r\n"
     b"cache-control: no-store\r\n"
     b"x-content-type-options: nosniff\r\n"
     b"connection: close\r\n"
@@ -43,13 +48,20 @@ class BoundedHTTP(HttpToolsProtocol):
 
     ``max_head_bytes`` bounds request line and headers together, ``head_seconds`` the time from
     a connection's or request's first moment to the end of its headers, ``reader_seconds`` the time
-    that a client may leave what was sent to it unread.
+    that a client may leave what was sent to it unread. ``note`` is told of each refusal.
     """
 
     def __init__(
-        self, *, max_head_bytes: int, head_seconds: float, reader_seconds: float, **options: Any
+        self,
+        *,
+        max_head_bytes: int,
+        head_seconds: float,
+        reader_seconds: float,
+        note: Note,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.note = note
         self.reader_seconds = reader_seconds
         self._reader: asyncio.TimerHandle | None = None
         self.max_head_bytes = max_head_bytes
@@ -181,7 +193,8 @@ class BoundedHTTP(HttpToolsProtocol):
         begun = self._answering() and self.cycle.response_started
         if not self.transport.is_closing() and not begun:
             body = to_json(error.body())
-            self.transport.write(STATUS_LINE[error.status] + _REFUSAL % len(body) + body)
+            head = _REFUSAL % (self.note(error).encode(), len(body))
+            self.transport.write(STATUS_LINE[error.status] + head + body)
         self._close()
 
     def _answering(self) -> bool:
@@ -192,13 +205,14 @@ class BoundedHTTP(HttpToolsProtocol):
             self.transport.close()
 
 
-def bounded_http(limits: LimitsSection) -> Any:
-    """Return what ``uvicorn.Config(http=…)`` takes."""
+def bounded_http(limits: LimitsSection, note: Note) -> Any:
+    """Return what ``uvicorn.Config(http=…)`` takes; ``note`` is told of what is refused here."""
     return partial(
         BoundedHTTP,
         max_head_bytes=limits.max_header_bytes,
         head_seconds=limits.header_seconds,
         reader_seconds=limits.reader_seconds,
+        note=note,
     )
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.hostile.sites import Sites, sites
+
 ENGINES = {"test_install", "test_lora_real", "test_reference", "test_rehearsal", "test_vllm_engine"}
 """Files that start engines of their own."""
 
@@ -109,9 +111,20 @@ def end(server: ServerProcess) -> None:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[ServerProcess]:
-    """The demo profile on the real engine, one for the whole session."""
-    running = start_server("--profile", "demo")
+def hostile_sites() -> Iterator[Sites]:
+    """The sites on loopback that hostile addresses lead to."""
+    with sites() as both:
+        yield both
+
+
+@pytest.fixture(scope="session")
+def server(hostile_sites: Sites) -> Iterator[ServerProcess]:
+    """The demo profile on the real engine, one for the whole session.
+
+    It may fetch from one address of loopback, and loses patience sooner.
+    """
+    settings = (*hostile_sites.settings(), "media.download_seconds=5", "limits.header_seconds=5")
+    running = start_server("--profile", "demo", *(f"--set={one}" for one in settings))
     try:
         running.wait_ready()
         yield running

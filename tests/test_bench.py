@@ -325,7 +325,7 @@ def test_a_killed_benchmark_leaves_no_server(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "sleeper = [sys.executable, '-c', "
         "'import os, time; print(os.getpid(), flush=True); time.sleep(600)']\n"
-        "with s._process(sleeper, Path(sys.argv[1]), dict(os.environ)):\n"
+        "with s.run_process(sleeper, Path(sys.argv[1]), dict(os.environ)):\n"
         "    time.sleep(600)\n"
     )
     log = tmp_path / "log"

@@ -10,6 +10,8 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwen2vl_serve import uploads
+from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.keys_file import KeysFile
 from qwen2vl_serve.profile import load_profile
+from tests.served import served
 from tests.test_app import Running, error_of, eventually, running
 
 
@@ -421,6 +426,48 @@ def test_more_uploads_than_are_received_at_once_wait_their_turn(
             assert error_of(refused)["code"] == "overloaded"
             assert refused.headers["retry-after"]
         eventually(lambda: upload(api, png()).status_code == 200)
+
+
+def test_uploads_that_wait_take_turns_by_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two keys that wait for one place the one that came later has the second turn."""
+    monkeypatch.setattr(uploads, "AT_ONCE", 1)
+    file = KeysFile(tmp_path / "keys.json")
+    alice, bob = file.add("alice"), file.add("bob")
+    with served(load_profile("demo"), Keys(file=file)) as api, ExitStack() as stack:
+        line = api.app.state.api.uploads
+        line.resize(1, 1, 8, 20.0)
+        seen: list[str] = []
+        enter = line.place
+
+        async def watched(key: str, answers: int = 1) -> Any:
+            place = await enter(key, answers)
+            seen.append(key)
+            return place
+
+        monkeypatch.setattr(line, "place", watched)
+        held = stack.enter_context(begun_upload(api.port, alice))
+        eventually(lambda: line.places.held == 1)
+        form = {"file": ("a.png", png()), "purpose": (None, "vision")}
+        pool = stack.enter_context(ThreadPoolExecutor(4))
+        for number, key in enumerate((alice, alice, alice, bob), 1):
+            pool.submit(api.request, "POST", "/v1/files", key, files=form)
+            eventually(lambda number=number: line.places.waiting == number)  # type: ignore[misc]
+        held.close()
+        eventually(lambda: len(seen) == 5)
+        assert seen == ["alice", "alice", "bob", "alice", "alice"]
+
+
+def begun_upload(port: int, key: str) -> socket.socket:
+    """Send the beginning of an upload and no more."""
+    line = socket.create_connection(("127.0.0.1", port), timeout=20)
+    line.sendall(
+        f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+        "Content-Length: 5000\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n"
+        "--x\r\n".encode()
+    )
+    return line
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:

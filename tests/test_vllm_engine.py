@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -19,6 +20,7 @@ import requests
 from PIL import Image, ImageDraw
 
 from qwen2vl_serve import hardware
+from qwen2vl_serve.engine import Usage
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.capacity import capacity
 from qwen2vl_serve.profile import load_profile
@@ -208,82 +210,6 @@ def test_a_video_is_its_frames(client: openai.OpenAI) -> None:
     assert "red" in answer.choices[0].message.content.lower()
 
 
-LONG = "word " * 6000
-BAD: dict[str, tuple[dict[str, Any], int, str]] = {
-    "no base64": ({"url": "data:image/png;base64,!!!!"}, 400, "invalid_image"),
-    "no picture": ({"url": "data:image/png;base64,aGVsbG8="}, 400, "invalid_image"),
-    "no comma": ({"url": "data:image/png;base64"}, 400, "invalid_image"),
-    "plain data": ({"url": "data:image/png,aGVsbG8="}, 400, "invalid_image"),
-    "truncated": (
-        {"url": data_url(drawing("red", size=(900, 700)), "JPEG")[:3000]},
-        400,
-        "invalid_image",
-    ),
-    "a file": ({"url": "file:///etc/passwd"}, 400, "invalid_image_url"),
-    "ftp": ({"url": "ftp://example.org/a.png"}, 400, "invalid_image_url"),
-    "nonsense": ({"url": "not an address"}, 400, "invalid_image_url"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_picture_is_the_clients_error(
-    server: ServerProcess, client: openai.OpenAI, name: str
-) -> None:
-    """A clear 400 without a word of a library, and the next picture is answered."""
-    image_url, status, code = BAD[name]
-    body = {"messages": asked("x", {"type": "image_url", "image_url": image_url})}
-    answer = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"]) == (status, code)
-    assert not re.search(r"0x|/etc|Error|PIL|aiohttp|base64 data|Traceback", error["message"])
-    assert "red" in colour_of(client, "red").lower()
-    assert server.metric("qwen2vl_requests_in_flight") == 0
-
-
-@pytest.mark.parametrize(
-    ("messages", "fields"),
-    [
-        (asked(LONG), {}),
-        (asked("x"), {"max_tokens": 5000}),
-        (asked("x", *[picture()] * 4), {"max_tokens": 4000}),
-        (asked(LONG[: 4000 * 5]), {"max_tokens": 100}),
-    ],
-    ids=["text", "max_tokens", "pictures and max_tokens", "text and max_tokens"],
-)
-def test_what_does_not_fit_is_told_with_the_window(
-    client: openai.OpenAI, messages: list[Any], fields: dict[str, Any]
-) -> None:
-    """Nothing is cut silently: the error names max_model_len and what to change."""
-    with pytest.raises(openai.BadRequestError) as caught:
-        say(client, messages, **fields)
-    assert caught.value.code == "context_length_exceeded"
-    assert "4096" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"logit_bias": {"999999": 1}},
-        {"extra_body": {"stop_token_ids": [10**9]}},
-        {"n": 2},
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "x", "schema": {"type": "nonsense"}},
-            }
-        },
-    ],
-    ids=["logit_bias", "stop_token_ids", "greedy n", "schema"],
-)
-def test_what_only_the_engine_can_judge_is_still_a_400(
-    client: openai.OpenAI, fields: dict[str, Any]
-) -> None:
-    """Faults found behind the protocol come back as invalid_value."""
-    with pytest.raises(openai.BadRequestError) as caught:
-        say(client, asked("x"), **fields)
-    assert caught.value.code == "invalid_value"
-
-
 def test_a_client_that_leaves_frees_the_engine(server: ServerProcess) -> None:
     """A closed stream is aborted in the engine within a second."""
     body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
@@ -293,6 +219,74 @@ def test_a_client_that_leaves_frees_the_engine(server: ServerProcess) -> None:
     answer.close()
     deadline = time.monotonic() + 1.5  # a second, and the figure's own refresh
     while server.metric("vllm:num_requests_running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Endless:
+    """Results of an engine that never come."""
+
+    def __aiter__(self) -> Endless:
+        return self
+
+    async def __anext__(self) -> None:
+        await asyncio.sleep(60)
+
+
+def test_vllm_does_not_swallow_what_ends_a_whole_answer() -> None:
+    """Cancelled by a client that leaves or by ``Call.cut``: not vLLM's 400 about a client.
+
+    vLLM's own method waits for the results here, and answers a cancellation with an error.
+    """
+    from types import SimpleNamespace
+
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+
+    from qwen2vl_serve.vllm_engine.engine import VLLMEngine
+
+    class Chat(OpenAIServingChat):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.model_config = SimpleNamespace(max_model_len=4096)
+            self.models = SimpleNamespace(base_model_paths=[])
+            self.log_error_stack = False
+
+        async def create_chat_completion(self, request: Any, raw_request: Any = None) -> Any:
+            return await self.chat_completion_full_generator(
+                request, Endless(), "x", "demo", [], None, SimpleNamespace()
+            )
+
+    client = SimpleNamespace(errored=False)
+    engine = VLLMEngine.__new__(VLLMEngine)
+    engine._client, engine._chat, engine._window = client, Chat(), 4096
+    body = {"messages": [{"role": "user", "content": "Hello"}]}
+
+    async def cut() -> None:
+        task = asyncio.create_task(
+            engine.complete(ChatRequest.model_validate(body), [], "a", Usage())
+        )
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cut())
+
+
+def test_a_client_that_leaves_a_whole_answer_is_counted_as_gone(server: ServerProcess) -> None:
+    """With status 499 and no error code, as one that leaves a stream."""
+    gone = 'qwen2vl_requests_total{code="",route="/v1/chat/completions",status="499"}'
+
+    def count() -> float:
+        text = requests.get(f"{server.root}/metrics", timeout=10).text
+        found = [line for line in text.splitlines() if line.startswith(gone)]
+        return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+    before = count()
+    body = {"messages": asked("x"), "ignore_eos": True, "max_tokens": 3900}
+    with pytest.raises(requests.ReadTimeout):
+        requests.post(f"{server.url}/chat/completions", json=body, timeout=0.5)
+    deadline = time.monotonic() + 5
+    while count() != before + 1:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import socket
 import time
@@ -90,6 +91,29 @@ def test_what_ends_in_two_ways_is_refused_whole(api: Served, rest: bytes) -> Non
 def test_what_is_not_our_http_is_refused(api: Served, data: bytes) -> None:
     """TLS on a plain port, HTTP/2, other words: 400, never a traceback or silence."""
     assert refused(api.raw(data)) == (400, "malformed_request")
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"GARBAGE\r\n\r\n", 400, "malformed_request"),
+        (GET + b"X: " + b"a" * 9000, 431, "request_head_too_large"),
+        (GET, 408, "request_timeout"),
+        (CHAT + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n", 400, "malformed_request"),
+    ],
+)
+def test_what_is_refused_unread_has_an_id_and_is_counted(
+    api: Served, data: bytes, status: int, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its error code, with a line in the log under the id that the client got."""
+    caplog.set_level(logging.INFO, "qwen2vl_serve.requests")
+    found = re.search(rb"\r\nx-request-id: ([0-9a-f]{32})\r\n", api.raw(data))
+    assert found is not None
+    counted = f'qwen2vl_requests_total{{code="{code}",route="other",status="{status}"}} 1.0\n'
+    assert counted in api.request("GET", "/metrics").text
+    told = [getattr(record, "request", {}) for record in caplog.records]
+    (one,) = [line for line in told if line.get("id") == found[1].decode()]
+    assert (one["status"], one["code"]) == (status, code)
 
 
 @pytest.mark.parametrize(

@@ -33,20 +33,23 @@ class Script:
 
 
 class Site:
-    """Scripts by the first step of a path."""
+    """Scripts by the first step of a path; any other path gets ``otherwise``."""
 
     def __init__(self) -> None:
         self.port = 0
         self.scripts: dict[str, Script] = {}
+        self.otherwise = _MISSING
+        self.connections = 0
 
 
 @contextmanager
-def site() -> Iterator[Site]:
-    """Run the site on a free port of five digits."""
+def site(host: str = "127.0.0.1", port: int = 0) -> Iterator[Site]:
+    """Run the site on an address of loopback; without ``port`` on a free one of five digits."""
     scripted = Site()
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
+            scripted.connections += 1
             head = b""
             with contextlib.suppress(OSError):
                 while b"\r\n\r\n" not in head:
@@ -55,7 +58,7 @@ def site() -> Iterator[Site]:
                         return
                     head += piece
                 name = head.split()[1].decode("latin-1").split("/")[1]
-                _answer(self.request, scripted.scripts.get(name, _MISSING))
+                _answer(self.request, scripted.scripts.get(name, scripted.otherwise))
 
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = True
@@ -63,9 +66,9 @@ def site() -> Iterator[Site]:
         request_queue_size = 64
 
     while True:
-        server = Server(("127.0.0.1", 0), Handler)
+        server = Server((host, port), Handler)
         scripted.port = server.server_address[1]
-        if scripted.port >= 10_000:
+        if port or scripted.port >= 10_000:
             break
         server.server_close()
     with server:

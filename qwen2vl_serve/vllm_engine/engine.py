@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -248,6 +249,10 @@ class VLLMEngine:
         except Exception as error:
             raise self._translated(error) from error
         if isinstance(answer, ErrorResponse):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # vLLM takes any cancellation for a client that left, and answers it with a 400.
+                raise asyncio.CancelledError
             self._raise_error(answer)
         return answer
 
