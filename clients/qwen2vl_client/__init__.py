@@ -40,6 +40,7 @@ from qwen2vl_client.errors import (
     ServerError,
     ServerNotReachedError,
 )
+from qwen2vl_client.fitting import Event
 from qwen2vl_client.media import image_part, video_part
 from qwen2vl_client.media_info import MediaInfo
 from qwen2vl_client.request import DEFAULT_SAMPLING, SYSTEM_PROMPT, ChatFields, Sampling
@@ -48,6 +49,7 @@ from qwen2vl_client.version import __version__
 
 if TYPE_CHECKING:
     from qwen2vl_client.async_client import AsyncClient
+    from qwen2vl_client.async_conversation import AsyncConversation
     from qwen2vl_client.async_stream import AsyncTextStream
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "APITimeoutError",
     "Answer",
     "AsyncClient",
+    "AsyncConversation",
     "AsyncTextStream",
     "AuthenticationError",
     "BadRequestError",
@@ -66,6 +69,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Conversation",
+    "Event",
     "Explanation",
     "InvalidArgumentError",
     "MediaError",
@@ -90,6 +94,7 @@ __all__ = [
 
 _NEEDS_HTTPX = {
     "AsyncClient": "qwen2vl_client.async_client",
+    "AsyncConversation": "qwen2vl_client.async_conversation",
     "AsyncTextStream": "qwen2vl_client.async_stream",
 }
 
