@@ -165,6 +165,22 @@ def test_a_question_fails_only_where_it_does_not_fit_alone(
             assert told == sorted(told)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_label_is_never_what_does_not_fit(shared: tuple[Served, Talker], policy: Any) -> None:
+    """Found by the test above: a question that fits alone, to the token, is sent unlabelled."""
+    server, engine = shared
+    engine.window = 58
+    with Client(f"{server.root}/v1", "", "demo", max_retries=0) as client:
+        conversation = Conversation(client, "be brief", overflow=policy, max_tokens=1)
+        conversation.ask("one two three four five six", images=picture(1))
+        conversation.ask("one two three four five six", images=picture(2))
+        conversation.ask("one two three four five six", images=picture(3))
+        assert texts(engine.requests[-1]) == [
+            "system: be brief",
+            "user: # one two three four five six",
+        ]
+
+
 class TestSummarise:
     def test_what_was_told_in_turn_two_is_still_sent(self) -> None:
         """The stand-in's summary is known: it keeps what has an ``=``; here for 60 turns."""

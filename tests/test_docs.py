@@ -40,8 +40,9 @@ DOCTORS = [Document("docs/doctor.md"), Document("docs/doctor.zh-CN.md")]
 PLANS = [Document("docs/plan.md"), Document("docs/plan.zh-CN.md")]
 PAGES = [Document("docs/hardware.md"), Document("docs/hardware.zh-CN.md")]
 SECURITY = [Document("SECURITY.md"), Document("SECURITY.zh-CN.md")]
-TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY]
-HELD = [*APIS, *READMES, *DOCTORS, *PLANS, *PAGES, *SECURITY, Document("CHANGELOG.md")]
+CLIENTS = [Document("clients/README.md"), Document("clients/README.zh-CN.md")]
+TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY, CLIENTS]
+HELD = [*APIS, *READMES, *DOCTORS, *PLANS, *PAGES, *SECURITY, *CLIENTS, Document("CHANGELOG.md")]
 
 api = pytest.mark.parametrize("document", APIS, ids=str)
 readme = pytest.mark.parametrize("document", READMES, ids=str)

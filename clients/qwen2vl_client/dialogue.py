@@ -249,6 +249,9 @@ class Dialogue:
 
     def _messages(self, work: Fitting) -> list[Message]:
         history, wording = work.history, work.wording
+        if not (history.turns or history.note):
+            # Alone it is sent as it was asked: a label might be what no longer fits.
+            return [*history.messages(wording), dict(work.question)]
         numbers = history.numbers_of(work.question)
         asked = history.shown(work.question, numbers, wording)
         return [*history.messages(wording), asked]
