@@ -17,7 +17,7 @@ from qwen2vl_serve.context import (
 )
 from qwen2vl_serve.media.loader import MediaLoader, Medium
 from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, Overflow, TextPart
-from qwen2vl_serve.turns import Turns, count_media
+from qwen2vl_serve.turns import BYTES_PER_TOKEN, Turns, count_media
 
 REMOVED = "[picture removed]"
 """What stands in the text for a picture that was dropped."""
@@ -111,7 +111,8 @@ def without_turns(
         ContextLengthExceeded, VideoTooLarge, ImageTooLarge: the last turn alone does not fit.
     """
     turns = Turns.of(request, context.media)
-    dropped = turns.fewest(lambda count: measured(*turns.without(count)).fits)
+    far = turns.over(context.window * BYTES_PER_TOKEN)
+    dropped = turns.fewest(lambda count: measured(*turns.without(count)).fits, far)
     rest, media = turns.without(dropped)
     left = measured(rest, media)
     if not left.fits:

@@ -21,10 +21,13 @@ from qwen2vl_serve.media.loader import MediaLoader, Medium
 from qwen2vl_serve.media.lru import LRU
 from qwen2vl_serve.overflow import Fitted, Measured, without_pictures, without_turns
 from qwen2vl_serve.protocol import AssistantMessage, ChatRequest, Message, UserMessage
-from qwen2vl_serve.turns import Turns
+from qwen2vl_serve.turns import BYTES_PER_TOKEN, Turns, texts
 
 KEPT_BYTES = 4 * 2**20
 """Of all remembered summaries together."""
+
+MOST_WINDOWS = 8
+"""How many windows of a history are summed up for one request; what is before them is left out."""
 
 Generate = Callable[[ChatRequest, Sequence[Medium], Usage], Awaitable[bytes]]
 """Answers a request of our own, in the place and on the account of the client's."""
@@ -101,10 +104,10 @@ class Summaries:
                 done = _Progress(count, text)
                 break
         else:
-            goal = await asyncio.to_thread(work.goal, context)
-            if known:
-                upto = max((count for count in known if count <= goal), default=0)
-                done = _Progress(upto, known.get(upto, ""))
+            first, goal = await asyncio.to_thread(work.span, context)
+            upto = max((count for count in known if first <= count <= goal), default=first)
+            text = known.get(upto, "")
+            done = _Progress(upto, text, lost=0 if text else upto)
             while done.upto < goal:
                 await self._advance(done, goal, work, generate)
                 if done.text:
@@ -191,15 +194,23 @@ class _Work:
         """Whether the request fits with ``text`` in place of its oldest ``count`` turns."""
         return self.measured(*self.turns.without(count, self.note(text))).fits
 
-    def goal(self, context: Context) -> int:
-        """Return how many turns to sum up: half of the room is free then, where that can be."""
+    def span(self, context: Context) -> tuple[int, int]:
+        """Return from which turn on, and up to which, is to be summed up.
+
+        Half of the room is free then, where that can be.
+        """
         room = max(context.window - context.answer, 0)
+        most = MOST_WINDOWS * context.window
+
+        def near(count: int) -> bool:
+            return self.measured(*self.turns.without(count)).prompt <= most
 
         def light(count: int) -> bool:
             seen = self.measured(*self.turns.without(count, self.note(self._silence)))
             return seen.fits and seen.prompt <= room // 2
 
-        return self.turns.fewest(light)
+        first = self.turns.fewest(near, self.turns.over(most * BYTES_PER_TOKEN))
+        return first, self.turns.fewest(light, first)
 
     def asked(self, done: _Progress, goal: int) -> tuple[int, ChatRequest, Sequence[Medium]] | None:
         """Return up to which turn, and the request, that sums up as many turns as fit."""
@@ -242,12 +253,12 @@ def _keys(turns: Turns, owner: str, wording: Wording) -> dict[int, str]:
     _take(hasher, turns.request.model or "", owner, wording.instruction)
     for message, number in zip(turns.request.messages, turns.number, strict=True):
         if number is None:
-            _take(hasher, *_texts(message))
+            _take(hasher, *texts(message))
     keys = {}
     for count in range(1, turns.last + 1):
         for message, number in zip(turns.request.messages, turns.number, strict=True):
             if number == count - 1:
-                _take(hasher, message.role, *_texts(message))
+                _take(hasher, message.role, *texts(message))
         _take(hasher, *(medium.key for medium in turns.media_of(count - 1)))
         keys[count] = hasher.hexdigest()
     return keys
@@ -259,16 +270,9 @@ def _take(hasher: hashlib.blake2b, *texts: str) -> None:
         hasher.update(b"%d:" % len(data) + data)  # its length: no two lists of texts run together
 
 
-def _texts(message: Message) -> list[str]:
-    content = message.content
-    if content is None or isinstance(content, str):
-        return [content or ""]
-    return [getattr(part, "text", f"<{part.type}>") for part in content]
-
-
 def _is_chinese(messages: Sequence[Message]) -> bool:
     """Whether a third of the letters that users wrote are Chinese."""
-    text = "".join("".join(_texts(one)) for one in messages if one.role == "user")[:100_000]
+    text = "".join("".join(texts(one)) for one in messages if one.role == "user")[:100_000]
     letters = [letter for letter in text if letter.isalpha()]
     chinese = sum("\u4e00" <= letter <= "\u9fff" for letter in letters)
     return bool(letters) and chinese * 3 >= len(letters)

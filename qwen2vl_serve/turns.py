@@ -9,6 +9,9 @@ from functools import cached_property
 from qwen2vl_serve.media.loader import Medium
 from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart
 
+BYTES_PER_TOKEN = 16
+"""More than texts have on average, in any language."""
+
 _INSTRUCTIONS = frozenset({"system", "developer"})
 
 
@@ -25,6 +28,14 @@ def count_media(messages: Sequence[Message]) -> MediaCount:
     shown = [part for message in messages for part in _media_parts(message)]
     images = sum(isinstance(part, ImagePart) for part in shown)
     return MediaCount(images, len(shown) - images)
+
+
+def texts(message: Message) -> list[str]:
+    """Return the texts of a message in their order, its media as their kinds."""
+    content = message.content
+    if content is None or isinstance(content, str):
+        return [content or ""]
+    return [getattr(part, "text", f"<{part.type}>") for part in content]
 
 
 def _media_parts(message: Message) -> list[object]:
@@ -71,9 +82,26 @@ class Turns:
         """Where the last turn begins among the messages."""
         return self.number.index(self.last) if self.last in self.number else 0
 
-    def fewest(self, fits: Callable[[int], bool]) -> int:
-        """Return how few turns have to go until ``fits``; all but the last where it never does."""
-        least, most = 0, self.last
+    def over(self, most_bytes: int) -> int:
+        """Return how many of the oldest turns are beyond so many bytes of text.
+
+        What is so long need not be counted in tokens, again and again, to be left out.
+        """
+        for message, number in zip(
+            reversed(self.request.messages), reversed(self.number), strict=True
+        ):
+            if number is not None:
+                most_bytes -= sum(len(text.encode("utf-8", "replace")) for text in texts(message))
+                if most_bytes < 0:
+                    return min(number + 1, self.last)
+        return 0
+
+    def fewest(self, fits: Callable[[int], bool], least: int = 0) -> int:
+        """Return how few turns, ``least`` at the least, have to go until ``fits``.
+
+        All but the last where it never does.
+        """
+        most = self.last
         while least < most:
             middle = (least + most) // 2
             least, most = (least, middle) if fits(middle) else (middle + 1, most)

@@ -112,6 +112,11 @@ class TestTurns:
         until = [message.role for message in turns.messages_without(1, until=2)]
         assert until == ["system", "user", "assistant", "developer"]
 
+    def test_what_is_far_too_long_is_not_counted(self) -> None:
+        """By its bytes: the last turn stays in any case."""
+        turns = Turns.of(chat("a" * 100, "b" * 100, "c" * 10), ())
+        assert [turns.over(most) for most in (9, 20, 130, 1000)] == [2, 2, 1, 0]
+
     def test_media_go_with_their_turns(self) -> None:
         request = chat("# a", "## b", "c", "# d")
         media = shown(request)
@@ -246,6 +251,16 @@ class TestSummaries:
         assert "cat=Tom" in str(fitted.report["summary"])
         with_pictures = window.fit(chat("### cat=Tom", "go on"), "summarise")
         assert "cat=Tom" in texts(with_pictures.request)[1]
+
+    def test_a_history_of_many_windows_costs_a_few_summaries(self) -> None:
+        """The oldest turns are left out, not summed up: one request must not keep the engine."""
+        window = Window(200)
+        told = [f"fact{n}=yes and so on and so on and so on" for n in range(400)]
+        fitted = window.fit(chat(*told, "go on"), "summarise", Summaries(15, "sum it up", LOADER))
+        assert len(window.asked) <= 12
+        assert fitted.report is not None
+        assert int(str(fitted.report["lost_turns"])) > 200
+        assert window.measured(fitted.request, fitted.media).fits
 
     def test_an_answer_that_forges_a_role_is_text(self) -> None:
         """What the model writes becomes part of a prompt; control tokens in it are broken."""
