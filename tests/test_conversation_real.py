@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import requests
 from qwen2vl_client import AsyncClient, AsyncConversation, Client, Conversation
+from qwen2vl_client.request import user_message
 
 from tests.conftest import ServerProcess
 
@@ -46,27 +47,25 @@ def test_sixty_turns_with_pictures_by_the_client(
 
 @pytest.mark.parametrize("policy", ["summarise", "drop_oldest_turns"])
 def test_sixty_turns_with_pictures_by_the_server(
-    server: ServerProcess, pictures: Path, policy: str
+    server: ServerProcess, pictures: Path, policy: Any
 ) -> None:
     """The client re-sends everything each time, as OpenAI's clients do; the server makes room.
 
     The first turns fit anyway: the test begins where the window is nearly full.
     """
     with Client(server.url, server.api_key) as client:
-        plain = Conversation(client)
-        turn = plain._dialogue.turn
         messages: list[dict[str, Any]] = []
         reports = []
         for number in range(TURNS):
             images = pictures / "red_circle.jpg" if number % 4 == 0 else None
-            messages.append(dict(turn(f"Question {number}: {WORDS}", images, None)))
+            messages.append(user_message(f"Question {number}: {WORDS}", images) or {})
             if number >= 40:
                 answer = client.chat(
                     messages=messages, overflow=policy, max_tokens=2, temperature=0
-                )  # type: ignore[call-overload, unused-ignore]  # a name of the literal
+                )
                 reports.append(answer.overflow)
             messages.append({"role": "assistant", "content": "Yes."})
-        streamed = client.stream(messages=messages[:-1], overflow=policy, max_tokens=2)  # type: ignore[arg-type]
+        streamed = client.stream(messages=messages[:-1], overflow=policy, max_tokens=2)
         list(streamed)
     assert None not in reports, "there were too many pictures from the first of them on"
     last = reports[-1]
@@ -76,8 +75,7 @@ def test_sixty_turns_with_pictures_by_the_server(
     assert streamed.answer.overflow is not None
     if policy == "summarise":
         made = [one["usage"]["completion_tokens"] for one in reports if one and "usage" in one]
-        assert any(made)
-        assert sum(count == 0 for count in made) > len(made) // 2, "most found a summary"
+        assert 1 <= sum(count > 0 for count in made) <= 4, "the others found a summary"
 
 
 def test_dropping_pictures_by_the_server(server: ServerProcess, pictures: Path) -> None:
