@@ -110,10 +110,10 @@ class Fitting:
             count += 1
         if not count and not self.history.note:
             return False
-        note = self.history.note if count < len(turns) or freed >= self.excess else Note()
-        note = self._carrying(note, turns[:count], turns[count:], freed - self.excess)
-        if not count:
-            note = Note()
+        note = Note()
+        if count < len(turns) or freed >= self.excess:  # else the note has to go as well
+            room = freed - self.excess
+            note = self._carrying(self.history.note, turns[:count], turns[count:], room)
         saved = self._leave(turns[count:], note)
         self.events.append(Event("dropped_turns", turns=count, tokens=max(saved, 0)))
         return True
