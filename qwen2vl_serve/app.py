@@ -27,15 +27,13 @@ from qwen2vl_serve.call import Call
 from qwen2vl_serve.connection import EventStream, WhileConnected
 from qwen2vl_serve.context import (
     Context,
-    Fitted,
-    fit,
     largest_max_pixels,
     measure,
     refusal,
     refuse_large_items,
 )
 from qwen2vl_serve.door import EXPOSED_HEADERS, Door, host_rule
-from qwen2vl_serve.engine import Engine, ServedModel
+from qwen2vl_serve.engine import Engine, ServedModel, Usage
 from qwen2vl_serve.envelope import OPEN_PATHS, Envelope, Metrics
 from qwen2vl_serve.errors import (
     APIError,
@@ -55,13 +53,15 @@ from qwen2vl_serve.media.ledger import Account
 from qwen2vl_serve.media.loader import MediaBudget, MediaLoader, Medium
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.openapi import document
+from qwen2vl_serve.overflow import Fitted, fit, merged, trimmed
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.pulse import Pulse
 from qwen2vl_serve.quota import Quotas
+from qwen2vl_serve.summary import Summaries
 from qwen2vl_serve.tracing import Tracer
 from qwen2vl_serve.uploads import UPLOAD_BODY, FilesAPI
-from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.validation import RequestLimits, parse_chat, refuse_excess_media
 
 _T = TypeVar("_T")
 
@@ -94,6 +94,10 @@ class API:
         self.chats = self.admission("chat", profile.limits.max_in_flight)
         self.explanations = self.admission("explain", EXPLAIN_AT_ONCE)
         self.uploads = self.admission("upload", uploads.AT_ONCE)
+        self.summaries = Summaries(
+            profile.overflow.summary_max_tokens, profile.overflow.summary_prompt, loader
+        )
+        self.allowed_overflow = profile.overflow.allowed
         self.take_limits(profile)
         self.documents = Documents(
             loader,
@@ -123,7 +127,7 @@ class API:
         async with WhileConnected(request.receive):
             place = await self._place(self.chats, request, chat.n or 1)
             async with self.loader.ledger.account(caller.name) as account:
-                fitted = await self._load(chat, account, place, call)
+                fitted = await self._load(chat, account, place, request)
                 await usage.reserve(request.state.visit, fitted, call.usage)
                 media, told = fitted.media, call.usage
                 if not chat.stream:
@@ -148,6 +152,7 @@ class API:
         self.refuse_new()
         self.explanations.require_room(_key(request))
         chat = parse_chat(await self.read(request), self.limits)
+        refuse_excess_media(chat, self.limits)
         caller: Caller = request.state.caller
         model = self._find(chat.model, caller)
         request.state.call.model = model.id
@@ -178,12 +183,27 @@ class API:
 
     async def models(self, request: Request) -> JSONResponse:
         """List the models that are served to the caller."""
-        models = [_model(model) for model in self._served(request.state.caller)]
+        models = [self.card(model) for model in self._served(request.state.caller)]
         return JSONResponse({"object": "list", "data": models})
 
     async def model(self, name: str, request: Request) -> JSONResponse:
         """Describe one served model."""
-        return JSONResponse(_model(self._find(name, request.state.caller)))
+        return JSONResponse(self.card(self._find(name, request.state.caller)))
+
+    def card(self, model: ServedModel) -> dict[str, Any]:
+        """Describe a model as OpenAI does, with its window and limits."""
+        card: dict[str, Any] = {
+            "id": model.id,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "qwen2vl_serve",
+            "max_model_len": model.max_model_len,
+            "limit_mm_per_prompt": {"image": self.limits.images, "video": self.limits.videos},
+        }
+        if model.parent is not None:
+            # vLLM's ``root`` is the adapter's folder, which is the operator's business.
+            card |= {"parent": model.parent, "root": model.parent}
+        return card
 
     async def live(self) -> JSONResponse:
         """Tell that the process turns its event loop."""
@@ -203,8 +223,14 @@ class API:
         """Return vLLM's figures and ours for Prometheus."""
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def _load(self, chat: ChatRequest, account: Account, place: Place, call: Call) -> Fitted:
+    async def _load(
+        self, chat: ChatRequest, account: Account, place: Place, request: Request
+    ) -> Fitted:
         """Load pictures and videos and, under an overflow policy, make the request fit."""
+        call: Call = request.state.call
+        policy = chat.overflow or self.overflow
+        chat, left_out = trimmed(chat, policy, self.limits.images, self.limits.videos)
+        refuse_excess_media(chat, self.limits)
         chat = await self.documents.with_pages(chat, account)
         media = await self._fetched(chat, account, place)
         call.done("fetch")
@@ -216,19 +242,38 @@ class API:
             kind = "image" if isinstance(one, Picture) else "video"
             self.metrics.media.labels(kind, "decoded" if one.decoded else "known").inc()
             self.metrics.media_bytes.labels(kind).inc(one.size_bytes)
-        policy = chat.overflow or self.overflow
         if policy == "error":
             # The engine counts anyway; its refusal is explained when it comes.
             refuse_large_items(media, self.engine.max_item_tokens)
             return Fitted(chat, media)
-        fitted = fit(await self._measure(chat, media), chat, policy, self.loader)
+        context = await self._measure(chat, media)
+        if policy == "summarise" and not context.fits:
+            generate = partial(self._summarise, request)
+            key = _key(request)
+            fitted = await self.summaries.fit(context, chat, key, self._measured, generate)
+        else:
+            fitted = await asyncio.to_thread(
+                fit, context, chat, policy, self.loader, self._measured
+            )
         await self.loader.ready(fitted.media)
-        return fitted
+        return merged(fitted, policy, left_out)
+
+    async def _summarise(
+        self, request: Request, chat: ChatRequest, media: Sequence[Medium], used: Usage
+    ) -> bytes:
+        """Answer a request of our own within the client's: its place, its key's account."""
+        told: Usage = request.state.call.usage
+        await usage.reserve(request.state.visit, Fitted(chat, media), told)
+        answer = await self.engine.complete(chat, media, f"{request.state.id}-summary", used)
+        told.summary_tokens += (used.prompt_tokens or 0) + (used.completion_tokens or 0)
+        return answer
 
     async def _measure(self, chat: ChatRequest, media: Sequence[Medium]) -> Context:
+        return await asyncio.to_thread(self._measured, chat, media)
+
+    def _measured(self, chat: ChatRequest, media: Sequence[Medium]) -> Context:
         window, item = self.engine.models[0].max_model_len, self.engine.max_item_tokens
-        count = self.engine.count_tokens
-        return await asyncio.to_thread(measure, chat, media, count, window, item)
+        return measure(chat, media, self.engine.count_tokens, window, item)
 
     async def _explained(self, answer: Awaitable[_T], fitted: Fitted) -> _T:
         """Await the engine's answer; say of what does not fit what would."""
@@ -266,6 +311,8 @@ class API:
             images=profile.media.limit_mm_per_prompt.image,
             videos=profile.media.limit_mm_per_prompt.video,
             reserved_tokens=limits.reserved_tokens,
+            overflow=limits.overflow,
+            allowed_overflow=self.allowed_overflow,
         )
         self.loader.budget = MediaBudget(
             limits.max_media_bytes, limits.max_media_pixels, limits.max_media_frames
@@ -415,7 +462,7 @@ def build_app(
         read=api.read,
         admit=api.refuse_new,
         forget=metrics.forget_adapter,
-        card=_model,
+        card=api.card,
     )
     app.add_api_route("/v1/load_lora_adapter", adapters.load, methods=["POST"])
     app.add_api_route("/v1/unload_lora_adapter", adapters.unload, methods=["POST"])
@@ -474,17 +521,3 @@ def _raise_ours(request: Request, error: Exception) -> NoReturn:
             raise MethodNotAllowed(f"{path!r} does not take {method}.")
         case _:
             raise RequestError("The request could not be read.")
-
-
-def _model(model: ServedModel) -> dict[str, Any]:
-    card = {
-        "id": model.id,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "qwen2vl_serve",
-        "max_model_len": model.max_model_len,
-    }
-    if model.parent is not None:
-        # vLLM's ``root`` is the adapter's folder, which is the operator's business.
-        card |= {"parent": model.parent, "root": model.parent}
-    return card

@@ -1,4 +1,4 @@
-"""How a request fills the context window, and what to do when it does not fit.
+"""How a request fills the context window, and what would fit.
 
 Pure arithmetic over sizes that are already known; nothing here decodes or generates.
 """
@@ -11,11 +11,8 @@ from dataclasses import dataclass, replace
 from qwen2vl_serve.errors import ContextLengthExceeded, ImageTooLarge, VideoTooLarge
 from qwen2vl_serve.media.loader import MediaLoader, Medium
 from qwen2vl_serve.media.picture import Picture
-from qwen2vl_serve.protocol import ChatRequest, ImagePart, Overflow, TextPart
+from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.vision import FACTOR
-
-REMOVED = "[picture removed]"
-"""What stands in the text for a picture that was dropped."""
 
 CountText = Callable[[ChatRequest], int]
 """Tokens of a request's prompt, each picture and video counted as one token."""
@@ -84,7 +81,7 @@ def largest_max_pixels(context: Context, loader: MediaLoader) -> int | None:
     most = max(one.limits.max_pixels for one in bounds) // FACTOR**2
 
     def fits(tokens: int) -> bool:
-        return _shrunk(context, loader, tokens * FACTOR**2).fits
+        return shrunk(context, loader, tokens * FACTOR**2).fits
 
     if not fits(least):
         return None
@@ -140,73 +137,7 @@ def _or_frame(context: Context) -> str:
     return " and each frame" if videos else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A request that fits, and what was done for it (reported as ``overflow``)."""
-
-    request: ChatRequest
-    media: Sequence[Medium]
-    report: dict[str, object] | None = None
-
-
-def fit(context: Context, request: ChatRequest, policy: Overflow, loader: MediaLoader) -> Fitted:
-    """Make the request fit by ``policy``.
-
-    ``shrink`` lowers ``max_pixels`` of all pictures and frames alike; ``drop_oldest_images``
-    takes pictures out of earlier turns, the oldest first, and never out of the last; videos stay.
-
-    Raises:
-        ContextLengthExceeded: the policy is ``error``, or does not suffice.
-        VideoTooLarge, ImageTooLarge: it leaves an item that the engine does not take.
-    """
-    if context.fits:
-        return Fitted(request, context.media)
-    if policy == "shrink":
-        budget = largest_max_pixels(context, loader)
-        if budget is not None:
-            media = _shrunk(context, loader, budget).media
-            return Fitted(request, media, {"policy": policy, "max_pixels": budget})
-    if policy == "drop_oldest_images":
-        return _without_oldest(context, request, loader)
-    refuse_large_items(context.media, context.item)
-    raise refusal(context, loader)
-
-
-def _shrunk(context: Context, loader: MediaLoader, max_pixels: int) -> Context:
+def shrunk(context: Context, loader: MediaLoader, max_pixels: int) -> Context:
+    """Return the context with every picture and frame under ``max_pixels``."""
     media = [loader.resized(medium, max_pixels) for medium in context.media]
     return replace(context, media=media)
-
-
-def _without_oldest(context: Context, request: ChatRequest, loader: MediaLoader) -> Fitted:
-    last = len(request.messages) - 1
-    messages = list(request.messages)
-    media = list(context.media)
-    kept = dropped = 0
-    for index, message in enumerate(messages[:last]):
-        if message.role != "user" or isinstance(message.content, str):
-            continue
-        content = list(message.content)
-        for place, part in enumerate(content):
-            if not isinstance(part, ImagePart):
-                kept += not isinstance(part, TextPart)
-                continue
-            content[place] = TextPart(type="text", text=REMOVED)
-            messages[index] = message.model_copy(update={"content": content})
-            media.pop(kept)
-            dropped += 1
-            # A removed picture leaves a few words; counting them as its markers is too little,
-            # so the words are counted in full on top.
-            text = context.text + dropped * _REMOVED_TOKENS
-            now = replace(context, text=text, media=media)
-            if now.fits:
-                report: dict[str, object] = {
-                    "policy": "drop_oldest_images",
-                    "dropped_images": dropped,
-                }
-                return Fitted(request.model_copy(update={"messages": messages}), media, report)
-    refuse_large_items(media, context.item)
-    raise refusal(context, loader)
-
-
-_REMOVED_TOKENS = len(REMOVED)
-"""No tokenizer of bytes makes more tokens of an ASCII text than it has characters."""

@@ -47,10 +47,14 @@ class Adapter:
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one request, as far as the engine has told."""
+    """Tokens of one request, as far as the engine has told.
+
+    ``summary_tokens`` are those of summaries that were made before its answer.
+    """
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    summary_tokens: int = 0
 
 
 class Item(Protocol):

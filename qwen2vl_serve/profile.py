@@ -29,6 +29,7 @@ from qwen2vl_serve.profile_sections import (
     HardwareSection,
     LimitsSection,
     ModelSection,
+    OverflowSection,
     Section,
     ServerSection,
     Text,
@@ -84,6 +85,9 @@ class Profile(Section):
     files: FilesSection = Field(default=FilesSection(), description="Uploads.")
     limits: LimitsSection = Field(
         default=LimitsSection(), description="What one request may ask for."
+    )
+    overflow: OverflowSection = Field(
+        default=OverflowSection(), description="Requests that do not fit into the window."
     )
 
     _name: str = PrivateAttr("")

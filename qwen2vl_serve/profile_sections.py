@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from qwen2vl_serve.api_keys import API_KEY_VARIABLE, usable_key
+from qwen2vl_serve.protocol import Overflow
 
 DEMO_MODEL = "demo"
 DEMO_MODEL_FOLDER = Path(__file__).parent / "demo" / "model"
@@ -370,10 +371,11 @@ class LimitsSection(Section):
         description="Seconds that a client may leave its answer unread before it is cut off.",
     )
     max_messages: Positive = Field(default=1000, description="Most messages in one request.")
-    overflow: Literal["error", "shrink", "drop_oldest_images"] = Field(
+    overflow: Overflow = Field(
         default="error",
         description="What to do with a request that does not fit into `max_model_len`, unless it "
-        "says so itself: refuse it, shrink its pictures, or drop pictures of earlier turns.",
+        "says so itself: refuse it, shrink its pictures, drop pictures of earlier turns or those "
+        "turns, or have the model summarise them.",
     )
     reserved_tokens: Literal["refuse", "escape"] = Field(
         default="refuse",
@@ -407,4 +409,23 @@ class LimitsSection(Section):
         default=1024**3,
         description="Most bytes of request bodies that are held at once; what exceeds them is "
         "refused.",
+    )
+
+
+class OverflowSection(Section):
+    """What requests may ask for where they do not fit, and how summaries are made."""
+
+    allowed: Annotated[tuple[Overflow, ...], Field(strict=False)] = Field(
+        default=("error", "shrink", "drop_oldest_images", "drop_oldest_turns", "summarise"),
+        description="Values that a request may give as `overflow`; `summarise` costs a further "
+        "answer of the model.",
+    )
+    summary_max_tokens: Positive = Field(
+        default=256,
+        description="Most tokens of a summary; never more than a quarter of `max_model_len`.",
+    )
+    summary_prompt: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="What the model is asked for a summary with. Unset: a prompt of this "
+        "package, in English or Chinese as the conversation is.",
     )

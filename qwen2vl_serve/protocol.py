@@ -417,7 +417,7 @@ class MMProcessorKwargs(_Strict):
     total_pixels: Positive | None = None
 
 
-Overflow = Literal["error", "shrink", "drop_oldest_images"]
+Overflow = Literal["error", "shrink", "drop_oldest_images", "drop_oldest_turns", "summarise"]
 """What to do with a request that does not fit into the context window."""
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]

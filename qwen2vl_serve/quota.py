@@ -209,7 +209,7 @@ class LimitedVisit(Visit):
                         self._add(storage, taken, -back)
                     self._reserved.clear()
                     raise
-                self._reserved[unit] = cost
+                self._reserved[unit] = self._reserved.get(unit, 0) + cost
 
         await self._counted(count)
         self._reserving = False
@@ -235,7 +235,7 @@ class LimitedVisit(Visit):
 
         prompt, completion = self._usage.prompt_tokens, self._usage.completion_tokens
         if prompt is not None and completion is not None:
-            self._used.setdefault("tokens", prompt + completion)
+            self._used.setdefault("tokens", prompt + completion + self._usage.summary_tokens)
 
         def settle(storage: Storage) -> None:
             charged = self._minute

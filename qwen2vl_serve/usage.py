@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qwen2vl_serve.context import Fitted
 from qwen2vl_serve.engine import Usage
+from qwen2vl_serve.overflow import Fitted
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.quota import Visit
 

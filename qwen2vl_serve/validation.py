@@ -5,7 +5,7 @@ Every message names the field, the limit and the value given.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, from_json
@@ -26,6 +26,7 @@ from qwen2vl_serve.protocol import (
     ChatRequest,
     FramesPart,
     ImagePart,
+    Overflow,
     VideoPart,
 )
 
@@ -47,6 +48,8 @@ class RequestLimits(BaseModel):
     images: int
     videos: int
     reserved_tokens: Literal["refuse", "escape"] = "refuse"
+    overflow: Overflow = "error"
+    allowed_overflow: tuple[Overflow, ...] = get_args(Overflow)
 
 
 def parse_chat(body: bytes, limits: RequestLimits) -> ChatRequest:
@@ -76,7 +79,8 @@ def parse_chat(body: bytes, limits: RequestLimits) -> ChatRequest:
     except ValidationError as error:
         raise _as_request_error(error.errors(include_url=False)[0]) from None
     _check_fields(request, limits)
-    _count_media(request, limits)
+    if (request.overflow or limits.overflow) not in LEAVING_OUT:
+        refuse_excess_media(request, limits)
     return _without_control_tokens(request, limits)
 
 
@@ -132,6 +136,12 @@ def _check_fields(request: ChatRequest, limits: RequestLimits) -> None:
                 f"logit_bias has the key {key[:40]!r}; keys are token ids as digits.",
                 param="logit_bias",
             )
+    if request.overflow is not None and request.overflow not in limits.allowed_overflow:
+        raise InvalidValue(
+            f"overflow is {request.overflow!r}; allowed by overflow.allowed of the server's "
+            f"profile: {', '.join(limits.allowed_overflow) or 'none'}.",
+            param="overflow",
+        )
     schema = request.response_format
     if schema is not None and (schema.type == "json_schema") != (schema.json_schema is not None):
         raise InvalidValue(
@@ -140,7 +150,12 @@ def _check_fields(request: ChatRequest, limits: RequestLimits) -> None:
         )
 
 
-def _count_media(request: ChatRequest, limits: RequestLimits) -> None:
+LEAVING_OUT = ("drop_oldest_images", "drop_oldest_turns", "summarise")
+"""Overflow policies that leave out what is too many before it is refused."""
+
+
+def refuse_excess_media(request: ChatRequest, limits: RequestLimits) -> None:
+    """Raise ``TooManyItems`` for more pictures or videos than are taken."""
     images = videos = 0
     for message in request.messages:
         if not isinstance(message.content, str):

@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.command,
                 self.path,
                 {name.lower(): value for name, value in self.headers.items()},
-                json.loads(raw) if raw else None,
+                _read(raw, self.headers.get("content-type", "")),
                 self.client_address,
                 time.monotonic(),
             )
@@ -71,6 +71,13 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     do_GET = do_POST = _serve  # noqa: N815  (http.server's names)
+
+
+def _read(raw: bytes, kind: str) -> Any:
+    """Return what was sent: JSON read, a form as its bytes."""
+    if not raw or kind.startswith("multipart/"):
+        return raw or None
+    return json.loads(raw)
 
 
 def answer(status: int, body: object, **headers: str) -> Step:

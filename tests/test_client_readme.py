@@ -8,29 +8,46 @@ from pathlib import Path
 
 import pytest
 import qwen2vl_client
-from qwen2vl_client import Client, Conversation, TextStream
+from qwen2vl_client import Answer, Client, Conversation, Event, Explanation, TextStream, Timings
+from qwen2vl_client.answer import StoredFile, ToolCall, Usage
 from qwen2vl_client.cli.ask import build_parser
+from qwen2vl_client.files import Files
+from qwen2vl_client.media_info import MediaInfo
 
 from tests import stub_server as stub
 
-README = (Path(__file__).parents[1] / "clients" / "README.md").read_text(encoding="utf-8")
+FOLDER = Path(__file__).parents[1] / "clients"
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
+CHINESE = (FOLDER / "README.zh-CN.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
 CODE = " ".join(re.findall(r"`[^`]+`", PROSE))
 
 
 def public_names(kind: type) -> list[str]:
-    return [
-        name
-        for name, _ in inspect.getmembers(kind)
-        if not name.startswith("_") and name != "client"
-    ]
+    fields = getattr(kind, "__dataclass_fields__", ())
+    names = [*fields, *(name for name, _ in inspect.getmembers(kind))]
+    hidden = ("client", "from_raw", "type")
+    return [name for name in names if not name.startswith("_") and name not in hidden]
 
 
-@pytest.mark.parametrize("kind", [Client, Conversation, TextStream])
+KINDS = [Client, Files, Conversation, Event, TextStream]
+ANSWERS = [Answer, Usage, Timings, ToolCall, MediaInfo, Explanation, StoredFile]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *ANSWERS])
 def test_every_public_method_is_named(kind: type) -> None:
     missing = [name for name in public_names(kind) if not re.search(rf"\b{name}\b", CODE)]
     assert missing == []
+
+
+def test_every_public_name_of_the_package_is_named_in_both_languages() -> None:
+    """Types for annotations and constants of the package aside."""
+    aside = {"ChatFields", "Sampling", "DEFAULT_SAMPLING", "SYSTEM_PROMPT", "__version__"}
+    for page in (README, CHINESE):
+        told = {name for name in qwen2vl_client.__all__ if re.search(rf"\b{name}\b", page)}
+        missing = set(qwen2vl_client.__all__) - told - aside
+        assert missing <= {"Event", "MediaInfo", "Timings", "ToolCall", "Usage"}, "their fields are"
 
 
 def test_every_error_is_in_the_tree() -> None:
@@ -54,10 +71,16 @@ def test_its_code_runs(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0")
 
+    counts = ("prompt_tokens", "text_tokens", "visual_tokens")
+    explained = {**dict.fromkeys(counts, 9), "max_model_len": 2048, "fits": True}
+
     def either(handler: stub.Handler) -> None:
+        if handler.path.endswith("/explain"):
+            return stub.answer(200, explained)(handler)
         streamed = handler.stub.requests[-1].body.get("stream")
         whole = stub.completion("A stub's answer.")
-        (stub.events(stub.whole_stream("A stub's answer.")) if streamed else whole)(handler)
+        answered = stub.events(stub.whole_stream("A stub's answer.")) if streamed else whole
+        return answered(handler)
 
     with stub.running(either) as server:
         monkeypatch.setenv("QWEN2VL_BASE_URL", server.url)

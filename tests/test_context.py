@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen2vl_serve import overflow
 from qwen2vl_serve.context import (
-    REMOVED,
     Context,
-    fit,
     largest_max_pixels,
     measure,
     refusal,
@@ -28,7 +27,8 @@ from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sampling import FrameRules, Sampling
 from qwen2vl_serve.media.sizing import Bounds, Sizing
 from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoHeader
-from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.overflow import REMOVED, Fitted
+from qwen2vl_serve.protocol import ChatRequest, Overflow
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget, smart_resize
 from tests.fake_engine import FakeEngine
@@ -75,6 +75,13 @@ def context(
     request: ChatRequest, shown: Sequence[Medium], window: int, item: int = 10**6
 ) -> Context:
     return measure(request, shown, FakeEngine().count_tokens, window, item)
+
+
+def fit(seen: Context, request: ChatRequest, policy: Overflow, loader: MediaLoader) -> Fitted:
+    def measured(one: ChatRequest, media: Sequence[Medium]) -> Context:
+        return context(one, media, seen.window, seen.item)
+
+    return overflow.fit(seen, request, policy, loader, measured)
 
 
 def test_a_prompt_is_its_text_and_its_visual_tokens() -> None:

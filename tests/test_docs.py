@@ -42,9 +42,10 @@ PAGES = [Document("docs/hardware.md"), Document("docs/hardware.zh-CN.md")]
 MODELS = [Document("docs/models.md"), Document("docs/models.zh-CN.md")]
 SECURITY = [Document("SECURITY.md"), Document("SECURITY.zh-CN.md")]
 CLIENTS = [Document("docs/clients.md"), Document("docs/clients.zh-CN.md")]
+PACKAGE = [Document("clients/README.md"), Document("clients/README.zh-CN.md")]
 DEPLOY = [Document("docs/deploy.md"), Document("docs/deploy.zh-CN.md")]
 USES = [Document("docs/uses.md"), Document("docs/uses.zh-CN.md")]
-TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY, CLIENTS, DEPLOY, USES, MODELS]
+TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY, CLIENTS, DEPLOY, USES, MODELS, PACKAGE]
 HELD = [*(document for twins in TWINS for document in twins), Document("CHANGELOG.md")]
 
 api = pytest.mark.parametrize("document", APIS, ids=str)

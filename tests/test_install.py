@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from qwen2vl_serve import __version__
 from tests.conftest import ServerProcess
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +114,7 @@ def test_wheel_holds_profiles_model_and_client_but_no_tests(wheel: Path) -> None
     assert {f"qwen2vl_serve/profiles/{name}" for name in profiles} <= names
     assert {f"qwen2vl_serve/demo/model/{name}" for name in model} <= names
     assert {"qwen2vl_client/__init__.py", "qwen2vl_client/py.typed"} <= names
+    assert {f"qwen2vl_{part}/summaries.json" for part in ("client", "serve")} <= names
     assert {name.split("/")[0] for name in names} == {
         "qwen2vl_serve",
         "qwen2vl_client",
@@ -167,6 +169,33 @@ def test_base_has_client_and_no_torch(base: Path, tmp_path: Path) -> None:
     file, heavy = asked.stdout.splitlines()
     assert file.startswith(str(base))
     assert heavy == "[]"
+
+
+def test_the_client_installs_alone(tmp_path: Path) -> None:
+    """`pip install ./clients`: the same files and version, requests its one requirement."""
+    words = ["-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT / "clients"]
+    built = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    (alone,) = tmp_path.glob("*.whl")
+    assert alone.name == f"qwen2vl_client-{__version__}-py3-none-any.whl"
+    folder = ROOT / "clients" / "qwen2vl_client"
+    ours = {
+        str(path.relative_to(folder.parent))
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    with zipfile.ZipFile(alone) as archive:
+        names = set(archive.namelist())
+        (metadata,) = (name for name in names if name.endswith("/METADATA"))
+        text = archive.read(metadata).decode()
+    assert {name for name in names if ".dist-info/" not in name} == ours
+    needed = map(Requirement, re.findall(r"^Requires-Dist: (.+)$", text, re.MULTILINE))
+    assert [one.name for one in needed if one.marker is None] == ["requests"]
+    assert set(re.findall(r"^Provides-Extra: (.+)$", text, re.MULTILINE)) == {
+        "async",
+        "draw",
+        "progress",
+    }
 
 
 def test_base_says_how_to_get_the_engine(base: Path, tmp_path: Path) -> None:

@@ -12,26 +12,36 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
+from qwen2vl_client import pixels
 from qwen2vl_client.errors import MediaError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
+
+    from qwen2vl_client.answer import StoredFile
 
 ContentPart: TypeAlias = dict[str, Any]
 #: A path, an ``http(s)://`` or ``data:`` URL, the bytes of a file, a file opened for reading
-#: bytes, or a Pillow image.
+#: bytes, a Pillow image, a numpy array (uint8, [height, width] or [height, width, 3 or 4], RGB),
+#: or an uploaded file: its id ("file-…") or what ``client.files`` returned.
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image"
+    " | NDArray[np.uint8] | StoredFile"
 )
-#: A path, a URL, the bytes of a file, or the frames as a list of pictures in order.
+#: A path, a URL, the bytes of a file, an uploaded file, or the frames in order: a list of
+#: pictures, or one array [frames, height, width, 3].
 VideoSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Sequence[ImageSource]"
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]"
+    " | NDArray[np.uint8] | StoredFile | Sequence[ImageSource]"
 )
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters and more: C:\ is a path
 _SENT_AS_IS = ("http", "https")
+_FILE_ID = re.compile(r"file-[A-Za-z0-9]{16,}")
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
@@ -40,6 +50,9 @@ def image_part(source: ImageSource) -> ContentPart:
 
     Raises ``MediaError`` for a file that cannot be read and for bytes that are no picture.
     """
+    file_id = _given_file(source)
+    if file_id is not None:
+        return {"type": "image_url", "image_url": {"file_id": file_id}}
     url = _given_url(source)
     if url is None:
         url = _data_url(*_picture(source))
@@ -52,11 +65,22 @@ def video_part(source: VideoSource) -> ContentPart:
     Frames travel as ``data:video/jpeg;base64,<frame 1>,<frame 2>,…``; each may be of any
     picture format, all must be of one size. Raises ``MediaError`` as ``image_part`` does.
     """
-    if isinstance(source, list | tuple):
-        if not source:
+    file_id = _given_file(source)
+    if file_id is not None:
+        return {"type": "video_url", "video_url": {"file_id": file_id}}
+    frames: list[Any] | None = None
+    if isinstance(source, list | tuple) or pixels.is_array(source):
+        frames = list(cast("Sequence[Any]", source))
+        if pixels.is_array(source) and cast("Any", source).ndim != 4:
+            raise MediaError(
+                f"an array {list(cast('Any', source).shape)} is no video: give [frames, height, "
+                "width, 3], or a list of pictures"
+            )
+    if frames is not None:
+        if not frames:
             raise MediaError("a video given as frames needs at least one frame: the list is empty")
-        frames = ",".join(base64.b64encode(_frame(frame)).decode("ascii") for frame in source)
-        return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}
+        joined = ",".join(base64.b64encode(_frame(frame)).decode("ascii") for frame in frames)
+        return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{joined}"}}
     url = _given_url(source)
     if url is None:
         data, name = _file_bytes(source, "video")
@@ -76,7 +100,7 @@ def sources(given: Any) -> list[Any]:
     if given is None:
         return []
     single = isinstance(given, str | os.PathLike | bytes | bytearray | memoryview)
-    if single or _is_pillow(given) or hasattr(given, "read"):
+    if single or _is_pixels(given) or hasattr(given, "read") or _given_file(given):
         return [given]
     if not isinstance(given, Iterable) or isinstance(given, Mapping):
         raise MediaError(f"{_kind(given)} is no picture: {_ACCEPTED}")
@@ -115,7 +139,28 @@ _BRANDS = {
     b"mif1": "image/heif",
     b"qt  ": "video/quicktime",
 }
-_ACCEPTED = "give a path, a URL, the bytes of a file, an open file or a Pillow image"
+_ACCEPTED = (
+    "give a path, a URL, the bytes of a file, an open file, a Pillow image, a numpy array or the "
+    "id of an uploaded file"
+)
+
+
+def file_content(source: object) -> tuple[bytes, str]:
+    """Return the bytes of anything that can be uploaded, and a name for them."""
+    if _is_pixels(source):
+        return _picture(source)[0], "picture.png"
+    data, _ = _file_bytes(source, "file")
+    path = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "")
+    named = isinstance(path, str | os.PathLike)
+    return data, Path(os.fsdecode(path)).name if named and path else "file"
+
+
+def _given_file(source: object) -> str | None:
+    """Return the id of an uploaded file; a local file of such a name is given as ``Path``."""
+    if isinstance(source, str):
+        return source if _FILE_ID.fullmatch(source) else None
+    stored = getattr(source, "id", None)
+    return stored if isinstance(stored, str) and _FILE_ID.fullmatch(stored) else None
 
 
 def _given_url(source: object) -> str | None:
@@ -137,6 +182,8 @@ def _given_url(source: object) -> str | None:
 def _picture(source: object) -> tuple[bytes, str]:
     if _is_pillow(source):
         return _encode_pillow(source), "image/png"
+    if pixels.is_array(source):
+        return pixels.png(source), "image/png"
     data, name = _file_bytes(source, "picture")
     mime = media_type(data)
     if mime is None or not mime.startswith("image/"):
@@ -148,10 +195,10 @@ def _picture(source: object) -> tuple[bytes, str]:
 
 
 def _frame(source: ImageSource) -> bytes:
-    if _given_url(source) is not None:
+    if _given_file(source) or _given_url(source) is not None:
         raise MediaError(
-            f"frame {_short(str(source))} is a URL; frames are sent inline: give paths, bytes "
-            "or Pillow images"
+            f"frame {_short(str(source))} is a URL or an uploaded file; frames are sent inline: "
+            "give paths, bytes, Pillow images or arrays"
         )
     return _picture(source)[0]
 
@@ -181,6 +228,10 @@ def _file_bytes(source: object, what: str) -> tuple[bytes, str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise MediaError(f"cannot read the {what} {name}: {reason}") from error
+
+
+def _is_pixels(source: object) -> bool:
+    return _is_pillow(source) or pixels.is_array(source)
 
 
 def _is_pillow(source: object) -> bool:

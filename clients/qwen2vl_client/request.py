@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from qwen2vl_client.errors import InvalidArgumentError
 from qwen2vl_client.media import ContentPart, image_part, sources, video_part
@@ -40,6 +40,11 @@ class Sampling(TypedDict, total=False):
     max_completion_tokens: int | None
     min_tokens: int | None
     stop: str | list[str] | None
+    stop_token_ids: list[int] | None
+    include_stop_str_in_output: bool | None
+    ignore_eos: bool | None
+    skip_special_tokens: bool | None
+    spaces_between_special_tokens: bool | None
     seed: int | None
     n: int | None
     logprobs: bool | None
@@ -48,9 +53,25 @@ class Sampling(TypedDict, total=False):
     response_format: dict[str, Any] | None
     tools: list[dict[str, Any]] | None
     tool_choice: str | dict[str, Any] | None
+    modalities: list[str] | None
+    add_generation_prompt: bool | None
     mm_processor_kwargs: dict[str, Any] | None
     media_io_kwargs: dict[str, Any] | None
     vl_high_resolution_images: bool | None
+    include_media_info: bool | None
+    stream_options: dict[str, Any] | None
+
+
+Overflow: TypeAlias = Literal[
+    "error", "shrink", "drop_oldest_images", "drop_oldest_turns", "summarise"
+]
+"""What the server does with a request that does not fit into its window."""
+
+
+class ChatFields(Sampling, total=False):
+    """All fields of a chat, with what a conversation decides for itself."""
+
+    overflow: Overflow | None
 
 
 def user_message(text: str | None, images: Any = None, videos: Any = None) -> dict[str, Any] | None:
@@ -93,8 +114,13 @@ def chat_messages(
     return with_system(turns, system)
 
 
-def sampling_fields(given: Mapping[str, Any], *, stream: bool) -> dict[str, Any]:
-    """Return the defaults overlaid with ``given``, without the fields that are None."""
+def sampling_fields(
+    given: Mapping[str, Any], turns: Sequence[Message], *, stream: bool
+) -> dict[str, Any]:
+    """Return the defaults overlaid with ``given``, without the fields that are None.
+
+    Where ``turns`` show something, the server is asked what the model saw of it.
+    """
     reserved = sorted(given.keys() & {"stream", "messages", "model"})
     if reserved:
         raise InvalidArgumentError(
@@ -105,10 +131,20 @@ def sampling_fields(given: Mapping[str, Any], *, stream: bool) -> dict[str, Any]
     fields = {**DEFAULT_SAMPLING, **given}
     if given.get("max_completion_tokens") is not None and "max_tokens" not in given:
         del fields["max_tokens"]  # two names of one limit
+    if any(shows_media(turn) for turn in turns):
+        fields.setdefault("include_media_info", True)
     if stream:
         fields.setdefault("stream_options", {"include_usage": True})
         fields["stream"] = True
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def shows_media(turn: Message) -> bool:
+    """Tell whether a message holds a picture or a video."""
+    content = turn.get("content")
+    return isinstance(content, list) and any(
+        isinstance(part, Mapping) and part.get("type") != "text" for part in content
+    )
 
 
 def encode(body: Mapping[str, Any]) -> bytes:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any
 
 from qwen2vl_client.errors import APIConnectionError, APIStatusError
-
-T = TypeVar("T")
+from qwen2vl_client.steps import Call, Flow, Wait
 
 RETRIED_STATUSES = frozenset({408, 409, 429})
 
@@ -36,17 +34,17 @@ class RetryPolicy:
     longest_wait: float = 8.0
     longest_retry_after: float = 60.0
 
-    def run(self, attempt: Callable[[], T]) -> T:
-        """Call ``attempt`` until it succeeds, fails for good, or the attempts are used up."""
+    def attempts(self, call: Call) -> Flow[Any]:
+        """Ask until it succeeds, fails for good, or the attempts are used up."""
         retries = 0
         while True:
             try:
-                return attempt()
+                return (yield call)
             except (APIConnectionError, APIStatusError) as error:
                 wait = self.wait(error, retries)
                 if wait is None:
                     raise
-            time.sleep(wait)
+            yield Wait(wait)
             retries += 1
 
     def wait(self, error: APIConnectionError | APIStatusError, retries: int) -> float | None:

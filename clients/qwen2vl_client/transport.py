@@ -1,4 +1,4 @@
-"""HTTP: one pooled session, typed errors, retries, timeouts.
+"""HTTP over requests: one pooled session, typed errors, timeouts.
 
 Redirects are not followed: they could carry the key and the pictures to another host.
 """
@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ipaddress
-import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterator
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,113 +20,110 @@ import urllib3.exceptions
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
+from qwen2vl_client.checks import (
+    CONNECT_TIMEOUT,
+    LAST_BYTES_TIMEOUT,
+    POOL,
+    checked_api_key,
+    checked_base_url,
+    checked_timeout,
+    is_loopback,
+    no_connection,
+    status_error,
+    timed_out,
+    url_of,
+    whole_reply,
+)
 from qwen2vl_client.errors import (
     APIConnectionError,
-    APIResponseError,
-    APIStatusError,
-    APITimeoutError,
+    ClientError,
     InvalidArgumentError,
     ServerNotReachedError,
-    status_error_class,
 )
-from qwen2vl_client.retry import RetryPolicy, parse_retry_after
+from qwen2vl_client.steps import Alone, Call, Flow, Reply, Step, T, Wait
+from qwen2vl_client.version import __version__
 
-CONNECT_TIMEOUT = 10.0
 _PIECE = 65536
-_POOL = 32
-_LAST_BYTES_TIMEOUT = 0.25
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A whole JSON answer."""
-
-    json: dict[str, Any]
-    request_id: str | None
 
 
 class Transport:
-    """Sends requests below ``base_url``; may be used by several threads at once."""
+    """Performs flows below ``base_url``; may be used by several threads at once."""
 
     def __init__(
-        self,
-        base_url: str,
-        api_key: str | None,
-        *,
-        timeout: float,
-        retry: RetryPolicy,
-        verify: bool | str,
-        user_agent: str,
+        self, base_url: str, api_key: str | None, *, timeout: float, verify: bool | str
     ) -> None:
         self.base_url = checked_base_url(base_url)
         self._timeout = checked_timeout(timeout)
-        self._retry = retry
         self._session = requests.Session()
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_POOL)
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=POOL)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
         # With an auth object in place requests does not look for a password in ~/.netrc.
         self._session.auth = _Bearer(checked_api_key(api_key))
         # Given with each request: as the session's it would yield to REQUESTS_CA_BUNDLE.
         self._verify = verify
-        self._session.headers["User-Agent"] = user_agent
+        self._session.headers["User-Agent"] = (
+            f"qwen2vl-client/{__version__} requests/{requests.__version__}"
+        )
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         # A proxy from the environment cannot reach this machine's own loopback.
         host = urlsplit(self.base_url).hostname or ""
-        self._proxies = {"no_proxy": host} if _is_loopback(host) else None
+        self._proxies = {"no_proxy": host} if is_loopback(self.base_url) else None
+        self._locks: weakref.WeakValueDictionary[str, threading.Lock] = (
+            weakref.WeakValueDictionary()
+        )
+        self._locking = threading.Lock()
 
     def close(self) -> None:
         """Close the pooled connections."""
         self._session.close()
 
-    def get(self, path: str, timeout: float | None = None) -> Reply:
-        """Return the JSON answer to a GET."""
-        return self._retry.run(lambda: self._whole("GET", path, None, timeout))
+    def run(self, flow: Flow[T]) -> T:
+        """Perform the flow's steps and return its result."""
+        outcome: Any = None
+        error: ClientError | None = None
+        while True:
+            try:
+                step = flow.send(outcome) if error is None else flow.throw(error)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            outcome = error = None
+            try:
+                outcome = self._perform(step)
+            except ClientError as caught:
+                error = caught
 
-    def post(self, path: str, body: bytes, timeout: float | None = None) -> Reply:
-        """Return the JSON answer to a POST of a JSON body."""
-        return self._retry.run(lambda: self._whole("POST", path, body, timeout))
+    def _perform(self, step: Step) -> Any:
+        match step:
+            case Wait():
+                return time.sleep(step.seconds)
+            case Alone():
+                with self._locking:
+                    lock = self._locks.setdefault(step.key, threading.Lock())
+                with lock:
+                    return self.run(step.flow)
+            case Call(streamed=True):
+                # Uncompressed: a compressor holds pieces back.
+                return self._open(step, "identity")
+            case Call():
+                return self._whole(step)
 
-    def open_stream(self, path: str, body: bytes, timeout: float | None = None) -> ByteStream:
-        """POST a JSON body and return the answer's bytes as they arrive.
+    def _whole(self, call: Call) -> Reply:
+        with self._open(call, "gzip, deflate") as answer:
+            return whole_reply(answer.read_all(), answer.headers, self.base_url + call.path)
 
-        Retries end here: once the answer has begun nothing is sent again.
-        """
-        return self._retry.run(lambda: self._open("POST", path, body, timeout, "identity"))
-
-    def _whole(self, method: str, path: str, body: bytes | None, timeout: float | None) -> Reply:
-        with self._open(method, path, body, timeout) as answer:
-            raw = answer.read_all()
-        try:
-            value = json.loads(raw)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise APIResponseError(
-                f"{self.base_url}{path} answered with something other than a JSON object: "
-                f"{raw[:120]!r}; is this the address of the API (it ends in /v1)?"
-            )
-        return Reply(value, answer.request_id)
-
-    def _open(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        timeout: float | None,
-        encoding: str = "gzip, deflate",
-    ) -> ByteStream:
-        limit = self._timeout if timeout is None else checked_timeout(timeout)
-        url = self.base_url + path
+    def _open(self, call: Call, encoding: str) -> ByteStream:
+        limit = self._timeout if call.timeout is None else checked_timeout(call.timeout)
         headers = {"Accept-Encoding": encoding}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
+        if call.body is not None:
+            headers["Content-Type"] = call.content_type
         started = time.monotonic()
         try:
             response = self._session.request(
-                method,
-                url,
-                data=body,
+                call.method,
+                url_of(self.base_url, call),
+                data=call.body,
                 headers=headers,
                 timeout=(min(limit, CONNECT_TIMEOUT), limit),
                 stream=True,
@@ -157,7 +152,7 @@ class ByteStream:
         self._started = started
         self._reading = threading.RLock()
         self.closed = False
-        self.request_id: str | None = response.headers.get("x-request-id")
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
 
     def __enter__(self) -> ByteStream:
         return self
@@ -186,7 +181,7 @@ class ByteStream:
         for piece in self:
             body += piece
             if time.monotonic() - self._started > self._timeout:
-                raise _timed_out(self._base_url, self._timeout)
+                raise timed_out(self._base_url, self._timeout)
         return bytes(body)
 
     def read_error(self) -> bytes:
@@ -203,7 +198,7 @@ class ByteStream:
         """
         sock = getattr(self._response.raw.connection, "sock", None)
         if sock is not None:
-            sock.settimeout(_LAST_BYTES_TIMEOUT)
+            sock.settimeout(LAST_BYTES_TIMEOUT)
         with contextlib.suppress(APIConnectionError):
             for _ in self:
                 pass
@@ -232,87 +227,11 @@ class _Bearer(AuthBase):
         return request
 
 
-def checked_base_url(base_url: str) -> str:
-    """Return ``base_url`` without a final slash, with ``/v1`` where it has no path."""
-    try:
-        parts = urlsplit(base_url.strip())
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, an IPv6 address without its bracket
-        usable = False
-    if not usable or parts.query or parts.fragment:
-        raise InvalidArgumentError(
-            f"base_url={base_url!r} is no address like http://127.0.0.1:8000/v1"
-        )
-    if parts.username is not None or parts.password is not None:
-        raise InvalidArgumentError("base_url holds a user name; give the key as api_key")
-    path = parts.path.rstrip("/") or "/v1"
-    return f"{parts.scheme}://{parts.netloc}{path}"
-
-
-def checked_api_key(api_key: str | None) -> str | None:
-    """Return the key, or None for an empty one; never repeats it in an error."""
-    if not api_key:
-        return None
-    if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
-        raise InvalidArgumentError(
-            "api_key holds a space, a line end or a character outside ASCII; such a key cannot "
-            "be sent in a header (was it read from a file with its newline?)"
-        )
-    return api_key
-
-
-def checked_timeout(timeout: float) -> float:
-    """Return the timeout in seconds if it is a positive number."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise InvalidArgumentError(f"timeout={timeout!r} must be a number of seconds above 0")
-    return float(timeout)
-
-
-def status_error(status: int, headers: Mapping[str, str], body: bytes) -> APIStatusError:
-    """Return the typed error for an answer other than 200."""
-    try:
-        value = json.loads(body)
-    except ValueError:
-        value = None
-    fields: Mapping[str, Any] = {}
-    message = None
-    if isinstance(value, Mapping):
-        error = value.get("error")
-        if isinstance(error, Mapping):
-            fields = error
-            message = error.get("message")
-        else:
-            message = error or value.get("detail") or value.get("message")
-    if not message and 300 <= status < 400:
-        message = (
-            f"the server redirects to {headers.get('location', 'nowhere')!r}; redirects are not "
-            "followed: if you trust that address give it as base_url"
-        )
-    if not message:
-        text = " ".join(body[:400].decode("utf-8", errors="replace").split())
-        message = text or http.client.responses.get(status, "no explanation")
-    return status_error_class(status)(
-        str(message),
-        status=status,
-        code=_text(fields.get("code")),
-        type=_text(fields.get("type")),
-        param=_text(fields.get("param")),
-        request_id=headers.get("x-request-id"),
-        retry_after=parse_retry_after(headers.get("retry-after"), headers.get("date")),
-    )
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
 def _connection_error(error: Exception, base_url: str, timeout: float) -> Exception:
     if _caused_by(error, urllib3.exceptions.ReadTimeoutError):
-        return _timed_out(base_url, timeout)
+        return timed_out(base_url, timeout)
     if isinstance(error, requests.ConnectTimeout):
-        return ServerNotReachedError(
-            f"cannot reach {base_url}: no connection within {min(timeout, CONNECT_TIMEOUT):g} s"
-        )
+        return no_connection(base_url, timeout)
     if isinstance(error, requests.exceptions.SSLError):
         return APIConnectionError(
             f"cannot reach {base_url} safely: {_reason(error)}; for a certificate of your own "
@@ -326,15 +245,6 @@ def _connection_error(error: Exception, base_url: str, timeout: float) -> Except
     ):
         return InvalidArgumentError(f"cannot send to {base_url}: {error}")
     return APIConnectionError(f"the connection to {base_url} broke off: {_reason(error)}")
-
-
-def _timed_out(base_url: str, timeout: float) -> APITimeoutError:
-    # Not retried: the server is at work on it, and a second copy would slow both down.
-    return APITimeoutError(
-        f"{base_url} did not answer within timeout={timeout:g} s; raise the timeout or lower "
-        "max_tokens",
-        retryable=False,
-    )
 
 
 def _caused_by(error: Exception, kind: type[Exception]) -> bool:
@@ -361,10 +271,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         if not isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError):
             return
         error = error.__cause__ or error.__context__
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

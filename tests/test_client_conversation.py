@@ -1,0 +1,489 @@
+"""Conversations that do not burst, against the real application over an engine with a window."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qwen2vl_client import (
+    AsyncClient,
+    AsyncConversation,
+    BadRequestError,
+    Client,
+    Conversation,
+    InvalidArgumentError,
+    MediaError,
+)
+from qwen2vl_client.history import named_pictures
+from qwen2vl_client.pixels import png
+from qwen2vl_client.wording import wording_for, wordings
+
+from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.engine import Usage
+from qwen2vl_serve.profile import load_profile
+from qwen2vl_serve.protocol import ChatRequest
+from tests import stub_server as stub
+from tests.served import Served, served
+from tests.test_client_async import awaited
+from tests.test_client_files import requests_to
+from tests.test_overflow import WindowEngine, facts, texts
+
+EXPLAIN = "/v1/chat/completions/explain"
+CHAT = "/v1/chat/completions"
+
+
+def picture(number: int) -> bytes:
+    """A small picture, one for each number."""
+    return png(np.full((28, 28, 3), number, np.uint8))
+
+
+@dataclass
+class Talker(WindowEngine):
+    """Refuses what does not fit, tells its usage, and sums up by repeating what has an ``=``."""
+
+    async def complete(
+        self, request: ChatRequest, media: Sequence[Any], request_id: str, usage: Usage
+    ) -> bytes:
+        if is_summary(request):
+            self._refuse(request, media, usage)
+            self.requests.append(request)
+            text = " ".join(facts(request).split()[: request.output_limit])
+            answer: dict[str, Any] = {"model": "demo", "choices": [
+                {"index": 0, "message": {"role": "assistant", "content": text}}
+            ]}  # fmt: skip
+            usage.completion_tokens = len(text.split())
+        else:
+            answer = json.loads(await super().complete(request, media, request_id, usage))
+        told = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+        return json.dumps({**answer, "usage": told}, separators=(",", ":")).encode()
+
+    async def stream(
+        self, request: ChatRequest, media: Sequence[Any], request_id: str, usage: Usage
+    ) -> AsyncGenerator[str, None]:
+        async for chunk in super().stream(request, media, request_id, usage):
+            yield chunk
+        told = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+        yield json.dumps({"choices": [], "usage": told}, separators=(",", ":"))
+
+
+def is_summary(request: ChatRequest) -> bool:
+    return any(texts(request)[-1] == f"user: {one.instruction}" for one in wordings().values())
+
+
+@contextmanager
+def talking(
+    window: int = 200, *overrides: str, **options: Any
+) -> Iterator[tuple[Client, Served, Talker]]:
+    engine = Talker(window=window)
+    with (
+        served(load_profile("demo", overrides), Keys(()), engine) as server,
+        Client(f"{server.root}/v1", "", "demo", max_retries=0, **options) as client,
+    ):
+        yield client, server, engine
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[Served, Talker]]:
+    engine = Talker(window=200)
+    profile = load_profile("demo", ["media.limit_mm_per_prompt.image=3"])
+    with served(profile, Keys(()), engine) as server:
+        yield server, engine
+
+
+POLICIES = ["summarise", "drop_oldest_images", "drop_oldest_turns"]
+WORDS = st.integers(1, 60).map(lambda count: " ".join(["w"] * count))
+NAMES = st.sampled_from(["", "", "as in picture 1", "the second image", "第3张图"])
+TURNS = st.lists(st.tuples(st.integers(0, 2), WORDS, NAMES), min_size=1, max_size=14)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    turns=TURNS,
+    policy=st.sampled_from(POLICIES),
+    window=st.integers(40, 500),
+    keep_last=st.integers(0, 4),
+    answer=st.integers(1, 40),
+    streamed=st.booleans(),
+)
+def test_a_question_fails_only_where_it_does_not_fit_alone(
+    shared: tuple[Served, Talker],
+    *,
+    turns: list[tuple[int, str, str]],
+    policy: Any,
+    window: int,
+    keep_last: int,
+    answer: int,
+    streamed: bool,
+) -> None:
+    """Then the server's own error comes through.
+
+    The system message and the question are always sent, turns keep their order, user and
+    assistant alternate.
+    """
+    server, engine = shared
+    engine.window = window
+    engine.requests.clear()
+    with Client(f"{server.root}/v1", "", "demo", max_retries=0) as client:
+        conversation = Conversation(
+            client, "be brief", overflow=policy, keep_last=keep_last, max_tokens=answer,
+            summary_max_tokens=30,
+        )  # fmt: skip
+        for number, (count, words, name) in enumerate(turns):
+            question = f"q{number} {words} {name}".strip()
+            images = [picture(number * 2 + n) for n in range(count)]
+            before = conversation.messages
+            alone = client.explain(
+                question, images=images or None, system="be brief", max_tokens=answer
+            )
+            try:
+                if streamed:
+                    list(conversation.stream(question, images=images or None))
+                else:
+                    conversation.ask(question, images=images or None)
+            except BadRequestError as error:
+                assert error.code == "context_length_exceeded"
+                assert not alone.fits
+                assert conversation.messages == before
+                continue
+            assert alone.fits
+            sent = texts(engine.requests[-1])
+            assert sent[0] == "system: be brief"
+            assert sent[-1].replace("# ", "").endswith(question)
+            roles = [line.split(":")[0] for line in sent[1:]]
+            assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+            told = [int(found) for line in sent for found in re.findall(r"\bq(\d+)", line)]
+            assert told == sorted(told)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_label_is_never_what_does_not_fit(shared: tuple[Served, Talker], policy: Any) -> None:
+    """Found by the test above: a question that fits alone, to the token, is sent unlabelled."""
+    server, engine = shared
+    engine.window = 58
+    with Client(f"{server.root}/v1", "", "demo", max_retries=0) as client:
+        conversation = Conversation(client, "be brief", overflow=policy, max_tokens=1)
+        conversation.ask("one two three four five six", images=picture(1))
+        conversation.ask("one two three four five six", images=picture(2))
+        conversation.ask("one two three four five six", images=picture(3))
+        assert texts(engine.requests[-1]) == [
+            "system: be brief",
+            "user: # one two three four five six",
+        ]
+
+
+class TestSummarise:
+    def test_what_was_told_in_turn_two_is_still_sent(self) -> None:
+        """The stand-in's summary is known: it keeps what has an ``=``; here for 60 turns."""
+        with talking() as (client, _, engine):
+            conversation = Conversation(
+                client, overflow="summarise", max_tokens=20, summary_max_tokens=60
+            )
+            conversation.ask("hello")
+            conversation.ask("my cat=Tom")
+            for number in range(58):
+                conversation.ask(f"and what is it that follows number {number} ?")
+                assert "cat=Tom" in " ".join(texts(engine.requests[-1]))
+            kinds = {event.kind for event in conversation.events}
+        assert kinds == {"summarised"}
+        assert 1 < len(conversation.events) < 20
+        event = conversation.events[-1]
+        assert event.summary is not None
+        assert "cat=Tom" in event.summary
+        assert event.turns > 0
+        assert event.tokens > 0
+
+    def test_the_last_turns_stay_word_for_word(self) -> None:
+        with talking() as (client, _, engine):
+            conversation = Conversation(
+                client, overflow="summarise", keep_last=3, max_tokens=20, summary_max_tokens=20
+            )
+            while not conversation.events:
+                number = len(conversation.messages) // 2
+                conversation.ask(f"question {number} of some words to fill the window")
+            sent = texts(engine.requests[-1])
+            asked = [line for line in sent if "question" in line]
+            assert len(asked) == 4
+            assert asked[-1].startswith(f"user: question {number}")
+            assert wordings()["en"].heading in sent[1]
+            assert sent[2] == f"assistant: {wordings()['en'].reply}"
+
+    def test_the_prompt_can_be_set_and_speaks_the_conversation_s_language(self) -> None:
+        for prompt, words, asked in (
+            ("Kurz!", "some words to fill it up", "Kurz!"),
+            (None, "还有 什么 可以 说 的 呢", wordings()["zh"].instruction),
+            (None, "some words to fill it up", wordings()["en"].instruction),
+        ):
+            with talking(120) as (client, _, engine):
+                conversation = Conversation(
+                    client, overflow="summarise", summary_prompt=prompt, max_tokens=9,
+                    summary_max_tokens=5,
+                )  # fmt: skip
+                for _ in range(20):
+                    conversation.ask(words)
+                lasts = {texts(request)[-1] for request in engine.requests}
+            assert lasts == {f"user: {words}", f"user: {asked}"}
+
+    def test_a_summary_that_fails_leaves_the_conversation_as_it_was(self) -> None:
+        with talking(120) as (client, _, engine):
+            conversation = Conversation(client, overflow="summarise", max_tokens=9)
+            while len(engine.requests) < 6:
+                conversation.ask("some words to fill it up")
+            before = conversation.messages
+            engine.failure = RuntimeError("broken")
+            for _ in range(3):
+                with pytest.raises(Exception, match=r"500|400"):
+                    conversation.ask("word " * 50)
+            assert (conversation.messages, conversation.events) == (before, [])
+
+
+class TestPictures:
+    @pytest.mark.parametrize("policy", ["summarise", "drop_oldest_turns"])
+    def test_one_that_is_named_again_stays_when_its_turn_goes(self, policy: Any) -> None:
+        """With its number before it, which the model can no longer count."""
+        with talking(570) as (client, _, engine):
+            conversation = Conversation(
+                client, overflow=policy, keep_last=1, max_tokens=9, summary_max_tokens=20
+            )
+            for number in range(3):
+                words = "word " * 30
+                conversation.ask(f"what is this, {number}? {words}", images=picture(number))
+            conversation.ask("word " * 330 + "and what is in picture 2 ?")
+            sent = texts(engine.requests[-1])
+        assert conversation.events[-1].kind != "dropped_images"
+        assert "Picture 2: #" in sent[1]
+        assert "Picture 1: #" not in " ".join(sent)
+
+    def test_the_oldest_go_first_and_those_that_are_named_last(self) -> None:
+        with talking(4096, "media.limit_mm_per_prompt.image=3") as (client, _, engine):
+            conversation = Conversation(client, overflow="drop_oldest_images", max_tokens=9)
+            for number in range(4):
+                conversation.ask(f"what is this, {number}?", images=picture(number))
+            sent = " ".join(texts(engine.requests[-1]))
+            assert sent.count("#") == 3
+            assert wordings()["en"].removed in texts(engine.requests[-1])[1]
+            conversation.ask("compare it with picture 2", images=picture(9))
+            sent = " ".join(texts(engine.requests[-1]))
+        assert [event.kind for event in conversation.events] == ["dropped_images"] * 2
+        assert "Picture 2: #" in sent
+        assert "Picture 3: #" not in sent
+        assert "Picture 4: #" in sent
+        assert "Picture 5: # compare" in sent
+
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_more_pictures_than_a_request_takes_are_no_error(self, policy: Any) -> None:
+        """``limit_mm_per_prompt`` is told by the server, and is a window of its own."""
+        with talking(4096) as (client, _, _):
+            conversation = Conversation(
+                client, overflow=policy, max_tokens=9, summary_max_tokens=20
+            )
+            for number in range(12):
+                conversation.ask(f"what is this, {number}?", images=picture(number))
+            assert conversation.events
+            with pytest.raises(BadRequestError) as caught:
+                conversation.ask("five", images=[picture(n) for n in range(5)])
+        assert caught.value.code == "too_many_items"
+
+    @pytest.mark.parametrize(
+        ("text", "numbers"),
+        [
+            ("what is in picture 3?", [3]),
+            ("Images #2 and photo no. 12", [2, 12]),
+            ("the third photo, then the 1st image", [3, 1]),
+            ("图片3 和 第二张图，还有第 10 幅照片", [3, 10, 2]),
+            ("3 pictures", []),
+            ("a pictured 3", []),
+        ],
+    )
+    def test_how_a_picture_is_named(self, text: str, numbers: list[int]) -> None:
+        assert sorted(named_pictures(text)) == sorted(numbers)
+
+
+class TestCalls:
+    def test_short_turns_are_counted_without_asking(self) -> None:
+        """What the server told of the last answer, and what the next can take at most."""
+        with talking(4096) as (client, server, _):
+            conversation = Conversation(client, overflow="summarise", max_tokens=100)
+            for number in range(20):
+                conversation.ask(f"question {number}")
+            assert requests_to(server, EXPLAIN) == 0
+            assert requests_to(server, CHAT) == 20
+            assert requests_to(server, "/v1/models") == 1
+
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_one_explanation_a_turn_at_most(self, policy: Any) -> None:
+        with talking(400) as (client, server, _):
+            conversation = Conversation(
+                client, overflow=policy, max_tokens=20, summary_max_tokens=20
+            )
+            for number in range(40):
+                before = requests_to(server, EXPLAIN)
+                conversation.ask(
+                    f"question {number} of a few words",
+                    images=picture(number) if number % 5 == 0 else None,
+                )
+                assert requests_to(server, EXPLAIN) - before <= 1
+            assert requests_to(server, EXPLAIN, 400) == 0
+            assert requests_to(server, CHAT, 400) == 0
+            assert conversation.events
+
+    def test_nothing_is_asked_for_with_the_policy_error(self) -> None:
+        with talking(60) as (client, server, _):
+            conversation = Conversation(client, max_tokens=9)
+            conversation.ask("hello")
+            with pytest.raises(BadRequestError) as caught:
+                conversation.ask("word " * 60)
+            assert caught.value.code == "context_length_exceeded"
+            assert requests_to(server, EXPLAIN) == requests_to(server, "/v1/models") == 0
+
+    @pytest.mark.parametrize(("told", "refusals"), [(1900, 0), (1000, 1)])
+    def test_a_server_that_explains_nothing_is_adapted_to(self, told: int, refusals: int) -> None:
+        """Known is its window alone; what it refuses is made shorter until it does not."""
+        refusal = stub.failure(400, "context_length_exceeded")
+        usage = {"prompt_tokens": told, "completion_tokens": 20}
+        script = [stub.completion("yes", usage=usage), *[refusal] * refusals]
+        script += [stub.failure(404, "not_found"), stub.completion("shorter")]
+        with stub.running(*script) as server, Client(server.url, "", "stub-model") as client:
+            conversation = Conversation(client, overflow="drop_oldest_turns", max_tokens=20)
+            conversation.ask("one")
+            assert conversation.ask("two " * 50).text == "shorter"
+        assert [event.kind for event in conversation.events] == ["dropped_turns"]
+        sent = [turn["content"] for turn in server.requests[-1].body["messages"]]
+        assert "one" not in sent
+
+    def test_a_server_without_a_list_of_models_is_only_asked(self) -> None:
+        with stub.running(stub.completion("yes")) as server, Client(server.url, "", "m") as client:
+            conversation = Conversation(client, overflow="summarise")
+            assert conversation.ask("one").text == "yes"
+            assert conversation.ask("two").text == "yes"
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"overflow": "shrink"}, "summarise"),
+            ({"keep_last": -1}, "keep_last"),
+            ({"summary_max_tokens": 0}, "summary_max_tokens"),
+        ],
+    )
+    def test_options_that_make_no_sense_are_refused(
+        self, options: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(InvalidArgumentError, match=words):
+            Conversation(Client("http://127.0.0.1:9"), **options)
+
+
+class TestSaving:
+    @pytest.mark.parametrize("pictures", ["inside", "beside"])
+    def test_a_conversation_goes_on_where_it_was(self, pictures: Any, tmp_path: Path) -> None:
+        path = tmp_path / "对话.json"
+        with talking(450) as (client, _, engine):
+            conversation = Conversation(
+                client, "简短地", overflow="summarise", keep_last=1, max_tokens=9, temperature=0.5,
+                summary_max_tokens=20,
+            )  # fmt: skip
+            for number in range(9):
+                conversation.ask(f"这 是 什么 {number} b={number}", images=picture(number % 2))
+            conversation.save(path, pictures=pictures)
+            loaded = Conversation.load(path, client)
+            assert loaded.messages == conversation.messages
+            assert loaded.events == conversation.events != []
+            conversation.ask("图片 9 里 有 什么")
+            loaded.ask("图片 9 里 有 什么")
+            one, other = engine.requests[-2:]
+            assert texts(one) == texts(other)
+            assert one.temperature == other.temperature == 0.5
+            assert loaded.messages == conversation.messages
+
+    def test_each_picture_is_there_once(self, tmp_path: Path) -> None:
+        with talking(4096) as (client, _, _):
+            conversation = Conversation(client)
+            for _ in range(3):
+                conversation.ask("x", images=picture(7))
+            inside, beside = tmp_path / "a.json", tmp_path / "b.json"
+            conversation.save(inside)
+            conversation.save(beside, pictures="beside")
+        document = json.loads(inside.read_text("utf-8"))
+        assert len(document["pictures"]) == 1
+        assert inside.read_text("utf-8").count("base64") == 1
+        (file,) = (tmp_path / "b.pictures").iterdir()
+        assert file.read_bytes() == picture(7)
+        assert "base64" not in beside.read_text("utf-8")
+
+    def test_a_file_that_was_tampered_with_reads_no_other_file(self, tmp_path: Path) -> None:
+        """A picture's name becomes a path: only a hash may, and only what has that hash is sent."""
+        secret = tmp_path / "secret"
+        secret.write_text("key")
+        path = tmp_path / "a.json"
+        with talking(4096) as (client, _, _):
+            conversation = Conversation(client)
+            conversation.ask("x", images=picture(7))
+            conversation.save(path, pictures="beside")
+            text = path.read_text("utf-8")
+            (file,) = (tmp_path / "a.pictures").iterdir()
+            path.write_text(text.replace(file.name, "../secret"), "utf-8")
+            with pytest.raises(MediaError, match="lacks a picture"):
+                Conversation.load(path, client)
+            path.write_text(text, "utf-8")
+            file.unlink()
+            file.symlink_to(secret)
+            with pytest.raises(MediaError, match="not the one that was saved"):
+                Conversation.load(path, client)
+            file.unlink()
+            with pytest.raises(MediaError, match="cannot read"):
+                Conversation.load(path, client)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "x", "version": 1}', "\ud800"])
+    def test_a_file_that_is_none_is_told(self, text: str, tmp_path: Path) -> None:
+        path = tmp_path / "a.json"
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(InvalidArgumentError, match=r"a\.json"):
+            Conversation.load(path, Client("http://127.0.0.1:9"))
+        with pytest.raises(InvalidArgumentError, match="cannot read"):
+            Conversation.load(tmp_path / "missing.json", Client("http://127.0.0.1:9"))
+        with pytest.raises(InvalidArgumentError, match="inside"):
+            Conversation(Client("http://127.0.0.1:9")).save(path, pictures="x")  # type: ignore[arg-type]
+
+
+@awaited
+async def test_the_asynchronous_conversation_is_the_same(tmp_path: Path) -> None:
+    """The same turns make the same requests and the same events."""
+    path = tmp_path / "a.json"
+
+    def blocking(url: str) -> Conversation:
+        with Client(url, "", "demo") as client:
+            conversation = Conversation(client, overflow="summarise", max_tokens=20)
+            for number in range(30):
+                conversation.ask(f"question {number} x={number % 3}")
+            return conversation
+
+    with talking() as (_, server, engine):
+        theirs = await asyncio.to_thread(blocking, f"{server.root}/v1")
+        sent = [texts(request) for request in engine.requests]
+        engine.requests.clear()
+        async with AsyncClient(f"{server.root}/v1", "", "demo") as client:
+            ours = AsyncConversation(client, overflow="summarise", max_tokens=20)
+            for number in range(30):
+                await ours.ask(f"question {number} x={number % 3}")
+            assert ours.messages == theirs.messages
+            assert ours.events == theirs.events != []
+            assert [texts(request) for request in engine.requests] == sent
+            ours.save(path)
+            loaded = AsyncConversation.load(path, client)
+            stream = await loaded.stream("and now?")
+            assert "".join([text async for text in stream]) == loaded.messages[-1]["content"]
+
+
+def test_the_language_is_that_of_what_was_said() -> None:
+    assert wording_for(["这是什么 picture"]) is wordings()["zh"]
+    assert wording_for(["what is 这"]) is wordings()["en"]
+    assert wording_for([]) is wordings()["en"]
+    assert all(one.picture.format(number=3).count("3") == 1 for one in wordings().values())

@@ -1,0 +1,159 @@
+"""Long conversations against the real engine: no policy ever ends in a context error."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from qwen2vl_client import AsyncClient, AsyncConversation, Client, Conversation
+from qwen2vl_client.request import user_message
+
+from tests.conftest import ServerProcess
+
+TURNS = 60
+WORDS = "and what else can you see in it, please, " * 7
+"""Some 70 tokens a turn: 60 of them outgrow the demo's window of 4096."""
+
+
+@pytest.mark.parametrize("policy", ["summarise", "drop_oldest_images", "drop_oldest_turns"])
+def test_sixty_turns_with_pictures_by_the_client(
+    server: ServerProcess, pictures: Path, policy: Any
+) -> None:
+    """A picture every fourth turn, 15 in all, of which a request takes 4."""
+    shown = [pictures / "red_circle.jpg", pictures / "blue_square.png"]
+    with Client(server.url, server.api_key) as client:
+        conversation = Conversation(
+            client, overflow=policy, max_tokens=2, summary_max_tokens=16, temperature=0
+        )
+        for number in range(TURNS):
+            images = shown[number // 4 % 2] if number % 4 == 0 else None
+            answer = conversation.ask(f"Question {number}: {WORDS}", images=images)
+            assert answer.usage is not None
+            assert answer.usage.prompt_tokens + 2 <= 4096
+        kinds = {event.kind for event in conversation.events}
+    expected = {
+        "summarise": {"summarised"},
+        "drop_oldest_turns": {"dropped_turns"},
+        "drop_oldest_images": {"dropped_images", "dropped_turns"},
+    }
+    assert kinds == expected[policy]
+    assert conversation.messages[0]["role"] == "system"
+    assert [turn["role"] for turn in conversation.messages[1:3]] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("policy", ["summarise", "drop_oldest_turns"])
+def test_sixty_turns_with_pictures_by_the_server(
+    server: ServerProcess, pictures: Path, policy: Any
+) -> None:
+    """The client re-sends everything each time, as OpenAI's clients do; the server makes room.
+
+    The first turns fit anyway: the test begins where the window is nearly full.
+    """
+    with Client(server.url, server.api_key) as client:
+        messages: list[dict[str, Any]] = []
+        reports = []
+        for number in range(TURNS):
+            images = pictures / "red_circle.jpg" if number % 4 == 0 else None
+            messages.append(user_message(f"Question {number}: {WORDS}", images) or {})
+            if number >= 40:
+                answer = client.chat(
+                    messages=messages, overflow=policy, max_tokens=2, temperature=0
+                )
+                reports.append(answer.overflow)
+            messages.append({"role": "assistant", "content": "Yes."})
+        streamed = client.stream(messages=messages[:-1], overflow=policy, max_tokens=2)
+        list(streamed)
+    assert None not in reports, "there were too many pictures from the first of them on"
+    last = reports[-1]
+    assert last is not None
+    assert last["policy"] == policy
+    assert last["dropped_turns"] > 0
+    assert streamed.answer.overflow is not None
+    if policy == "summarise":
+        made = [one["usage"]["completion_tokens"] for one in reports if one and "usage" in one]
+        assert 1 <= sum(count > 0 for count in made) <= 4, "the others found a summary"
+
+
+def test_dropping_pictures_by_the_server(server: ServerProcess, pictures: Path) -> None:
+    """Short turns, a picture in each: sixty pictures, of which four are sent."""
+    import base64
+
+    url = base64.b64encode((pictures / "red_circle.jpg").read_bytes()).decode()
+    image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{url}"}}
+    messages: list[dict[str, Any]] = []
+    for number in range(TURNS):
+        text = {"type": "text", "text": f"Question {number}?"}
+        messages += [
+            {"role": "user", "content": [image, text]},
+            {"role": "assistant", "content": "Yes."},
+        ]
+    body = {"messages": messages[:-1], "overflow": "drop_oldest_images", "max_tokens": 2}
+    answer = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["overflow"] == {"policy": "drop_oldest_images", "dropped_images": 56}
+
+
+def test_a_closed_asynchronous_stream_frees_its_place(server: ServerProcess) -> None:
+    """The server's gauge of answers that are worked on goes back to where it was."""
+
+    def held() -> float:
+        return server.metric('qwen2vl_admission_in_flight{kind="chat"}')
+
+    async def stop(way: str) -> None:
+        async with AsyncClient(server.url, server.api_key) as client:
+            stream = await client.stream("Describe it.", min_tokens=2000, max_tokens=2000)
+            async for _ in stream:
+                assert await asyncio.to_thread(held) == 1
+                if way == "close":
+                    await stream.close()
+                break
+
+    for way in ("close", "leave"):
+        before = server.metric("vllm:generation_tokens_total")
+        assert held() == 0
+        asyncio.run(stop(way))
+        deadline = time.monotonic() + 30
+        while held() or server.metric("vllm:num_requests_running"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert server.metric("vllm:generation_tokens_total") - before < 1900
+
+
+def test_a_blocking_stream_that_is_closed_frees_its_place(server: ServerProcess) -> None:
+    with Client(server.url, server.api_key) as client:
+        with client.stream("Describe it.", min_tokens=2000, max_tokens=2000) as stream:
+            next(iter(stream))
+            assert server.metric('qwen2vl_admission_in_flight{kind="chat"}') == 1
+        deadline = time.monotonic() + 30
+        while server.metric('qwen2vl_admission_in_flight{kind="chat"}'):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_media_and_timings_of_the_real_server(server: ServerProcess, pictures: Path) -> None:
+    """What the model saw, and what the same would cost, agree with the tokens counted."""
+
+    async def ask() -> None:
+        async with AsyncClient(server.url, server.api_key, upload_above=0) as client:
+            assert await client.ready()
+            conversation = AsyncConversation(client, max_tokens=8)
+            stream = await conversation.stream("What is it?", images=pictures / "red_circle.jpg")
+            assert [text async for text in stream]
+            answer = stream.answer
+            (seen,) = answer.media
+            assert seen.visual_tokens
+            told = await client.explain(
+                "What is it?", images=pictures / "red_circle.jpg", max_tokens=8
+            )
+            assert told.visual_tokens == seen.visual_tokens
+            assert answer.usage is not None
+            assert told.prompt_tokens == answer.usage.prompt_tokens
+            assert answer.timings.first_token is not None
+            assert answer.timings.first_token < answer.timings.total
+            assert len(await client.files.list()) == 1
+
+    asyncio.run(ask())
