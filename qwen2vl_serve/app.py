@@ -7,7 +7,7 @@ A request goes down this page: ``Envelope`` (id, errors, counts) → ``Door`` (k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -18,12 +18,17 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
 from pydantic_core import to_json
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from qwen2vl_serve import __version__, uploads, usage
 from qwen2vl_serve.admission import Admission, Bodies, Place, Refused
 from qwen2vl_serve.auth import Caller, Keys
+from qwen2vl_serve.batches.asking import Asker
+from qwen2vl_serve.batches.routes import BatchesAPI, BatchRequest
+from qwen2vl_serve.batches.runner import Runner
+from qwen2vl_serve.batches.store import BatchStore
 from qwen2vl_serve.call import Call
 from qwen2vl_serve.connection import EventStream, WhileConnected
 from qwen2vl_serve.context import (
@@ -90,6 +95,8 @@ class API:
         self.metrics = metrics
         self.pulse = Pulse(engine, profile.server.hang_seconds, profile.server.probe_seconds)
         self.calls: set[Call] = set()
+        # What the engine was started with, whatever a profile that is read again says.
+        self.tools = profile.server.tools != "off"
         self.bodies = Bodies(profile.limits.max_held_body_bytes)
         self.chats = self.admission("chat", profile.limits.max_in_flight)
         self.explanations = self.admission("explain", EXPLAIN_AT_ONCE)
@@ -108,45 +115,62 @@ class API:
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation about text, pictures and videos."""
         self.refuse_new()
-        call: Call = request.state.call
         self.chats.require_room(_key(request))
-        chat = parse_chat(await self._read(request), self.limits)
-        caller: Caller = request.state.caller
-        call.model = self._find(chat.model, caller).id
-        call.done("read")
+        chat = self._parsed(await self.read(request), request.state)
         async with WhileConnected(request.receive):
-            place = await self._place(self.chats, request, chat.n or 1)
-            async with self.loader.ledger.account(caller.name) as account:
-                fitted = await self._load(chat, account, place, call)
-                await usage.reserve(request.state.visit, fitted, call.usage)
-                media, told = fitted.media, call.usage
-                if not chat.stream:
-                    answer = self.engine.complete(fitted.request, media, request.state.id, told)
-                    body = await self._explained(answer, fitted)
-                    return Response(_with_reports(body, fitted), media_type="application/json")
-                chunks = self.engine.stream(fitted.request, media, request.state.id, told)
-                try:
-                    # The first chunk before the status line: until then errors have their own.
-                    first = await self._explained(anext(chunks), fitted)
-                except BaseException:
-                    await chunks.aclose()
-                    raise
-                call.begun()
-                # The engine has seen them; the account ends here, however long the answer takes.
-                for medium in media:
-                    medium.forget()
+            place = await self._place(self.chats, request.state, chat.n or 1)
+            return await self._answered(chat, request.state, place)
+
+    async def answer(
+        self, body: bytes, state: State, place: Callable[[int], Awaitable[Place]]
+    ) -> Response:
+        """Answer a chat request that came some other way, once ``place`` has one for it.
+
+        ``state`` is what a request's is: ``id``, ``call``, ``caller`` and ``visit``.
+        """
+        chat = self._parsed(body, state)
+        return await self._answered(chat, state, await place(chat.n or 1))
+
+    def _parsed(self, body: bytes, state: State) -> ChatRequest:
+        chat = parse_chat(body, self.limits)
+        call: Call = state.call
+        call.model = self._find(chat.model, state.caller).id
+        call.done("read")
+        return chat
+
+    async def _answered(self, chat: ChatRequest, state: State, place: Place) -> Response:
+        call: Call = state.call
+        async with self.loader.ledger.account(state.caller.name) as account:
+            fitted = await self._load(chat, account, place, call)
+            await usage.reserve(state.visit, fitted, call.usage)
+            media, told = fitted.media, call.usage
+            if not chat.stream:
+                answer = self.engine.complete(fitted.request, media, state.id, told)
+                body = await self._explained(answer, fitted)
+                return Response(_with_reports(body, fitted), media_type="application/json")
+            chunks = self.engine.stream(fitted.request, media, state.id, told)
+            try:
+                # The first chunk before the status line: until then errors have their own.
+                first = await self._explained(anext(chunks), fitted)
+            except BaseException:
+                await chunks.aclose()
+                raise
+            call.begun()
+            # The engine has seen them; the account ends here, however long the answer takes.
+            for medium in media:
+                medium.forget()
         return EventStream(_with_reports(first.encode(), fitted).decode(), chunks, call)
 
     async def explain(self, request: Request) -> JSONResponse:
         """Tell what a chat request would cost, without generating: tokens, sizes, what fits."""
         self.refuse_new()
         self.explanations.require_room(_key(request))
-        chat = parse_chat(await self._read(request), self.limits)
+        chat = parse_chat(await self.read(request), self.limits)
         caller: Caller = request.state.caller
         model = self._find(chat.model, caller)
         request.state.call.model = model.id
         async with WhileConnected(request.receive):
-            place = await self._place(self.explanations, request, 1)
+            place = await self._place(self.explanations, request.state, 1)
             async with self.loader.ledger.account(caller.name) as account:
                 chat = await self.documents.with_pages(chat, account)
                 media = await self._fetched(chat, account, place)
@@ -260,6 +284,7 @@ class API:
             images=profile.media.limit_mm_per_prompt.image,
             videos=profile.media.limit_mm_per_prompt.video,
             reserved_tokens=limits.reserved_tokens,
+            tools=self.tools,
         )
         self.loader.budget = MediaBudget(
             limits.max_media_bytes, limits.max_media_pixels, limits.max_media_frames
@@ -287,9 +312,9 @@ class API:
         counts.queued.labels(kind).set_function(lambda: one.waiting)
         return one
 
-    async def _place(self, admission: Admission, request: Request, answers: int) -> Place:
-        place = await admission.place(_key(request), answers)
-        call: Call = request.state.call
+    async def _place(self, admission: Admission, state: State, answers: int) -> Place:
+        place = await admission.place(str(getattr(state, "key", None) or ""), answers)
+        call: Call = state.call
         call.at_end(place.leave)
         call.queued = place.waited
         call.done("queue")
@@ -314,7 +339,8 @@ class API:
             f"model {str(name)[:100]!r} is not served here; served: {names}.", param="model"
         )
 
-    async def _read(self, request: Request) -> bytes:
+    async def read(self, request: Request) -> bytes:
+        """Return a request's JSON, within the limits of bodies."""
         kind = request.headers.get("content-type", "")
         if kind.partition(";")[0].strip().lower() != "application/json":
             raise UnsupportedContentType(
@@ -366,8 +392,11 @@ def build_app(
     profile: Profile,
     keys: Keys,
     tracer: Tracer | None = None,
+    batches: BatchStore | None = None,
 ) -> FastAPI:
-    """Return the application; ``app.state.api`` is its ``API``.
+    """Return the application; ``app.state.api`` is its ``API``, ``app.state.batches`` their runner.
+
+    Without a store there are no batches.
 
     Raises ``PreflightError`` when keys have limits and nothing can be counted.
     """
@@ -386,7 +415,27 @@ def build_app(
         profile.files.max_file_bytes,
         api.refuse_new,
         api.uploads,
+        None if batches is None else batches.files,
+        profile.batches.max_file_bytes,
     )
+    runner = None
+    if batches is not None:
+        limits, section = profile.limits, profile.batches
+        runner = Runner(
+            batches,
+            Asker(api, keys, quotas),
+            concurrency=section.concurrency,
+            most_lines=section.max_lines,
+            most_bytes=limits.max_body_bytes,
+            counted=lambda outcome: metrics.batch_requests.labels(outcome).inc(),
+        )
+        metrics.batches.set_function(lambda: len(batches.unfinished()))
+    app.state.batches = runner
+    jobs = BatchesAPI(runner, profile.batches.max_unfinished, api.read, api.refuse_new)
+    app.add_api_route("/v1/batches", jobs.create, methods=["POST"])
+    app.add_api_route("/v1/batches", jobs.list)
+    app.add_api_route("/v1/batches/{batch_id}", jobs.retrieve)
+    app.add_api_route("/v1/batches/{batch_id}/cancel", jobs.cancel, methods=["POST"])
     metrics.admitted_tokens.set_function(lambda: api.chats.tokens.held)
     metrics.body_bytes.set_function(lambda: api.bodies.held)
     metrics.stalled.set_function(lambda: api.pulse.stalled)
@@ -401,6 +450,7 @@ def build_app(
     app.add_api_route("/v1/files", files.list)
     app.add_api_route("/v1/files/{file_id}", files.retrieve)
     app.add_api_route("/v1/files/{file_id}", files.delete, methods=["DELETE"])
+    app.add_api_route("/v1/files/{file_id}/content", files.content)
     app.add_api_route("/v1/models", api.models)
     app.add_api_route("/v1/models/{name:path}", api.model)
     app.add_api_route("/health/live", api.live)
@@ -472,11 +522,16 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         # The body is parsed by hand (one pass, our errors), so it is described by hand too.
         _, definitions = models_json_schema(
-            [(ChatRequest, "validation")], ref_template="#/components/schemas/{model}"
+            [(ChatRequest, "validation"), (BatchRequest, "validation")],
+            ref_template="#/components/schemas/{model}",
         )
         schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-        body = {"schema": {"$ref": "#/components/schemas/ChatRequest"}}
-        for path in ("/v1/chat/completions", "/v1/chat/completions/explain"):
+        for path, name in (
+            ("/v1/chat/completions", "ChatRequest"),
+            ("/v1/chat/completions/explain", "ChatRequest"),
+            ("/v1/batches", "BatchRequest"),
+        ):
+            body = {"schema": {"$ref": f"#/components/schemas/{name}"}}
             schema["paths"][path]["post"]["requestBody"] = {
                 "required": True,
                 "content": {"application/json": body},

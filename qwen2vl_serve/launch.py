@@ -31,6 +31,7 @@ from qwen2vl_serve import request_log, tracing
 from qwen2vl_serve.api_keys import API_KEY_VARIABLE
 from qwen2vl_serve.app import TAKEN_LIMITS, build_app
 from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.batches.store import BatchStore
 from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
@@ -170,11 +171,19 @@ class _Server:
         return seam.start_engine  # type: ignore[no-any-return]  # imported by name
 
     async def _serve(self, engine: Engine, loader: MediaLoader, begun: float) -> int:
-        app = build_app(engine, loader, self.profile, self.keys, self.traces)
+        batches = batch_store(self.profile)
+        app = build_app(engine, loader, self.profile, self.keys, self.traces, batches)
         http = HTTPServer(
             _config(app, self.profile), app.state.api, self.profile.server.shutdown_timeout
         )
-        http.on_started = lambda: self._report_ready(engine, http, time.monotonic() - begun)
+        runner = app.state.batches
+
+        def started() -> None:
+            self._report_ready(engine, http, time.monotonic() - begun)
+            if runner is not None:
+                runner.start()
+
+        http.on_started = started
         reload = Reload(self.profile, self.read_again, self.report)
         reload.register(http.api.take_limits, *(f"limits.{name}" for name in TAKEN_LIMITS))
         reload.register(lambda _: self.keys.reload())
@@ -185,6 +194,9 @@ class _Server:
         finally:
             watch.cancel()
             http.api.pulse.stop()
+            if runner is not None:
+                await runner.close()
+                runner.store.close()
         self.report("engine lost, exit 1" if http.engine_lost else "drained, exit 0")
         return 1 if http.engine_lost else 0
 
@@ -294,6 +306,28 @@ def _file_store(files: FilesSection) -> FileStore | None:
     except OSError as error:
         raise PreflightError(
             f"files.folder: cannot use {folder} ({error.strerror}); name another place."
+        ) from None
+
+
+def batch_store(profile: Profile) -> BatchStore | None:
+    """Return the store of the profile's ``batches`` section, None where they are off.
+
+    Raises:
+        PreflightError: its folder cannot be used.
+    """
+    section = profile.batches
+    if not section.enabled:
+        return None
+    folder = profile.batches_path
+    try:
+        return BatchStore(folder, ttl_seconds=section.ttl_seconds, max_bytes=section.max_bytes)
+    except BlockingIOError:
+        raise PreflightError(
+            f"batches.folder: another server uses {folder}; name another place."
+        ) from None
+    except OSError as error:
+        raise PreflightError(
+            f"batches.folder: cannot use {folder} ({error.strerror}); name another place."
         ) from None
 
 

@@ -24,6 +24,7 @@ from qwen2vl_serve.api_keys import keys_of_environment, keys_of_file
 from qwen2vl_serve.errors import ProfileError
 from qwen2vl_serve.profile_media import FilesSection, MediaSection
 from qwen2vl_serve.profile_sections import (
+    BatchesSection,
     EngineSection,
     HardwareSection,
     LimitsSection,
@@ -76,6 +77,7 @@ class Profile(Section):
     server: ServerSection = Field(default=ServerSection(), description="The HTTP server.")
     media: MediaSection = Field(default=MediaSection(), description="Pictures and videos.")
     files: FilesSection = Field(default=FilesSection(), description="Uploads.")
+    batches: BatchesSection = Field(default=BatchesSection(), description="Batches of requests.")
     limits: LimitsSection = Field(
         default=LimitsSection(), description="What one request may ask for."
     )
@@ -151,6 +153,13 @@ class Profile(Section):
         if self.server.quota_storage is not None:
             return self.server.quota_storage
         return f"sqlite:///{quote(str(_state_folder().absolute() / 'quotas.sqlite'))}"
+
+    @property
+    def batches_path(self) -> Path:
+        """The folder of batches; it may not exist yet."""
+        if self.batches.folder is not None:
+            return Path(self.batches.folder).expanduser()
+        return _state_folder() / f"batches-{self.server.port}"
 
     def engine_args(self) -> dict[str, Any]:
         """Keyword arguments for ``vllm.AsyncEngineArgs``; unset ones are left out."""
@@ -255,6 +264,7 @@ class Profile(Section):
                 "media": media,
                 # A folder belongs to one server, and this is another.
                 "files": self.files.model_copy(update={"folder": None}),
+                "batches": self.batches.model_copy(update={"folder": None}),
             }
         )
         return Profile.model_validate(rehearsed.model_dump()).named(self.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import re
@@ -97,9 +98,12 @@ def end(server: ServerProcess) -> None:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[ServerProcess]:
-    """The demo profile on the real engine, one for the whole session."""
-    running = start_server("--profile", "demo")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The demo profile on the real engine, with all that is off by default; one a session."""
+    batches = tmp_path_factory.mktemp("batches")
+    switched_on = ("server.tools=experimental", "batches.enabled=true", f"batches.folder={batches}")
+    options = [word for one in switched_on for word in ("--set", one)]
+    running = start_server("--profile", "demo", *options)
     try:
         running.wait_ready()
         yield running
@@ -127,3 +131,10 @@ def launch_server() -> Iterator[Callable[..., ServerProcess]]:
 def pictures() -> Path:
     """The folder of the example pictures that ship with the client."""
     return Path(__file__).parents[1] / "clients" / "examples" / "pictures"
+
+
+@pytest.fixture(scope="session")
+def red_circle(pictures: Path) -> str:
+    """A picture of those as a ``data:`` URL."""
+    data = base64.b64encode((pictures / "red_circle.jpg").read_bytes()).decode()
+    return f"data:image/jpeg;base64,{data}"
