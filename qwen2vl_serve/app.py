@@ -392,6 +392,7 @@ def build_app(
     profile: Profile,
     keys: Keys,
     tracer: Tracer | None = None,
+    *,
     batches: BatchStore | None = None,
 ) -> FastAPI:
     """Return the application; ``app.state.api`` is its ``API``, ``app.state.batches`` their runner.
@@ -415,27 +416,10 @@ def build_app(
         profile.files.max_file_bytes,
         api.refuse_new,
         api.uploads,
-        None if batches is None else batches.files,
-        profile.batches.max_file_bytes,
+        batches=None if batches is None else batches.files,
+        max_batch_bytes=0 if batches is None else profile.batches.max_file_bytes,
     )
-    runner = None
-    if batches is not None:
-        limits, section = profile.limits, profile.batches
-        runner = Runner(
-            batches,
-            Asker(api, keys, quotas),
-            concurrency=section.concurrency,
-            most_lines=section.max_lines,
-            most_bytes=limits.max_body_bytes,
-            counted=lambda outcome: metrics.batch_requests.labels(outcome).inc(),
-        )
-        metrics.batches.set_function(lambda: len(batches.unfinished()))
-    app.state.batches = runner
-    jobs = BatchesAPI(runner, profile.batches.max_unfinished, api.read, api.refuse_new)
-    app.add_api_route("/v1/batches", jobs.create, methods=["POST"])
-    app.add_api_route("/v1/batches", jobs.list)
-    app.add_api_route("/v1/batches/{batch_id}", jobs.retrieve)
-    app.add_api_route("/v1/batches/{batch_id}/cancel", jobs.cancel, methods=["POST"])
+    _add_batches(app, batches, profile, Asker(api, keys, quotas))
     metrics.admitted_tokens.set_function(lambda: api.chats.tokens.held)
     metrics.body_bytes.set_function(lambda: api.bodies.held)
     metrics.stalled.set_function(lambda: api.pulse.stalled)
@@ -478,6 +462,28 @@ def build_app(
         )  # added last: outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own hook
     return app
+
+
+def _add_batches(app: FastAPI, store: BatchStore | None, profile: Profile, asker: Asker) -> None:
+    """Add the routes of batches, and what works on them as ``app.state.batches``."""
+    api: API = app.state.api
+    section, runner = profile.batches, None
+    if store is not None:
+        runner = Runner(
+            store,
+            asker,
+            concurrency=section.concurrency,
+            most_lines=section.max_lines,
+            most_bytes=profile.limits.max_body_bytes,
+            counted=lambda outcome: api.metrics.batch_requests.labels(outcome).inc(),
+        )
+        api.metrics.batches.set_function(lambda: len(store.unfinished()))
+    app.state.batches = runner
+    routes = BatchesAPI(runner, section.max_unfinished, api.read, api.refuse_new)
+    app.add_api_route("/v1/batches", routes.create, methods=["POST"])
+    app.add_api_route("/v1/batches", routes.list)
+    app.add_api_route("/v1/batches/{batch_id}", routes.retrieve)
+    app.add_api_route("/v1/batches/{batch_id}/cancel", routes.cancel, methods=["POST"])
 
 
 def _key(request: Request) -> str:

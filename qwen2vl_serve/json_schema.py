@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
 from qwen2vl_serve.errors import InvalidValue
@@ -160,8 +161,9 @@ def _bound(found: float, most: int, param: str, what: str) -> None:
 
 
 def _number(value: object) -> float:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if known and value == value else 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or isnan(value):
+        return 0
+    return value
 
 
 def _names(required: object) -> set[str]:

@@ -172,7 +172,7 @@ class _Server:
 
     async def _serve(self, engine: Engine, loader: MediaLoader, begun: float) -> int:
         batches = batch_store(self.profile)
-        app = build_app(engine, loader, self.profile, self.keys, self.traces, batches)
+        app = build_app(engine, loader, self.profile, self.keys, self.traces, batches=batches)
         http = HTTPServer(
             _config(app, self.profile), app.state.api, self.profile.server.shutdown_timeout
         )

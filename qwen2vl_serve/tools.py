@@ -1,4 +1,4 @@
-"""Functions that a model may call, in OpenAI's shape: as they are offered and as they are called."""
+"""Functions that a model may call, in OpenAI's shape: as they are offered and as called."""
 
 from __future__ import annotations
 

@@ -85,6 +85,7 @@ class FilesAPI:
         max_file_bytes: int,
         admit: Callable[[], None],
         admission: Admission,
+        *,
         batches: FileStore | None = None,
         max_batch_bytes: int = 0,
     ) -> None:

@@ -105,35 +105,44 @@ def _numbered(path: Path, most_bytes: int) -> Iterator[tuple[int, int, bytes]]:
 
 def _understood(data: bytes, number: int, most_bytes: int) -> tuple[str, Fault | None]:
     """Return a line's ``custom_id``, or what is wrong with it."""
+    try:
+        return _custom_id(data, most_bytes), None
+    except _Faulty as error:
+        return "", Fault(error.code, error.message, error.param, number)
 
-    def fault(code: str, text: str, param: str | None = None) -> tuple[str, Fault]:
-        return "", Fault(code, text, param, number)
 
+class _Faulty(Exception):
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.param = code, message, param
+
+
+def _custom_id(data: bytes, most_bytes: int) -> str:
     if len(data) > most_bytes:
-        return fault("request_too_large", f"The line holds more than {most_bytes} bytes.")
+        raise _Faulty("request_too_large", f"The line holds more than {most_bytes} bytes.")
     try:
         line = from_json(data, allow_inf_nan=False)
     except ValueError as error:
-        return fault("invalid_json_line", f"The line is not valid JSON: {str(error)[:200]}.")
+        text = f"The line is not valid JSON: {str(error)[:200]}."
+        raise _Faulty("invalid_json_line", text) from None
     if not isinstance(line, dict):
-        return fault("invalid_json_line", "The line must be a JSON object.")
-    custom_id = line.get("custom_id")
+        raise _Faulty("invalid_json_line", "The line must be a JSON object.")
+    custom_id, body = line.get("custom_id"), line.get("body")
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= 512:
-        return fault(
-            "invalid_value", "custom_id must be a string of 1 to 512 characters.", "custom_id"
-        )
+        text = "custom_id must be a string of 1 to 512 characters."
+        raise _Faulty("invalid_value", text, "custom_id")
     if line.get("method") != "POST":
-        return fault("invalid_value", "method must be 'POST'.", "method")
+        raise _Faulty("invalid_value", "method must be 'POST'.", "method")
     if line.get("url") != ENDPOINT:
-        return fault("invalid_url", f"url must be {ENDPOINT!r}.", "url")
-    body = line.get("body")
+        raise _Faulty("invalid_url", f"url must be {ENDPOINT!r}.", "url")
     if not isinstance(body, dict):
-        return fault("invalid_type", "body must be an object.", "body")
+        raise _Faulty("invalid_type", "body must be an object.", "body")
     if body.get("stream"):
-        return fault("unsupported_parameter", "A batch has no streams.", "body.stream")
+        raise _Faulty("unsupported_parameter", "A batch has no streams.", "body.stream")
     if unknown := sorted(line.keys() - _KEYS):
-        return fault("unsupported_parameter", f"{unknown[0][:60]!r} is not known.", unknown[0][:60])
-    return custom_id, None
+        name = unknown[0][:60]
+        raise _Faulty("unsupported_parameter", f"{name!r} is not known here.", name)
+    return custom_id
 
 
 def answered(line_id: str, custom_id: str, request_id: str, status: int, body: bytes) -> bytes:

@@ -234,9 +234,9 @@ class Runner:
         try:
             if status == "completed":
                 batch.reach("finalizing")
-            keep = partial(asyncio.to_thread, self._keep, batch)
-            batch.output_file_id = await keep(failed=False)
-            batch.error_file_id = await keep(failed=True)
+            keep = partial(self._keep, batch)
+            batch.output_file_id = await asyncio.to_thread(keep, failed=False)
+            batch.error_file_id = await asyncio.to_thread(keep, failed=True)
             batch.reach(status)
             await asyncio.to_thread(self.store.save, batch)
             counts = f"{batch.completed} completed, {batch.failed} failed of {batch.total}"

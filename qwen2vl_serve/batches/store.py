@@ -76,7 +76,7 @@ class Batch(BaseModel):
 
 
 class BatchStore:
-    """All batches of a folder, which belongs to one server. Raises ``OSError`` if it cannot be used.
+    """All batches of a folder of one server. Raises ``OSError`` if it cannot be used.
 
     ``files`` keeps what they read and write, at most ``max_bytes`` of it. For one event loop; what
     waits for the disk is to be called in a thread.
