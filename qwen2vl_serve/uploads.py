@@ -110,9 +110,10 @@ class FilesAPI:
         finally:
             place.leave()
         try:
+            upload = _file(form)
             purpose = _purpose(form, batches=self.batches is not None)
             store = self._store(purpose)
-            upload, seconds = _fields(form, store.ttl_seconds)
+            seconds = _seconds(form, store.ttl_seconds)
             file = await asyncio.get_running_loop().run_in_executor(
                 self._pool, self._keep, store, upload, purpose, seconds, _owner(request)
             )
@@ -266,6 +267,15 @@ def _check_kind(headers: Headers) -> None:
         )
 
 
+def _file(form: FormData) -> UploadFile:
+    upload = form.get("file")
+    if upload is None:
+        raise MissingParameter("file is required.", param="file")
+    if not isinstance(upload, UploadFile):
+        raise InvalidType("file must be a file with a name, not a plain field.", param="file")
+    return upload
+
+
 def _purpose(form: FormData, *, batches: bool) -> str:
     served = (*PURPOSES, BATCH) if batches else PURPOSES
     if "purpose" not in form:
@@ -273,16 +283,11 @@ def _purpose(form: FormData, *, batches: bool) -> str:
     return _one_of(form["purpose"], served, "purpose")
 
 
-def _fields(form: FormData, ttl_seconds: float) -> tuple[UploadFile, float | None]:
-    """Return the file and the seconds that ``expires_after`` asks for."""
-    upload = form.get("file")
-    if upload is None:
-        raise MissingParameter("file is required.", param="file")
-    if not isinstance(upload, UploadFile):
-        raise InvalidType("file must be a file with a name, not a plain field.", param="file")
+def _seconds(form: FormData, ttl_seconds: float) -> float | None:
+    """Return the seconds that ``expires_after`` asks for."""
     anchor, text = (form.get(f"expires_after[{key}]") for key in ("anchor", "seconds"))
     if anchor is None and text is None:
-        return upload, None
+        return None
     _one_of(anchor, ("created_at",), "expires_after[anchor]")
     most = int(ttl_seconds)
     digits = isinstance(text, str) and re.fullmatch(r"[0-9]{1,12}", text) is not None
@@ -292,7 +297,7 @@ def _fields(form: FormData, ttl_seconds: float) -> tuple[UploadFile, float | Non
             "(files.ttl_seconds in the server's profile).",
             param="expires_after[seconds]",
         )
-    return upload, float(str(text))
+    return float(str(text))
 
 
 def _one_of(given: object, choices: tuple[str, ...], name: str) -> str:

@@ -73,9 +73,7 @@ def client(url: str, key: str = "none") -> openai.OpenAI:
 
 def begun(ai: openai.OpenAI, bodies: dict[str, dict[str, Any]], **fields: Any) -> Any:
     file = ai.files.create(file=("in.jsonl", jsonl(bodies)), purpose="batch")
-    return ai.batches.create(
-        input_file_id=file.id, endpoint=URL, completion_window="24h", **fields
-    )
+    return ai.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h", **fields)
 
 
 def ended(ai: openai.OpenAI, batch: Any, seconds: float = 20) -> Any:
@@ -196,9 +194,7 @@ def test_a_batch_belongs_to_its_key(tmp_path: Path) -> None:
     Image.new("RGB", (56, 56), "red").save(picture, "PNG")
     with served(profile(tmp_path / "b"), Keys(file=file)) as server:
         ours, theirs = client(server.root, ada), client(server.root, bob)
-        shown = {
-            "url": "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
-        }
+        shown = {"url": "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()}
         kept = {}
         for name, ai in (("ada", ours), ("bob", theirs)):
             kept[name] = ai.files.create(file=("a.png", picture.getvalue()), purpose="vision").id
@@ -353,9 +349,7 @@ def test_what_is_not_asked_in_time_is_told_as_expired(tmp_path: Path) -> None:
         engine.open.set()
         batch = ended(ai, batch)
         assert batch.status == "expired"
-        done, left = (
-            outcomes(ai, one) for one in (batch.output_file_id, batch.error_file_id)
-        )
+        done, left = (outcomes(ai, one) for one in (batch.output_file_id, batch.error_file_id))
         assert set(done) | set(left) == set(many(6))
         assert {one["error"]["code"] for one in left.values()} == {"batch_expired"}
 
@@ -457,9 +451,7 @@ def answers(url: str) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_batch_survives_the_end_of_its_server(
-    tmp_path: Path, number: int
-) -> None:
+def test_a_batch_survives_the_end_of_its_server(tmp_path: Path, number: int) -> None:
     """After kill -9, or a drain, and a restart every request has one outcome."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
