@@ -375,6 +375,7 @@ class AssistantMessage(_Strict):
     tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS)] | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    parsed: Any = None
 
     @model_validator(mode="before")
     @classmethod

@@ -56,6 +56,7 @@ class CalledFunction(_Strict):
 
     name: FunctionName
     arguments: str
+    parsed_arguments: Any = None  # what OpenAI's client adds, and sends back
 
     @field_validator("arguments")
     @classmethod
