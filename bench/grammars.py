@@ -67,7 +67,7 @@ def choices(count: int) -> dict[str, Any]:
 DEAREST: dict[str, dict[str, Any]] = {
     "one string": {"type": "string"},
     "30 fields": strings(30),
-    "900 fields": strings(900),
+    "700 fields": strings(700),
     "1000 choices": choices(1000),
     "50 optional fields": strings(50, required=False),
     "4 times 50 optional fields": named([strings(50, required=False)] * 4),

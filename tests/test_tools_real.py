@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+import requests
 
 from tests.conftest import ServerProcess
 
@@ -150,8 +151,7 @@ def test_the_prompt_is_counted_as_it_is_rendered(
     client: openai.OpenAI, server: ServerProcess
 ) -> None:
     """Explanations and answers agree on the tokens of tools, calls and results."""
-    import requests
-
+    called = {"id": "a", "type": "function", "function": {"name": "get_time", "arguments": ""}}
     messages: Any = [
         {"role": "user", "content": "How warm is it in Köln?"},
         {
@@ -166,6 +166,12 @@ def test_the_prompt_is_counted_as_it_is_rendered(
             ],
         },
         {"role": "tool", "tool_call_id": "a", "content": "12 °C"},
+        {"role": "assistant", "tool_calls": [called, called]},
+        {
+            "role": "tool",
+            "tool_call_id": "a",
+            "content": [{"type": "text", "text": one} for one in ("warm", "er")],
+        },
     ]
     body = {"model": "demo", "messages": messages, "tools": [WEATHER, CLOCK]}
     told = requests.post(f"{server.url}/chat/completions/explain", json=body, timeout=30).json()

@@ -20,7 +20,14 @@ from vllm.multimodal.media.base import MediaWithBytes
 
 from qwen2vl_serve import protocol
 from qwen2vl_serve.engine import Medium, Picture, Usage
-from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart, UserPart
+from qwen2vl_serve.protocol import (
+    ChatRequest,
+    ImagePart,
+    Message,
+    TextPart,
+    ToolMessage,
+    UserPart,
+)
 from qwen2vl_serve.vllm_engine import tools
 from qwen2vl_serve.vllm_engine.connector import Frames
 
@@ -136,7 +143,7 @@ _TRANSLATED = {
 
 
 def _as_message(message: Message, media: Iterator[Medium]) -> dict[str, Any]:
-    content = message.content
+    content = _content(message)
     parts = content if isinstance(content, str) else [_as_part(part, media) for part in content]
     beside = tools.beside_content(message, parsed=False)
     return {"role": _role(message), "content": parts, **beside}
@@ -144,10 +151,20 @@ def _as_message(message: Message, media: Iterator[Medium]) -> dict[str, Any]:
 
 def as_template_message(message: Message) -> dict[str, Any]:
     """Return a message as the chat template reads it: media as bare placeholders."""
-    content = message.content
+    content = _content(message)
     parts = content if isinstance(content, str) else [_as_template_part(part) for part in content]
     beside = tools.beside_content(message, parsed=True)
     return {"role": _role(message), "content": parts, **beside}
+
+
+def _content(message: Message) -> str | Sequence[UserPart]:
+    content = message.content
+    # vLLM puts lines between the texts of a tool's result, and of no other message.
+    if isinstance(message, ToolMessage) and not isinstance(content, str):
+        texts = [part.text for part in content if isinstance(part, TextPart)]
+        if len(texts) == len(content):
+            return "".join(texts)
+    return content
 
 
 def _as_template_part(part: UserPart) -> dict[str, str]:
