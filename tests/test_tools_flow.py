@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import openai
 import pytest
+from PIL import Image
 
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.engine import Medium, Usage
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.profile import load_profile
 from qwen2vl_serve.protocol import AssistantMessage, ChatRequest, ToolMessage
 from tests.fake_engine import FakeEngine
@@ -100,6 +104,33 @@ def test_a_call_is_made_run_and_answered(stream: bool) -> None:
     assert isinstance(sent[1], AssistantMessage)
     assert sent[1].tool_calls is not None
     assert sent[1].tool_calls[0].function.values == numbers
+
+
+@pytest.mark.parametrize(("words", "kept"), [(10, 3), (3900, 1)])
+def test_pictures_of_a_result_reach_the_engine(words: int, kept: int) -> None:
+    """As those of users do, in their order; where they do not fit the oldest are dropped."""
+    engine = FakeEngine()
+
+    def shown(width: int) -> dict[str, Any]:
+        data = io.BytesIO()
+        Image.new("RGB", (width, 280), "red").save(data, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": [shown(252)]},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": [shown(280), shown(308)]},
+        {"role": "user", "content": "word " * words},
+    ]
+    profile = load_profile("demo", ["server.tools=experimental"])
+    with served(profile, Keys(), engine) as server:
+        answer = server.chat(messages=messages, overflow="drop_oldest_images", max_tokens=1)
+    assert answer.status_code == 200, answer.text
+    (media,) = engine.media
+    widths = [252, 280, 308]
+    assert [one.size[0] for one in media if isinstance(one, Picture)] == widths[-kept:]
 
 
 def test_the_example_calls_its_function_and_answers_from_the_result() -> None:
