@@ -154,8 +154,8 @@ def repeats(pattern: str) -> int:
 def _bound(found: float, most: int, param: str, what: str) -> None:
     if found > most:
         raise InvalidValue(
-            f"{param} has at least {found:.15g} {what}; at most {most} are compiled: ask for less, and "
-            "check the answer yourself.",
+            f"{param} has at least {found:.15g} {what}; at most {most} are compiled: "
+            "ask for less, and check the answer yourself.",
             param=param,
         )
 

@@ -106,22 +106,22 @@ def test_a_call_is_made_run_and_answered(stream: bool) -> None:
     assert sent[1].tool_calls[0].function.values == numbers
 
 
-@pytest.mark.parametrize(("words", "kept"), [(10, 3), (3900, 1)])
+@pytest.mark.parametrize(("words", "kept"), [(10, 3), (3975, 1)])
 def test_pictures_of_a_result_reach_the_engine(words: int, kept: int) -> None:
     """As those of users do, in their order; where they do not fit the oldest are dropped."""
     engine = FakeEngine()
 
     def shown(width: int) -> dict[str, Any]:
         data = io.BytesIO()
-        Image.new("RGB", (width, 280), "red").save(data, "PNG")
+        Image.new("RGB", (width, 224), "red").save(data, "PNG")
         url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
         return {"type": "image_url", "image_url": {"url": url}}
 
     call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     messages = [
-        {"role": "user", "content": [shown(252)]},
+        {"role": "user", "content": [shown(168)]},
         {"role": "assistant", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "a", "content": [shown(280), shown(308)]},
+        {"role": "tool", "tool_call_id": "a", "content": [shown(196), shown(224)]},
         {"role": "user", "content": "word " * words},
     ]
     profile = load_profile("demo", ["server.tools=experimental"])
@@ -129,7 +129,7 @@ def test_pictures_of_a_result_reach_the_engine(words: int, kept: int) -> None:
         answer = server.chat(messages=messages, overflow="drop_oldest_images", max_tokens=1)
     assert answer.status_code == 200, answer.text
     (media,) = engine.media
-    widths = [252, 280, 308]
+    widths = [168, 196, 224]
     assert [one.size[0] for one in media if isinstance(one, Picture)] == widths[-kept:]
 
 
