@@ -143,12 +143,14 @@ class _Server:
         start_engine = self._import_engine()
         compiler.join()
         try:
-            loader = media_loader(self.profile)
+            loader, batches = media_loader(self.profile), batch_store(self.profile)
             async with start_engine(self.profile) as engine:
                 try:
-                    return await self._serve(engine, loader, begun)
+                    return await self._serve(engine, loader, batches, begun)
                 finally:
                     await loader.close()
+                    if batches is not None:
+                        batches.close()
         except (BootError, SetupError):
             raise
         except Exception as error:
@@ -170,8 +172,9 @@ class _Server:
         self.boot.enter("engine")
         return seam.start_engine  # type: ignore[no-any-return]  # imported by name
 
-    async def _serve(self, engine: Engine, loader: MediaLoader, begun: float) -> int:
-        batches = batch_store(self.profile)
+    async def _serve(
+        self, engine: Engine, loader: MediaLoader, batches: BatchStore | None, begun: float
+    ) -> int:
         app = build_app(engine, loader, self.profile, self.keys, self.traces, batches=batches)
         http = HTTPServer(
             _config(app, self.profile), app.state.api, self.profile.server.shutdown_timeout
@@ -196,7 +199,6 @@ class _Server:
             http.api.pulse.stop()
             if runner is not None:
                 await runner.close()
-                runner.store.close()
         self.report("engine lost, exit 1" if http.engine_lost else "drained, exit 0")
         return 1 if http.engine_lost else 0
 

@@ -233,7 +233,7 @@ def begun_from(ai: openai.OpenAI, file_id: str) -> Any:
 def test_usage_is_counted_against_the_key(tmp_path: Path) -> None:
     """What the batch used is gone from the minute, and a request that alone exceeds it fails."""
     file = KeysFile(tmp_path / "keys.json")
-    key = file.add("ada", KeyLimits(tokens_per_minute=10_000, concurrent=1))
+    key = file.add("ada", KeyLimits(tokens_per_minute=10_000, concurrent=3))
     chosen = profile(tmp_path / "b", server={"quota_storage": "memory://"})
     with (
         served(chosen, Keys(file=file), CountingEngine()) as server,
