@@ -7,7 +7,7 @@ A request goes down this page: ``Envelope`` (id, errors, counts) → ``Door`` (k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache, partial
 from typing import Any, NoReturn, TypeVar
 
@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -23,6 +24,10 @@ from qwen2vl_serve import __version__, uploads, usage
 from qwen2vl_serve.adapters_api import AdaptersAPI
 from qwen2vl_serve.admission import Admission, Bodies, Place, Refused
 from qwen2vl_serve.auth import Caller, Keys
+from qwen2vl_serve.batches.asking import Asker
+from qwen2vl_serve.batches.routes import BatchesAPI
+from qwen2vl_serve.batches.runner import Runner
+from qwen2vl_serve.batches.store import BatchStore
 from qwen2vl_serve.call import Call
 from qwen2vl_serve.connection import EventStream, WhileConnected
 from qwen2vl_serve.context import (
@@ -90,6 +95,8 @@ class API:
         self.metrics = metrics
         self.pulse = Pulse(engine, profile.server.hang_seconds, profile.server.probe_seconds)
         self.calls: set[Call] = set()
+        # What the engine was started with, whatever a profile that is read again says.
+        self.tools = profile.server.tools != "off"
         self.bodies = Bodies(profile.limits.max_held_body_bytes)
         self.chats = self.admission("chat", profile.limits.max_in_flight)
         self.explanations = self.admission("explain", EXPLAIN_AT_ONCE)
@@ -112,11 +119,26 @@ class API:
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation about text, pictures and videos."""
         self.refuse_new()
-        call: Call = request.state.call
-        self.chats.require_room(_key(request))
-        chat = parse_chat(await self.read(request), self.limits)
-        caller: Caller = request.state.caller
-        model = self._find(chat.model, caller)
+        self.chats.require_room(_key(request.state))
+        chat = self._parsed(await self.read(request), request.state)
+        async with WhileConnected(request.receive):
+            place = await self._place(self.chats, request.state, chat.n or 1)
+            return await self._answered(chat, request.state, place)
+
+    async def answer(
+        self, body: bytes, state: State, place: Callable[[int], Awaitable[Place]]
+    ) -> Response:
+        """Answer a chat request that came some other way, once ``place`` has one for it.
+
+        ``state`` is what a request's is: ``id``, ``call``, ``caller`` and ``visit``.
+        """
+        chat = self._parsed(body, state)
+        return await self._answered(chat, state, await place(chat.n or 1))
+
+    def _parsed(self, body: bytes, state: State) -> ChatRequest:
+        chat = parse_chat(body, self.limits)
+        call: Call = state.call
+        model = self._find(chat.model, state.caller)
         if chat.model is None:
             # The first name of this key's, which may be an adapter's: the engine must not guess.
             chat = chat.model_copy(update={"model": model.id})
@@ -124,40 +146,42 @@ class API:
         if model.parent is not None:
             self.metrics.adapter_requests.labels(model.id).inc()
         call.done("read")
-        async with WhileConnected(request.receive):
-            place = await self._place(self.chats, request, chat.n or 1)
-            async with self.loader.ledger.account(caller.name) as account:
-                fitted = await self._load(chat, account, place, request)
-                await usage.reserve(request.state.visit, fitted, call.usage)
-                media, told = fitted.media, call.usage
-                if not chat.stream:
-                    answer = self.engine.complete(fitted.request, media, request.state.id, told)
-                    body = await self._explained(answer, fitted)
-                    return Response(_with_reports(body, fitted), media_type="application/json")
-                chunks = self.engine.stream(fitted.request, media, request.state.id, told)
-                try:
-                    # The first chunk before the status line: until then errors have their own.
-                    first = await self._explained(anext(chunks), fitted)
-                except BaseException:
-                    await chunks.aclose()
-                    raise
-                call.begun()
-                # The engine has seen them; the account ends here, however long the answer takes.
-                for medium in media:
-                    medium.forget()
+        return chat
+
+    async def _answered(self, chat: ChatRequest, state: State, place: Place) -> Response:
+        call: Call = state.call
+        async with self.loader.ledger.account(state.caller.name) as account:
+            fitted = await self._load(chat, account, place, state)
+            await usage.reserve(state.visit, fitted, call.usage)
+            media, told = fitted.media, call.usage
+            if not chat.stream:
+                answer = self.engine.complete(fitted.request, media, state.id, told)
+                body = await self._explained(answer, fitted)
+                return Response(_with_reports(body, fitted), media_type="application/json")
+            chunks = self.engine.stream(fitted.request, media, state.id, told)
+            try:
+                # The first chunk before the status line: until then errors have their own.
+                first = await self._explained(anext(chunks), fitted)
+            except BaseException:
+                await chunks.aclose()
+                raise
+            call.begun()
+            # The engine has seen them; the account ends here, however long the answer takes.
+            for medium in media:
+                medium.forget()
         return EventStream(_with_reports(first.encode(), fitted).decode(), chunks, call)
 
     async def explain(self, request: Request) -> JSONResponse:
         """Tell what a chat request would cost, without generating: tokens, sizes, what fits."""
         self.refuse_new()
-        self.explanations.require_room(_key(request))
+        self.explanations.require_room(_key(request.state))
         chat = parse_chat(await self.read(request), self.limits)
         refuse_excess_media(chat, self.limits)
         caller: Caller = request.state.caller
         model = self._find(chat.model, caller)
         request.state.call.model = model.id
         async with WhileConnected(request.receive):
-            place = await self._place(self.explanations, request, 1)
+            place = await self._place(self.explanations, request.state, 1)
             async with self.loader.ledger.account(caller.name) as account:
                 chat = await self.documents.with_pages(chat, account)
                 media = await self._fetched(chat, account, place)
@@ -224,10 +248,10 @@ class API:
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def _load(
-        self, chat: ChatRequest, account: Account, place: Place, request: Request
+        self, chat: ChatRequest, account: Account, place: Place, state: State
     ) -> Fitted:
         """Load pictures and videos and, under an overflow policy, make the request fit."""
-        call: Call = request.state.call
+        call: Call = state.call
         policy = chat.overflow or self.overflow
         chat, left_out = trimmed(chat, policy, self.limits.images, self.limits.videos)
         refuse_excess_media(chat, self.limits)
@@ -248,8 +272,8 @@ class API:
             return Fitted(chat, media)
         context = await self._measure(chat, media)
         if policy == "summarise" and not context.fits:
-            generate = partial(self._summarise, request)
-            key = _key(request)
+            generate = partial(self._summarise, state)
+            key = _key(state)
             fitted = await self.summaries.fit(context, chat, key, self._measured, generate)
         else:
             fitted = await asyncio.to_thread(
@@ -259,12 +283,12 @@ class API:
         return merged(fitted, policy, left_out)
 
     async def _summarise(
-        self, request: Request, chat: ChatRequest, media: Sequence[Medium], used: Usage
+        self, state: State, chat: ChatRequest, media: Sequence[Medium], used: Usage
     ) -> bytes:
         """Answer a request of our own within the client's: its place, its key's account."""
-        told: Usage = request.state.call.usage
-        await usage.reserve(request.state.visit, Fitted(chat, media), told)
-        answer = await self.engine.complete(chat, media, f"{request.state.id}-summary", used)
+        told: Usage = state.call.usage
+        await usage.reserve(state.visit, Fitted(chat, media), told)
+        answer = await self.engine.complete(chat, media, f"{state.id}-summary", used)
         told.summary_tokens += (used.prompt_tokens or 0) + (used.completion_tokens or 0)
         return answer
 
@@ -313,6 +337,7 @@ class API:
             reserved_tokens=limits.reserved_tokens,
             overflow=limits.overflow,
             allowed_overflow=self.allowed_overflow,
+            tools=self.tools,
         )
         self.loader.budget = MediaBudget(
             limits.max_media_bytes, limits.max_media_pixels, limits.max_media_frames
@@ -340,9 +365,9 @@ class API:
         counts.queued.labels(kind).set_function(lambda: one.waiting)
         return one
 
-    async def _place(self, admission: Admission, request: Request, answers: int) -> Place:
-        place = await admission.place(_key(request), answers)
-        call: Call = request.state.call
+    async def _place(self, admission: Admission, state: State, answers: int) -> Place:
+        place = await admission.place(_key(state), answers)
+        call: Call = state.call
         call.at_end(place.leave)
         call.queued = place.waited
         call.done("queue")
@@ -420,8 +445,12 @@ def build_app(
     profile: Profile,
     keys: Keys,
     tracer: Tracer | None = None,
+    *,
+    batches: BatchStore | None = None,
 ) -> FastAPI:
-    """Return the application; ``app.state.api`` is its ``API``.
+    """Return the application; ``app.state.api`` is its ``API``, ``app.state.batches`` their runner.
+
+    Without a store there are no batches.
 
     Raises ``PreflightError`` when keys have limits and nothing can be counted.
     """
@@ -440,7 +469,10 @@ def build_app(
         profile.files.max_file_bytes,
         api.refuse_new,
         api.uploads,
+        batches=None if batches is None else batches.files,
+        max_batch_bytes=0 if batches is None else profile.batches.max_file_bytes,
     )
+    _add_batches(app, batches, profile, Asker(api, keys, quotas))
     metrics.admitted_tokens.set_function(lambda: api.chats.tokens.held)
     metrics.body_bytes.set_function(lambda: api.bodies.held)
     metrics.stalled.set_function(lambda: api.pulse.stalled)
@@ -455,6 +487,7 @@ def build_app(
     app.add_api_route("/v1/files", files.list)
     app.add_api_route("/v1/files/{file_id}", files.retrieve)
     app.add_api_route("/v1/files/{file_id}", files.delete, methods=["DELETE"])
+    app.add_api_route("/v1/files/{file_id}/content", files.content)
     adapters = AdaptersAPI(
         engine,
         profile,
@@ -496,9 +529,31 @@ def build_app(
     return app
 
 
-def _key(request: Request) -> str:
+def _add_batches(app: FastAPI, store: BatchStore | None, profile: Profile, asker: Asker) -> None:
+    """Add the routes of batches, and what works on them as ``app.state.batches``."""
+    api: API = app.state.api
+    section, runner = profile.batches, None
+    if store is not None:
+        runner = Runner(
+            store,
+            asker,
+            concurrency=section.concurrency,
+            most_lines=section.max_lines,
+            most_bytes=profile.limits.max_body_bytes,
+            counted=lambda outcome: api.metrics.batch_requests.labels(outcome).inc(),
+        )
+        api.metrics.batches.set_function(lambda: len(store.unfinished()))
+    app.state.batches = runner
+    routes = BatchesAPI(runner, section.max_unfinished, api.read, api.refuse_new)
+    app.add_api_route("/v1/batches", routes.create, methods=["POST"])
+    app.add_api_route("/v1/batches", routes.list)
+    app.add_api_route("/v1/batches/{batch_id}", routes.retrieve)
+    app.add_api_route("/v1/batches/{batch_id}/cancel", routes.cancel, methods=["POST"])
+
+
+def _key(state: State) -> str:
     """Return the name of the key that a request came with; all without one share a name."""
-    return str(getattr(request.state, "key", None) or "")
+    return str(getattr(state, "key", None) or "")
 
 
 def _with_reports(body: bytes, fitted: Fitted) -> bytes:

@@ -93,6 +93,20 @@ class Keys:
             raise InvalidAPIKey("The API key has expired; ask the server's operator for another.")
         return caller
 
+    def named(self, name: str) -> Caller | None:
+        """Return the caller that a key of this name stands for, None where there is none (more).
+
+        Without a name it is anyone.
+        """
+        if not name:
+            return ANYONE
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self.reload()
+        for _, caller, named in self._held:
+            if caller.name == name and named is not None and not named.expired(time.time()):
+                return caller
+        return None
+
     def reload(self) -> None:
         """Read the file if it has changed; one that cannot be read leaves the keys as they are."""
         if self._file is None:

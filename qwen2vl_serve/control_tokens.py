@@ -17,9 +17,10 @@ MARK = "\ud800"
 Half of a surrogate pair: JSON that holds one is refused, so that no client can send it.
 """
 
-_RESERVED = re.compile(
+RESERVED = re.compile(
     r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
 )
+"""Finds one."""
 
 Content = str | Sequence[TextPart] | Sequence[UserPart]
 
@@ -30,7 +31,7 @@ def first_in(content: Content) -> str | None:
     The template puts adjacent text parts side by side, where two halves make one token.
     """
     for text in [content] if isinstance(content, str) else map(_joined, _runs(content)):
-        if found := _RESERVED.search(text):
+        if found := RESERVED.search(text):
             return found.group()
     return None
 
@@ -38,10 +39,10 @@ def first_in(content: Content) -> str | None:
 def escaped(content: Content) -> Content:
     """Return the content with a ``MARK`` after the first character of each control token."""
     if isinstance(content, str):
-        return _RESERVED.sub(lambda found: _broken(found.group(), 1), content)
+        return RESERVED.sub(lambda found: _broken(found.group(), 1), content)
     made: list[TextPart | UserPart] = list(content)
     for run in _runs(content):
-        cuts = [found.start() + 1 for found in _RESERVED.finditer(_joined(run))]
+        cuts = [found.start() + 1 for found in RESERVED.finditer(_joined(run))]
         for place, part in run:
             within = [cut for cut in cuts if 0 <= cut < len(part.text)]
             text = part.text

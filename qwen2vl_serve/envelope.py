@@ -90,6 +90,17 @@ class Metrics:
             ["kind", "reason"],
             registry=self.registry,
         )
+        self.batches = Gauge(
+            "qwen2vl_batches_unfinished",
+            "Batches that are not yet finished",
+            registry=self.registry,
+        )
+        self.batch_requests = Counter(
+            "qwen2vl_batch_requests",
+            "Requests of batches, by what became of them",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.stalled = Gauge(
             "qwen2vl_engine_stalled_seconds",
             "How long the engine has had work and not moved",
@@ -250,10 +261,10 @@ class Envelope:
         except ClientDisconnect:
             status = 499
         except (Exception, asyncio.CancelledError) as error:
-            failure = _failure(error, call)
-            call.code = failure.code
+            refusal = failure(error, call)
+            call.code = refusal.code
             if status == 0:
-                await error_response(failure)(scope, receive, send_with_id)
+                await error_response(refusal)(scope, receive, send_with_id)
         finally:
             self.calls.discard(call)
             call.end()
@@ -270,7 +281,7 @@ class Envelope:
                     self.tracer.request(call, scope, told)
 
 
-def _failure(error: BaseException, call: Call) -> APIError:
+def failure(error: BaseException, call: Call) -> APIError:
     """Return what the client is told of ``error``; a cancellation by another is raised."""
     if isinstance(error, APIError):
         return error

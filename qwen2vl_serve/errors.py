@@ -29,6 +29,7 @@
         │   ├── PermissionDenied   403  permission_denied
         │   ├── ModelNotFound      404  model_not_found
         │   ├── UnknownFile        404  file_not_found
+        │   ├── UnknownBatch       404  batch_not_found
         │   ├── RouteNotFound      404  not_found
         │   ├── MethodNotAllowed   405  method_not_allowed
         │   ├── RequestTimeout     408  request_timeout
@@ -231,6 +232,13 @@ class UnknownFile(RequestError):
     code = "file_not_found"
 
 
+class UnknownBatch(RequestError):
+    """No batch has this id: it never was, or finished long ago."""
+
+    status = 404
+    code = "batch_not_found"
+
+
 class RouteNotFound(RequestError):
     """No such path."""
 
@@ -298,12 +306,13 @@ class InvalidAPIKey(APIError):
 class RateLimited(APIError):
     """The key has used up what it may use in this minute, or at a time.
 
-    ``retry_after`` is in seconds.
+    ``retry_after`` is in seconds; ``hopeless`` is what exceeds the limit by itself.
     """
 
     status = 429
     type = "invalid_request_error"
     code = "rate_limit_exceeded"
+    hopeless = False
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int = 60) -> None:
         super().__init__(message, param=param)

@@ -33,6 +33,7 @@ from qwen2vl_serve.adapters import named_adapters, with_adapters
 from qwen2vl_serve.api_keys import API_KEY_VARIABLE
 from qwen2vl_serve.app import TAKEN_LIMITS, build_app
 from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.batches.store import BatchStore
 from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.download import have_model
 from qwen2vl_serve.engine import Engine
@@ -151,12 +152,14 @@ class _Server:
         start_engine = self._import_engine()
         compiler.join()
         try:
-            loader = media_loader(self.profile)
+            loader, batches = media_loader(self.profile), batch_store(self.profile)
             async with start_engine(self.profile) as engine:
                 try:
-                    return await self._serve(engine, loader, begun)
+                    return await self._serve(engine, loader, batches, begun)
                 finally:
                     await loader.close()
+                    if batches is not None:
+                        batches.close()
         except (BootError, SetupError):
             raise
         except Exception as error:
@@ -178,12 +181,21 @@ class _Server:
         self.boot.enter("engine")
         return seam.start_engine  # type: ignore[no-any-return]  # imported by name
 
-    async def _serve(self, engine: Engine, loader: MediaLoader, begun: float) -> int:
-        app = build_app(engine, loader, self.profile, self.keys, self.traces)
+    async def _serve(
+        self, engine: Engine, loader: MediaLoader, batches: BatchStore | None, begun: float
+    ) -> int:
+        app = build_app(engine, loader, self.profile, self.keys, self.traces, batches=batches)
         http = HTTPServer(
             _config(app, self.profile), app.state.api, self.profile.server.shutdown_timeout
         )
-        http.on_started = lambda: self._report_ready(engine, http, time.monotonic() - begun)
+        runner = app.state.batches
+
+        def started() -> None:
+            self._report_ready(engine, http, time.monotonic() - begun)
+            if runner is not None:
+                runner.start()
+
+        http.on_started = started
         reload = Reload(self.asked.at_port(self.profile.server.port), self.read_again, self.report)
         reload.register(http.api.take_limits, *(f"limits.{name}" for name in TAKEN_LIMITS))
         reload.register(lambda _: self.keys.reload())
@@ -194,6 +206,8 @@ class _Server:
         finally:
             watch.cancel()
             http.api.pulse.stop()
+            if runner is not None:
+                await runner.close()
         self.report("engine lost, exit 1" if http.engine_lost else "drained, exit 0")
         return 1 if http.engine_lost else 0
 
@@ -303,6 +317,28 @@ def _file_store(files: FilesSection) -> FileStore | None:
     except OSError as error:
         raise PreflightError(
             f"files.folder: cannot use {folder} ({error.strerror}); name another place."
+        ) from None
+
+
+def batch_store(profile: Profile) -> BatchStore | None:
+    """Return the store of the profile's ``batches`` section, None where they are off.
+
+    Raises:
+        PreflightError: its folder cannot be used.
+    """
+    section = profile.batches
+    if not section.enabled:
+        return None
+    folder = profile.batches_path
+    try:
+        return BatchStore(folder, ttl_seconds=section.ttl_seconds, max_bytes=section.max_bytes)
+    except BlockingIOError:
+        raise PreflightError(
+            f"batches.folder: another server uses {folder}; name another place."
+        ) from None
+    except OSError as error:
+        raise PreflightError(
+            f"batches.folder: cannot use {folder} ({error.strerror}); name another place."
         ) from None
 
 

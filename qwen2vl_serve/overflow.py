@@ -73,7 +73,7 @@ def _without_oldest(context: Context, request: ChatRequest, loader: MediaLoader)
     media = list(context.media)
     kept = dropped = 0
     for index, message in enumerate(messages[:last]):
-        if message.role != "user" or isinstance(message.content, str):
+        if isinstance(message.content, str) or message.content is None:
             continue
         content = list(message.content)
         for place, part in enumerate(content):

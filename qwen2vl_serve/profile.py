@@ -25,6 +25,7 @@ from qwen2vl_serve.errors import ProfileError
 from qwen2vl_serve.profile_adapters import AdaptersSection
 from qwen2vl_serve.profile_media import FilesSection, MediaSection
 from qwen2vl_serve.profile_sections import (
+    BatchesSection,
     EngineSection,
     HardwareSection,
     LimitsSection,
@@ -83,6 +84,7 @@ class Profile(Section):
     server: ServerSection = Field(default=ServerSection(), description="The HTTP server.")
     media: MediaSection = Field(default=MediaSection(), description="Pictures and videos.")
     files: FilesSection = Field(default=FilesSection(), description="Uploads.")
+    batches: BatchesSection = Field(default=BatchesSection(), description="Batches of requests.")
     limits: LimitsSection = Field(
         default=LimitsSection(), description="What one request may ask for."
     )
@@ -182,6 +184,13 @@ class Profile(Section):
         if self.server.quota_storage is not None:
             return self.server.quota_storage
         return f"sqlite:///{quote(str(_state_folder().absolute() / 'quotas.sqlite'))}"
+
+    @property
+    def batches_path(self) -> Path:
+        """The folder of batches; it may not exist yet."""
+        if self.batches.folder is not None:
+            return Path(self.batches.folder).expanduser()
+        return _state_folder() / f"batches-{self.server.port}"
 
     def engine_args(self) -> dict[str, Any]:
         """Keyword arguments for ``vllm.AsyncEngineArgs``; unset ones are left out."""
@@ -291,6 +300,7 @@ class Profile(Section):
                 "media": media,
                 # A folder belongs to one server, and this is another.
                 "files": self.files.model_copy(update={"folder": None}),
+                "batches": self.batches.model_copy(update={"folder": None}),
             }
         )
         return Profile.model_validate(rehearsed.model_dump()).named(self.name)

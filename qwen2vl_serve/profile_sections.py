@@ -287,6 +287,11 @@ class ServerSection(Section):
     ssl_keyfile: Text | None = Field(
         default=None, description="PEM file of the certificate's key. Unset: within `ssl_certfile`."
     )
+    tools: Literal["off", "experimental"] = Field(
+        default="off",
+        description="Whether requests may offer functions to the model (`tools`). The family was "
+        "not trained for it, hence `experimental`.",
+    )
     shutdown_timeout: Annotated[float, Field(ge=0)] = Field(
         default=30.0, description="Seconds that running answers are given to finish on SIGTERM."
     )
@@ -429,3 +434,47 @@ class OverflowSection(Section):
         description="What the model is asked for a summary with. Unset: a prompt of this "
         "package, in English or Chinese as the conversation is.",
     )
+
+
+class BatchesSection(Section):
+    """Batches: `POST /v1/batches`, worked on while nobody waits."""
+
+    enabled: bool = Field(
+        default=False, description="Take batches, and files of the purpose `batch`."
+    )
+    folder: Text | None = Field(
+        default=None,
+        description="Folder that keeps batches, their inputs and their results from one run of "
+        "the server to the next; no two servers may share it. Unset: `batches-PORT` in "
+        "`$XDG_STATE_HOME/qwen2vl-serve`.",
+    )
+    concurrency: Positive = Field(
+        default=8,
+        description="Most requests of batches that are worked on at once. They take places that "
+        "`limits.max_in_flight` leaves free, while nobody waits, and never the last one.",
+    )
+    max_lines: Positive = Field(default=50_000, description="Most requests in one batch.")
+    max_file_bytes: Positive = Field(
+        default=100 * 1024 * 1024, description="Largest input file of a batch, in bytes."
+    )
+    max_bytes: Positive = Field(
+        default=4 * 1024**3,
+        description="Most bytes that the files of all batches take together; what was unused the "
+        "longest makes room for new ones.",
+    )
+    max_unfinished: Positive = Field(
+        default=100, description="Most batches that are not yet finished; further ones are refused."
+    )
+    ttl_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=7 * 86400.0,
+        description="How long a finished batch is listed, and its files are kept.",
+    )
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.max_file_bytes > self.max_bytes:
+            raise contradiction(
+                f"is {self.max_file_bytes}, above max_bytes {self.max_bytes}; lower it",
+                "batches.max_file_bytes",
+            )
+        return self

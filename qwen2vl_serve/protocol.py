@@ -22,6 +22,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from qwen2vl_serve.tools import MOST_TOOLS, NamedTool, Tool, ToolCall
+
 # Fields of OpenAI's and vLLM's request that would change the answer, the schedule or the
 # memory of the server, and that it does not serve. With each: what to do instead.
 UNSUPPORTED: Mapping[str, str] = {
@@ -36,8 +38,8 @@ UNSUPPORTED: Mapping[str, str] = {
     "documents": "put the documents into a message",
     "ec_transfer_params": "leave it out",
     "echo": "leave it out",
-    "function_call": "tools are not served",
-    "functions": "tools are not served",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
     "guided_choice": "use response_format",
     "guided_grammar": "use response_format",
     "guided_json": "use response_format",
@@ -64,7 +66,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "stream_interval": "leave it out",
     "structured_outputs": "use response_format",
     "thinking_token_budget": "this model does not reason apart from its answer",
-    "tools": "tools are not served",
     "truncate_prompt_tokens": "shorten the messages",
     "truncation_side": "shorten the messages",
     "use_beam_search": "leave it out",
@@ -358,7 +359,10 @@ class UserMessage(_Strict):
 
 
 class AssistantMessage(_Strict):
-    """An earlier answer, as this server or OpenAI's clients return it."""
+    """An earlier answer, as this server or OpenAI's clients return it.
+
+    One that only calls tools may come without ``content``.
+    """
 
     role: Literal["assistant"]
     content: TextContent
@@ -368,16 +372,34 @@ class AssistantMessage(_Strict):
     annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS)] | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    parsed: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _content(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("tool_calls") and given.get("content") is None:
+            return {**given, "content": ""}
+        return given
+
+
+class ToolMessage(_Strict):
+    """What a tool returned for the call of that id: text, and pictures as a user may show them."""
+
+    role: Literal["tool"]
+    content: UserContent
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=128)]
+    name: str | None = None
 
 
 Message = Annotated[
     Annotated[SystemMessage, Tag("@system")]
     | Annotated[SystemMessage, Tag("@developer")]
     | Annotated[UserMessage, Tag("@user")]
-    | Annotated[AssistantMessage, Tag("@assistant")],
+    | Annotated[AssistantMessage, Tag("@assistant")]
+    | Annotated[ToolMessage, Tag("@tool")],
     Discriminator(_role),
 ]
 
@@ -428,6 +450,13 @@ StopSpec = Annotated[
 ]
 
 
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("@text")]
+    | Annotated[NamedTool, Tag("@parts")],
+    Discriminator(_content_kind),
+]
+
+
 class ChatRequest(BaseModel):
     """Body of ``POST /v1/chat/completions``; names and bounds are OpenAI's, then vLLM's."""
 
@@ -465,8 +494,11 @@ class ChatRequest(BaseModel):
     vl_high_resolution_images: bool | None = None
     include_media_info: bool | None = None
     overflow: Overflow | None = None
+    # Served where the profile says so; a choice that chooses nothing needs no tools.
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MOST_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     # Accepted for what they say when nothing else is asked for.
-    tool_choice: Literal["none", "auto"] | None = None
     modalities: list[Literal["text"]] | None = None
     add_generation_prompt: Literal[True] | None = None
 
@@ -474,3 +506,12 @@ class ChatRequest(BaseModel):
     def output_limit(self) -> int | None:
         """Most tokens to generate, by OpenAI's newer name before its older one."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether tools are offered, or were called before."""
+        return (self.tools is not None and self.tool_choice != "none") or any(
+            isinstance(message, ToolMessage)
+            or (isinstance(message, AssistantMessage) and message.tool_calls)
+            for message in self.messages
+        )

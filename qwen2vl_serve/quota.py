@@ -288,7 +288,9 @@ class LimitedVisit(Visit):
                 f"This key may use {limit} {noun} a minute; {left} are left and this request takes "
                 f"{cost}. Try again in {wait} s."
             )
-        raise RateLimited(text, retry_after=wait)
+        error = RateLimited(text, retry_after=wait)
+        error.hopeless = cost > limit
+        raise error
 
     def _add(self, storage: Storage, unit: str, amount: int) -> int:
         self._counts[unit] = count = storage.incr(self._counter(unit), KEPT_SECONDS, amount)

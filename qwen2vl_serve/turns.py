@@ -31,11 +31,18 @@ def count_media(messages: Sequence[Message]) -> MediaCount:
 
 
 def texts(message: Message) -> list[str]:
-    """Return the texts of a message in their order, its media as their kinds."""
+    """Return the texts of a message in their order, its media as their kinds, its calls last."""
     content = message.content
-    if content is None or isinstance(content, str):
-        return [content or ""]
-    return [getattr(part, "text", f"<{part.type}>") for part in content]
+    said = (
+        [content or ""]
+        if content is None or isinstance(content, str)
+        else [getattr(part, "text", f"<{part.type}>") for part in content]
+    )
+    calls = getattr(message, "tool_calls", None) or ()
+    return [
+        *said,
+        *(text for call in calls for text in (call.function.name, call.function.arguments)),
+    ]
 
 
 def _media_parts(message: Message) -> list[object]:

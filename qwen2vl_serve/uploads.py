@@ -7,13 +7,14 @@ an open server's clients, are one owner.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -33,6 +34,9 @@ from qwen2vl_serve.media.files import FileStore, NoSuchFile, StoredFile
 
 PURPOSES = ("vision", "user_data")
 """What OpenAI's clients say of files that are shown to a model."""
+
+BATCH = "batch"
+"""And of files that hold the requests of a batch; these have a store of their own."""
 
 AT_ONCE = 16
 """Most uploads that are received at a time; each may take ``RECEIVE_SECONDS``."""
@@ -54,7 +58,7 @@ UPLOAD_BODY = {
                     "required": ["file", "purpose"],
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(PURPOSES)},
+                        "purpose": {"type": "string", "enum": [*PURPOSES, BATCH]},
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
                         "expires_after[seconds]": {"type": "integer", "minimum": 1},
                     },
@@ -70,7 +74,8 @@ class FilesAPI:
     """The routes under ``/v1/files``, over a store; without one they say that uploads are off.
 
     ``inspect`` raises an ``APIError`` for bytes that are not to be kept, ``admit`` one while
-    nothing new is taken; ``admission`` has the places for uploads being received.
+    nothing new is taken; ``admission`` has the places for uploads being received. ``batches`` keeps
+    what batches read and write, each file of at most ``max_batch_bytes``; without it they are off.
     """
 
     def __init__(
@@ -80,8 +85,13 @@ class FilesAPI:
         max_file_bytes: int,
         admit: Callable[[], None],
         admission: Admission,
+        *,
+        batches: FileStore | None = None,
+        max_batch_bytes: int = 0,
     ) -> None:
         self.store = store
+        self.batches = batches
+        self.max_batch_bytes = max_batch_bytes
         self.inspect = inspect
         self.max_file_bytes = max_file_bytes
         self.admit = admit
@@ -92,7 +102,7 @@ class FilesAPI:
     async def create(self, request: Request) -> JSONResponse:
         """Take a file and keep it for a while; the same bytes have the same id."""
         self.admit()
-        store = self._store()
+        self._stores()
         _check_kind(request.headers)
         place = await self.admission.place(_owner(request))
         try:
@@ -100,7 +110,10 @@ class FilesAPI:
         finally:
             place.leave()
         try:
-            upload, purpose, seconds = _fields(form, store.ttl_seconds)
+            upload = _file(form)
+            purpose = _purpose(form, batches=self.batches is not None)
+            store = self._store(purpose)
+            seconds = _seconds(form, store.ttl_seconds)
             file = await asyncio.get_running_loop().run_in_executor(
                 self._pool, self._keep, store, upload, purpose, seconds, _owner(request)
             )
@@ -115,9 +128,11 @@ class FilesAPI:
         order = _one_of(query.get("order", "desc"), ("asc", "desc"), "order")
         files = [
             file
-            for file in self._store().listing(_owner(request))
+            for store in self._stores()
+            for file in store.listing(_owner(request))
             if query.get("purpose") in (None, file.purpose)
         ]
+        files.sort(key=lambda file: -file.created_at)
         if order == "asc":
             files.reverse()
         if (after := query.get("after")) is not None:
@@ -136,23 +151,44 @@ class FilesAPI:
 
     async def retrieve(self, file_id: str, request: Request) -> JSONResponse:
         """Describe one file."""
+        return JSONResponse(_object(self._find(file_id, request)[1]))
+
+    async def content(self, file_id: str, request: Request) -> Response:
+        """Return a file's bytes."""
+        store, file = self._find(file_id, request)
+        kind = "application/jsonl" if store is self.batches else "application/octet-stream"
         try:
-            return JSONResponse(_object(self._store().find(file_id, _owner(request))))
+            data = await asyncio.to_thread(store.read, file.id, file.owner)
         except NoSuchFile:
             raise _unknown(file_id) from None
+        return Response(data, media_type=kind)
 
     async def delete(self, file_id: str, request: Request) -> JSONResponse:
         """Delete one file."""
+        store, file = self._find(file_id, request)
         try:
-            await asyncio.to_thread(self._store().delete, file_id, _owner(request))
+            await asyncio.to_thread(store.delete, file.id, file.owner)
         except NoSuchFile:
             raise _unknown(file_id) from None
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
-    def _store(self) -> FileStore:
-        if self.store is None:
+    def _find(self, file_id: str, request: Request) -> tuple[FileStore, StoredFile]:
+        for store in self._stores():
+            with contextlib.suppress(NoSuchFile):
+                return store, store.find(file_id, _owner(request))
+        raise _unknown(file_id)
+
+    def _stores(self) -> Sequence[FileStore]:
+        stores = [store for store in (self.store, self.batches) if store is not None]
+        if not stores:
             raise RouteNotFound("Uploads are off: files.max_files is 0 in the server's profile.")
-        return self.store
+        return stores
+
+    def _store(self, purpose: str) -> FileStore:
+        store = self.batches if purpose == BATCH else self.store
+        if store is None:
+            raise RouteNotFound("Uploads are off: files.max_files is 0 in the server's profile.")
+        return store
 
     async def _receive(self, request: Request) -> FormData:
         """Read the form; what exceeds a small part of it waits on disk, not in memory."""
@@ -177,7 +213,7 @@ class FilesAPI:
             ) from None
 
     async def _capped(self, request: Request) -> AsyncGenerator[bytes, None]:
-        limit = self.max_file_bytes + FORM_BYTES
+        limit = max(self.max_file_bytes, self.max_batch_bytes) + FORM_BYTES
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
             raise self._too_large(int(declared))
@@ -197,15 +233,18 @@ class FilesAPI:
         owner: str,
     ) -> StoredFile:
         data = upload.file.read()
-        if len(data) > self.max_file_bytes:
-            raise self._too_large(len(data))
-        self.inspect(data, "file")
+        batch = purpose == BATCH
+        if len(data) > (self.max_batch_bytes if batch else self.max_file_bytes):
+            raise self._too_large(len(data), batch=batch)
+        if not batch:
+            self.inspect(data, "file")
         return store.add(data, _plain_name(upload.filename or ""), purpose, seconds, owner)
 
-    def _too_large(self, size: int) -> RequestTooLarge:
+    def _too_large(self, size: int, *, batch: bool = False) -> RequestTooLarge:
+        most = self.max_batch_bytes if batch else self.max_file_bytes
         return RequestTooLarge(
-            f"file holds {size} bytes or more; at most {self.max_file_bytes} are taken: send it "
-            "smaller, or raise files.max_file_bytes in the server's profile.",
+            f"file holds {size} bytes or more; at most {most} are taken: send it smaller, or raise "
+            f"{'batches' if batch else 'files'}.max_file_bytes in the server's profile.",
             param="file",
         )
 
@@ -228,19 +267,27 @@ def _check_kind(headers: Headers) -> None:
         )
 
 
-def _fields(form: FormData, ttl_seconds: float) -> tuple[UploadFile, str, float | None]:
-    """Return file, purpose and the seconds that ``expires_after`` asks for."""
+def _file(form: FormData) -> UploadFile:
     upload = form.get("file")
     if upload is None:
         raise MissingParameter("file is required.", param="file")
     if not isinstance(upload, UploadFile):
         raise InvalidType("file must be a file with a name, not a plain field.", param="file")
+    return upload
+
+
+def _purpose(form: FormData, *, batches: bool) -> str:
+    served = (*PURPOSES, BATCH) if batches else PURPOSES
     if "purpose" not in form:
-        raise MissingParameter(f"purpose is required: {' or '.join(PURPOSES)}.", param="purpose")
-    purpose = _one_of(form["purpose"], PURPOSES, "purpose")
+        raise MissingParameter(f"purpose is required: {' or '.join(served)}.", param="purpose")
+    return _one_of(form["purpose"], served, "purpose")
+
+
+def _seconds(form: FormData, ttl_seconds: float) -> float | None:
+    """Return the seconds that ``expires_after`` asks for."""
     anchor, text = (form.get(f"expires_after[{key}]") for key in ("anchor", "seconds"))
     if anchor is None and text is None:
-        return upload, purpose, None
+        return None
     _one_of(anchor, ("created_at",), "expires_after[anchor]")
     most = int(ttl_seconds)
     digits = isinstance(text, str) and re.fullmatch(r"[0-9]{1,12}", text) is not None
@@ -250,7 +297,7 @@ def _fields(form: FormData, ttl_seconds: float) -> tuple[UploadFile, str, float 
             "(files.ttl_seconds in the server's profile).",
             param="expires_after[seconds]",
         )
-    return upload, purpose, float(str(text))
+    return float(str(text))
 
 
 def _one_of(given: object, choices: tuple[str, ...], name: str) -> str:

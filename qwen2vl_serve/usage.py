@@ -6,6 +6,7 @@ from qwen2vl_serve.engine import Usage
 from qwen2vl_serve.overflow import Fitted
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.quota import Visit
+from qwen2vl_serve.tools import as_json
 
 ANSWER_TOKENS = 256
 """What is reserved for an answer whose ``max_tokens`` is not given."""
@@ -40,4 +41,5 @@ def _text_bytes(request: ChatRequest) -> int:
             else [getattr(part, "text", "") for part in message.content or ()]
         )
     )
-    return sum(len(text.encode("utf-8", "replace")) for text in texts)
+    offered = sum(len(as_json(tool.model_dump())) for tool in request.tools or ())
+    return offered + sum(len(text.encode("utf-8", "replace")) for text in texts)

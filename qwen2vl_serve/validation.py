@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from qwen2vl_serve import control_tokens
+from qwen2vl_serve import control_tokens, json_schema, tool_rules
 from qwen2vl_serve.errors import (
     InvalidJSON,
     InvalidType,
@@ -31,13 +31,15 @@ from qwen2vl_serve.protocol import (
 )
 
 _ROLES = "system, developer, user, assistant"
+_ROLES_WITH_TOOLS = f"{_ROLES}, tool"
 _PARTS = "text everywhere; image_url, input_image, file, video_url and video in user messages"
 
 
 class RequestLimits(BaseModel):
     """What one request may hold; counts, and ``max_tokens`` in tokens (None: the window).
 
-    ``reserved_tokens`` says what is done with control tokens in texts.
+    ``reserved_tokens`` says what is done with control tokens in texts, ``tools`` whether
+    functions may be offered to the model.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -50,6 +52,7 @@ class RequestLimits(BaseModel):
     reserved_tokens: Literal["refuse", "escape"] = "refuse"
     overflow: Overflow = "error"
     allowed_overflow: tuple[Overflow, ...] = get_args(Overflow)
+    tools: bool = False
 
 
 def parse_chat(body: bytes, limits: RequestLimits) -> ChatRequest:
@@ -61,11 +64,15 @@ def parse_chat(body: bytes, limits: RequestLimits) -> ChatRequest:
         RequestError: ``InvalidJSON``, ``MissingParameter``, ``InvalidType``, ``InvalidValue``,
             ``UnsupportedParameter``, ``TooManyItems`` or ``ReservedToken``.
     """
-    data = _parse_json(body)
+    data = parse_json(body)
     for name, remedy in UNSUPPORTED.items():
         # Clients that spell out the defaults (echo: false, tools: []) ask for nothing.
         if data.get(name):
             raise UnsupportedParameter(f"{name} is not served here: {remedy}.", param=name)
+    if not data.get("tools"):
+        data.pop("tools", None)
+    elif not limits.tools:
+        raise UnsupportedParameter(f"tools is not served here: {tool_rules.OFF}.", param="tools")
     # Before validation, so that 10,000 messages are not walked to be refused.
     messages = data.get("messages")
     if isinstance(messages, list) and len(messages) > limits.max_messages:
@@ -77,8 +84,10 @@ def parse_chat(body: bytes, limits: RequestLimits) -> ChatRequest:
     try:
         request = ChatRequest.model_validate(data)
     except ValidationError as error:
-        raise _as_request_error(error.errors(include_url=False)[0]) from None
+        roles = _ROLES_WITH_TOOLS if limits.tools else _ROLES
+        raise as_request_error(error.errors(include_url=False)[0], roles) from None
     _check_fields(request, limits)
+    tool_rules.check(request, served=limits.tools)
     if (request.overflow or limits.overflow) not in LEAVING_OUT:
         refuse_excess_media(request, limits)
     return _without_control_tokens(request, limits)
@@ -94,12 +103,13 @@ def parse_fields(body: bytes, model: type[Fields]) -> Fields:
         RequestError: as ``parse_chat``.
     """
     try:
-        return model.model_validate(_parse_json(body))
+        return model.model_validate(parse_json(body))
     except ValidationError as error:
-        raise _as_request_error(error.errors(include_url=False)[0]) from None
+        raise as_request_error(error.errors(include_url=False)[0]) from None
 
 
-def _parse_json(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Return the object that a body holds; raises ``InvalidJSON``."""
     try:
         data = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
@@ -148,6 +158,9 @@ def _check_fields(request: ChatRequest, limits: RequestLimits) -> None:
             "response_format.json_schema goes with type json_schema, and only with it.",
             param="response_format.json_schema",
         )
+    if schema is not None and schema.json_schema is not None:
+        within = "response_format.json_schema.schema"
+        json_schema.check({within: schema.json_schema.schema_ or {}})
 
 
 LEAVING_OUT = ("drop_oldest_images", "drop_oldest_turns", "summarise")
@@ -172,6 +185,8 @@ def refuse_excess_media(request: ChatRequest, limits: RequestLimits) -> None:
 
 def _without_control_tokens(request: ChatRequest, limits: RequestLimits) -> ChatRequest:
     """Refuse control tokens in the messages, or break them, as the profile says."""
+    if request.uses_tools:
+        request = tool_rules.without_markers(request, refuse=limits.reserved_tokens == "refuse")
     messages = list(request.messages)
     changed = False
     for index, message in enumerate(messages):
@@ -203,7 +218,8 @@ _TYPE_NAMES = {
 }
 
 
-def _as_request_error(error: ErrorDetails) -> RequestError:
+def as_request_error(error: ErrorDetails, roles: str = _ROLES) -> RequestError:
+    """Return our error for one of pydantic's; ``roles`` are those that messages may have."""
     param = _path(error["loc"])
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "missing":
@@ -217,9 +233,8 @@ def _as_request_error(error: ErrorDetails) -> RequestError:
             f"{param} must be {_TYPE_NAMES[kind]}, not {_shown(given)}.", param=param
         )
     if kind.startswith("union_tag"):
-        return _as_tag_error(
-            param, given, "role" if "_role" in context["discriminator"] else "type"
-        )
+        field = "role" if "_role" in context["discriminator"] else "type"
+        return _as_tag_error(param, given, field, roles if field == "role" else _PARTS)
     message = error["msg"][:1].lower() + error["msg"][1:]
     return InvalidValue(f"{param}: {message}; {_shown(given)} was given.", param=param)
 
@@ -233,7 +248,7 @@ def _as_one_of_error(param: str, given: object, names: tuple[str, str]) -> Reque
     return MissingParameter(f"{path} is required.", param=path)
 
 
-def _as_tag_error(param: str, given: object, field: str) -> RequestError:
+def _as_tag_error(param: str, given: object, field: str, served: str) -> RequestError:
     """Return the error for a message without a known role, or a part without a known type."""
     if not isinstance(given, dict):
         return InvalidType(f"{param} must be an object, not {_shown(given)}.", param=param)
@@ -242,7 +257,6 @@ def _as_tag_error(param: str, given: object, field: str) -> RequestError:
         return MissingParameter(f"{param} is required.", param=param)
     if not isinstance(given[field], str):
         return InvalidType(f"{param} must be a string, not {_shown(given[field])}.", param=param)
-    served = _ROLES if field == "role" else _PARTS
     return InvalidValue(f"{param} is {_shown(given[field])}; served are {served}.", param=param)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import re
@@ -118,12 +119,21 @@ def hostile_sites() -> Iterator[Sites]:
 
 
 @pytest.fixture(scope="session")
-def server(hostile_sites: Sites) -> Iterator[ServerProcess]:
-    """The demo profile on the real engine, one for the whole session.
+def server(
+    hostile_sites: Sites, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """The demo profile on the real engine, with all that is off by default; one a session.
 
     It may fetch from one address of loopback, and loses patience sooner.
     """
-    settings = (*hostile_sites.settings(), "media.download_seconds=5", "limits.header_seconds=5")
+    settings = (
+        *hostile_sites.settings(),
+        "media.download_seconds=5",
+        "limits.header_seconds=5",
+        "server.tools=experimental",
+        "batches.enabled=true",
+        f"batches.folder={tmp_path_factory.mktemp('batches')}",
+    )
     running = start_server("--profile", "demo", *(f"--set={one}" for one in settings))
     try:
         running.wait_ready()
@@ -173,3 +183,10 @@ def launch_server() -> Iterator[Callable[..., ServerProcess]]:
 def pictures() -> Path:
     """The folder of the example pictures that ship with the client."""
     return Path(__file__).parents[1] / "clients" / "examples" / "pictures"
+
+
+@pytest.fixture(scope="session")
+def red_circle(pictures: Path) -> str:
+    """A picture of those as a ``data:`` URL."""
+    data = base64.b64encode((pictures / "red_circle.jpg").read_bytes()).decode()
+    return f"data:image/jpeg;base64,{data}"

@@ -17,7 +17,7 @@ import uvicorn
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.engine import Medium, Usage
-from qwen2vl_serve.launch import _config, media_loader
+from qwen2vl_serve.launch import _config, batch_store, media_loader
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from tests.fake_engine import FakeEngine
@@ -97,7 +97,8 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
 @contextmanager
 def served(profile: Profile, keys: Keys, engine: FakeEngine | None = None) -> Iterator[Served]:
     engine = engine or FakeEngine()
-    app = build_app(engine, media_loader(profile), profile, keys)
+    batches = batch_store(profile)
+    app = build_app(engine, media_loader(profile), profile, keys, batches=batches)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
     http = uvicorn.Server(_config(app, profile))
@@ -109,3 +110,5 @@ def served(profile: Profile, keys: Keys, engine: FakeEngine | None = None) -> It
         http.should_exit = True
         thread.join(10)
         listener.close()
+        if batches is not None:
+            batches.close()

@@ -8,14 +8,16 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
-from qwen2vl_serve import cli, protocol
+from qwen2vl_serve import cli, json_schema, protocol
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.batches.lines import _custom_id
+from qwen2vl_serve.batches.store import Status
 from qwen2vl_serve.door import EXPOSED_HEADERS, SECURITY_HEADERS
 from qwen2vl_serve.envelope import Metrics
 from qwen2vl_serve.errors import APIError, RequestError, ReservedToken
@@ -45,7 +47,23 @@ CLIENTS = [Document("docs/clients.md"), Document("docs/clients.zh-CN.md")]
 PACKAGE = [Document("clients/README.md"), Document("clients/README.zh-CN.md")]
 DEPLOY = [Document("docs/deploy.md"), Document("docs/deploy.zh-CN.md")]
 USES = [Document("docs/uses.md"), Document("docs/uses.zh-CN.md")]
-TWINS = [APIS, READMES, DOCTORS, PLANS, PAGES, SECURITY, CLIENTS, DEPLOY, USES, MODELS, PACKAGE]
+BATCHES = [Document("docs/batches.md"), Document("docs/batches.zh-CN.md")]
+TOOLS = [Document("docs/tools.md"), Document("docs/tools.zh-CN.md")]
+TWINS = [
+    APIS,
+    READMES,
+    DOCTORS,
+    PLANS,
+    PAGES,
+    SECURITY,
+    CLIENTS,
+    DEPLOY,
+    USES,
+    MODELS,
+    PACKAGE,
+    BATCHES,
+    TOOLS,
+]
 HELD = [*(document for twins in TWINS for document in twins), Document("CHANGELOG.md")]
 
 api = pytest.mark.parametrize("document", APIS, ids=str)
@@ -156,6 +174,7 @@ def test_roles_and_the_keys_of_their_messages(document: Document) -> None:
         "developer": protocol.SystemMessage,
         "user": protocol.UserMessage,
         "assistant": protocol.AssistantMessage,
+        "tool": protocol.ToolMessage,
     }
     table = document.table_of(models)
     assert table.keys() == models.keys()
@@ -316,6 +335,32 @@ def test_the_defaults_of_the_limits(document: Document) -> None:
     for name, value in known.items():
         assert numbers(table[name][1]) == (set() if value is None else {float(value)}), name
         assert set(table[name][2].codes) < {str(kind.code) for kind in errors_with_codes()}
+
+
+@pytest.mark.parametrize("document", BATCHES, ids=str)
+def test_every_status_of_a_batch_is_told(document: Document) -> None:
+    """And the line of the input that the page shows is one that the server takes."""
+    statuses = set(get_args(Status))
+    assert {code for row in document.table_of({"failed"}).values() for code in row[0].codes}
+    assert statuses <= {code for table in document.tables for row in table for code in row[0].codes}
+    (line,) = (block.text for block in document.blocks if block.language == "json")
+    assert _custom_id(line.strip().encode(), 10_000) == "page-1"
+
+
+@api
+def test_the_bounds_of_schemas(document: Document) -> None:
+    """Each number of the table is the one that the parser holds schemas to."""
+    told = {
+        float(text.replace(",", ""))
+        for table in document.tables
+        if any("enum" in row[0].codes for row in table)
+        for row in table
+        for text in re.findall(r"[0-9][0-9,]*[0-9]", row[1].text)
+    }
+    assert told == {float(getattr(json_schema, name)) for name in BOUNDS}
+
+
+BOUNDS = [name for name in vars(json_schema) if name.startswith("MOST_")]
 
 
 def exit_statuses() -> set[int]:

@@ -308,7 +308,7 @@ def test_no_field_of_vllms_request_is_silently_ignored() -> None:
     """Each field that vLLM 0.32 knows is served, refused, or bookkeeping without effect."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-    bookkeeping = {"user", "parallel_tool_calls"}
+    bookkeeping = {"user"}
     known = set(ChatCompletionRequest.model_fields)
     assert known - set(ChatRequest.model_fields) - set(UNSUPPORTED) == bookkeeping
 

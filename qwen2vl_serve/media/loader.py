@@ -346,7 +346,7 @@ def _media(
     request: ChatRequest,
 ) -> Iterator[tuple[ImagePart | VideoPart | FramesPart, str]]:
     for m, message in enumerate(request.messages):
-        if message.role == "user" and not isinstance(message.content, str):
+        if not isinstance(message.content, str):
             further = 0
             for p, part in enumerate(message.content):
                 if isinstance(part, TextPart):

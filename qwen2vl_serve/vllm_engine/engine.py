@@ -6,8 +6,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from pydantic_core import from_json
@@ -43,7 +45,7 @@ from qwen2vl_serve.errors import (
 )
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
-from qwen2vl_serve.vllm_engine import connector
+from qwen2vl_serve.vllm_engine import connector, tools
 from qwen2vl_serve.vllm_engine.adapters import Adapters, Models, places
 from qwen2vl_serve.vllm_engine.chunks import is_plain, plain_chunks
 from qwen2vl_serve.vllm_engine.encoding import PromptEncoder, encode_with
@@ -67,10 +69,12 @@ class VLLMEngine:
         chat: OpenAIServingChat,
         encoder: PromptEncoder,
         room: int = 0,
+        tool_chat: OpenAIServingChat | None = None,
     ) -> None:
         self._client = client
         self._progress = Progress.of(client)
         self._chat = chat
+        self._tool_chat = tool_chat
         self._encoder = encoder
         self._window = int(chat.model_config.max_model_len)
         self._adapters = Adapters(client, chat.models, self._window, room)
@@ -114,12 +118,16 @@ class VLLMEngine:
         """Answer at once: a ``chat.completion`` object as JSON."""
         with self._adapters.used(request.model) as adapter:
             try:
-                answer = await self._start(as_vllm(request, media, request_id, usage, adapter))
+                answer = await self._start(
+                    request, as_vllm(request, media, request_id, usage, adapter)
+                )
             except InternalError:
                 if not media:
                     raise
                 # See ``stream``.
-                answer = await self._start(as_vllm(request, media, request_id, usage, adapter))
+                answer = await self._start(
+                    request, as_vllm(request, media, request_id, usage, adapter)
+                )
         usage.completion_tokens = answer.usage.completion_tokens
         body: str = answer.model_dump_json()
         return body.encode()
@@ -158,7 +166,7 @@ class VLLMEngine:
     ) -> AsyncGenerator[str, None]:
         with self._adapters.used(request.model) as adapter:
             asked = as_vllm(request, media, request_id, usage, adapter)
-            events = await self._start(asked)
+            events = await self._start(request, asked)
             if not is_plain(asked):
                 events = self._unwrapped(asked, events)
             async with aclosing(events):
@@ -219,7 +227,11 @@ class VLLMEngine:
         tokenizer = self._client.renderer.tokenizer
         conversation = [as_template_message(message) for message in request.messages]
         text = tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=True
+            conversation,
+            tools=tools.offered(request),
+            chat_template=tools.TEMPLATE if request.uses_tools else None,
+            tokenize=False,
+            add_generation_prompt=True,
         )
         return len(self._encoder.encode(text))
 
@@ -240,10 +252,14 @@ class VLLMEngine:
         except EngineDeadError:
             raise EngineUnavailable("The engine has stopped; the server is going down.") from None
 
-    async def _start(self, asked: Asked) -> Any:
+    async def _start(self, request: ChatRequest, asked: Asked) -> Any:
         """Return vLLM's response object, or its event generator for ``stream: true``."""
+        # Whoever asks for no tools pays nothing for their parser.
+        chat = self._chat
+        if self._tool_chat is not None and request.uses_tools:
+            chat = self._tool_chat
         try:
-            answer = await self._chat.create_chat_completion(asked)
+            answer = await chat.create_chat_completion(asked)
         except APIError:
             raise
         except Exception as error:
@@ -367,34 +383,39 @@ async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
         # every video again, known or not. Each of ours has both.
         client.renderer._validate_mm_uuids = _no_look
         models = Models(client, [BaseModelPath(name, args.model) for name in names])
-        renderer = OnlineRenderer(
-            model_config=client.model_config,
-            renderer=client.renderer,
-            request_logger=None,
-            chat_template=None,
-            chat_template_content_format="auto",
-        )
-        renderer.warmup()
         # vLLM's front end asks the environment for one of its variables at every token. Its own
         # workers keep them once they have started; its API server does not.
         enable_envs_cache()
         encoder = PromptEncoder(client.renderer.tokenizer)
         encode_with(encoder, client.renderer)
-        chat = Chat(
-            client,
-            models,
-            "assistant",
-            online_renderer=renderer,
-            request_logger=None,
-            chat_template=None,
-            chat_template_content_format="auto",
-        )
+        chat = _chat(client, models)
+        tool_chat = None
+        if profile.server.tools != "off":
+            tool_chat = _chat(client, models, tools.TEMPLATE, tools.SERVED)
         # As vLLM's own server does: what the boot left is not walked at each collection.
         freeze_gc_heap()
-        engine = VLLMEngine(client, chat, encoder, room)
+        engine = VLLMEngine(client, chat, encoder, room, tool_chat)
         for name, adapter in adapters.items():
             try:
                 await engine.load_adapter(name, adapter)
             except APIError as error:
                 raise BootError(f"adapters.lora_modules.{name}: {error.message}") from None
         yield engine
+
+
+def _chat(
+    client: EngineClient,
+    models: Models,
+    template: str | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Chat:
+    """Return vLLM's chat serving, under ``template`` or the model's own."""
+    given = {
+        "request_logger": None,
+        "chat_template": template,
+        "chat_template_content_format": "auto",
+        **options,
+    }
+    renderer = OnlineRenderer(model_config=client.model_config, renderer=client.renderer, **given)
+    renderer.warmup()
+    return Chat(client, models, "assistant", online_renderer=renderer, **given)

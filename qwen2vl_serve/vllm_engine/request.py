@@ -21,7 +21,15 @@ from vllm.multimodal.media.base import MediaWithBytes
 
 from qwen2vl_serve import protocol
 from qwen2vl_serve.engine import Medium, Picture, Usage
-from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart, UserPart
+from qwen2vl_serve.protocol import (
+    ChatRequest,
+    ImagePart,
+    Message,
+    TextPart,
+    ToolMessage,
+    UserPart,
+)
+from qwen2vl_serve.vllm_engine import tools
 from qwen2vl_serve.vllm_engine.connector import Frames
 
 
@@ -109,6 +117,8 @@ def as_vllm(
         given["stream_options"] = StreamOptions(**request.stream_options.model_dump())
     if request.response_format is not None:
         given["response_format"] = _as_response_format(request.response_format)
+    if request.tools is not None:
+        given |= tools.fields(request)
     rest = iter(media)
     blank, mutable = _blank()
     asked: Asked = blank.model_copy(
@@ -142,7 +152,9 @@ _TRANSLATED = {
     "messages",
     "stream_options",
     "response_format",
+    "tools",
     "tool_choice",
+    "parallel_tool_calls",
     "modalities",
     "add_generation_prompt",
     "mm_processor_kwargs",
@@ -153,18 +165,28 @@ _TRANSLATED = {
 
 
 def _as_message(message: Message, media: Iterator[Medium]) -> dict[str, Any]:
-    role = _role(message)
-    if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
-    return {"role": role, "content": [_as_part(part, media) for part in message.content]}
+    content = _content(message)
+    parts = content if isinstance(content, str) else [_as_part(part, media) for part in content]
+    beside = tools.beside_content(message, parsed=False)
+    return {"role": _role(message), "content": parts, **beside}
 
 
 def as_template_message(message: Message) -> dict[str, Any]:
     """Return a message as the chat template reads it: media as bare placeholders."""
-    role = _role(message)
-    if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
-    return {"role": role, "content": [_as_template_part(part) for part in message.content]}
+    content = _content(message)
+    parts = content if isinstance(content, str) else [_as_template_part(part) for part in content]
+    beside = tools.beside_content(message, parsed=True)
+    return {"role": _role(message), "content": parts, **beside}
+
+
+def _content(message: Message) -> str | Sequence[UserPart]:
+    content = message.content
+    # vLLM puts lines between the texts of a tool's result, and of no other message.
+    if isinstance(message, ToolMessage) and not isinstance(content, str):
+        texts = [part.text for part in content if isinstance(part, TextPart)]
+        if len(texts) == len(content):
+            return "".join(texts)
+    return content
 
 
 def _as_template_part(part: UserPart) -> dict[str, str]:

@@ -1,0 +1,97 @@
+"""Tools in vLLM's words: template, parser, and the grammar that arguments have to obey."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vllm.entrypoints.generate.base.protocol import FunctionDefinition
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionNamedFunction,
+    ChatCompletionNamedToolChoiceParam,
+    ChatCompletionToolsParam,
+)
+from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
+
+from qwen2vl_serve.errors import InvalidValue
+from qwen2vl_serve.protocol import AssistantMessage, ChatRequest, Message, ToolMessage
+from qwen2vl_serve.tools import NamedTool, Tool
+
+TEMPLATE = (Path(__file__).parent / "tools.jinja").read_text("utf-8")
+"""Qwen2-VL's own template has no tools; without any, this one renders what that does."""
+
+SERVED: dict[str, Any] = {
+    "enable_auto_tools": True,
+    "tool_parser": "hermes",
+    # Arguments obey their schema whether the call was asked for or not.
+    "tool_strict_level": "parameter",
+}
+"""What vLLM's serving class and renderer are told where tools are on."""
+
+
+def fields(request: ChatRequest) -> dict[str, Any]:
+    """Return the fields of vLLM's request that speak of tools.
+
+    Raises:
+        InvalidValue: a schema uses what the grammar of calls cannot enforce.
+    """
+    if request.tools is None or request.tool_choice == "none":
+        return {}
+    chosen = request.tool_choice or "auto"
+    if isinstance(chosen, NamedTool):
+        function = ChatCompletionNamedFunction(name=chosen.function.name)
+        chosen = ChatCompletionNamedToolChoiceParam(function=function)
+    return {
+        "tools": [_as_tool(tool, index) for index, tool in enumerate(request.tools)],
+        "tool_choice": chosen,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
+    }
+
+
+def _as_tool(tool: Tool, index: int) -> ChatCompletionToolsParam:
+    function = tool.function
+    parameters = function.parameters or {"type": "object", "properties": {}}
+    parameters = {"type": "object", **parameters}
+    if has_xgrammar_unsupported_json_features(parameters):
+        param = f"tools[{index}].function.parameters"
+        raise InvalidValue(
+            f"{param} asks for what calls cannot be held to: one of multipleOf, uniqueItems, "
+            "contains, propertyNames, patternProperties beside properties, allOf of several, "
+            "length beside pattern or format, or an unknown format; leave it out.",
+            param=param,
+        )
+    return ChatCompletionToolsParam(
+        function=FunctionDefinition(
+            name=function.name, description=function.description, parameters=parameters
+        )
+    )
+
+
+def offered(request: ChatRequest) -> list[dict[str, Any]] | None:
+    """Return the tools as the template reads them; None where there are none."""
+    if request.tools is None or request.tool_choice == "none":
+        return None
+    return [_as_tool(tool, index).model_dump() for index, tool in enumerate(request.tools)]
+
+
+def beside_content(message: Message, *, parsed: bool) -> dict[str, Any]:
+    """Return what a message has beside role and content.
+
+    The template reads arguments ``parsed``; vLLM takes them as they came and parses them itself.
+    """
+    if isinstance(message, ToolMessage):
+        return {"tool_call_id": message.tool_call_id}
+    if not isinstance(message, AssistantMessage) or not message.tool_calls:
+        return {}
+    calls = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {
+                "name": call.function.name,
+                "arguments": call.function.values if parsed else call.function.arguments or "{}",
+            },
+        }
+        for call in message.tool_calls
+    ]
+    return {"tool_calls": calls}

@@ -1,0 +1,499 @@
+"""Batches over HTTP, by OpenAI's own client, on a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+from PIL import Image
+
+from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.batches.store import BatchStore
+from qwen2vl_serve.engine import Medium, Usage
+from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.keys_file import KeyLimits, KeysFile
+from qwen2vl_serve.launch import batch_store
+from qwen2vl_serve.profile import Profile, load_profile
+from qwen2vl_serve.protocol import ChatRequest
+from tests.fake_engine import FakeEngine
+from tests.served import CountingEngine, Served, eventually, served
+
+URL = "/v1/chat/completions"
+
+
+def asking(text: str, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **fields}
+
+
+def jsonl(bodies: dict[str, dict[str, Any]]) -> bytes:
+    return b"".join(
+        json.dumps({"custom_id": name, "method": "POST", "url": URL, "body": body}).encode() + b"\n"
+        for name, body in bodies.items()
+    )
+
+
+def many(count: int) -> dict[str, dict[str, Any]]:
+    return {f"r{number}": asking(f"number {number}") for number in range(count)}
+
+
+def profile(folder: Path, **sections: dict[str, Any]) -> Profile:
+    chosen = {"batches": {"enabled": True, "folder": str(folder)}}
+    for name, fields in sections.items():
+        chosen[name] = chosen.get(name, {}) | fields
+    return load_profile(
+        "demo",
+        [
+            f"{section}.{name}={json.dumps(value)}"
+            for section, fields in chosen.items()
+            for name, value in fields.items()
+        ],
+    )
+
+
+def client(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=20)
+
+
+def begun(ai: openai.OpenAI, bodies: dict[str, dict[str, Any]], **fields: Any) -> Any:
+    file = ai.files.create(file=("in.jsonl", jsonl(bodies)), purpose="batch")
+    return ai.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h", **fields)
+
+
+def ended(ai: openai.OpenAI, batch: Any, seconds: float = 20) -> Any:
+    deadline = time.monotonic() + seconds
+    while batch.status in ("validating", "in_progress", "finalizing", "cancelling"):
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.02)
+        batch = ai.batches.retrieve(batch.id)
+    return batch
+
+
+def outcomes(ai: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
+    """What a file of results says, by ``custom_id``; none stands there twice."""
+    if file_id is None:
+        return {}
+    told = [json.loads(line) for line in ai.files.content(file_id).text.splitlines()]
+    found = {one["custom_id"]: one for one in told}
+    assert len(found) == len(told)
+    return found
+
+
+def test_a_batch_from_its_file_to_its_answers(tmp_path: Path) -> None:
+    """As OpenAI's documentation writes it: upload, create, retrieve, list, read the outcomes."""
+    bodies = many(5) | {"wrong": asking("x", n=99), "unknown": asking("x", model="other")}
+    with served(profile(tmp_path), Keys()) as server, client(server.root) as ai:
+        batch = begun(ai, bodies, metadata={"job": "nightly"})
+        assert batch.status == "validating"
+        batch = ended(ai, batch)
+        assert batch.status == "completed"
+        counts = batch.request_counts
+        assert (counts.total, counts.completed, counts.failed) == (7, 5, 2)
+        assert batch.metadata == {"job": "nightly"}
+        assert batch.expires_at == batch.created_at + 24 * 3600
+        assert batch.created_at <= batch.in_progress_at <= batch.completed_at
+        good = outcomes(ai, batch.output_file_id)
+        assert set(good) == set(many(5))
+        for one in good.values():
+            assert one["error"] is None
+            assert one["response"]["status_code"] == 200
+            choice = one["response"]["body"]["choices"][0]
+            assert choice["message"]["content"] == "A red circle."
+        bad = outcomes(ai, batch.error_file_id)
+        codes = {name: one["response"]["body"]["error"]["code"] for name, one in bad.items()}
+        assert codes == {"wrong": "invalid_value", "unknown": "model_not_found"}
+        assert [one.id for one in ai.batches.list()] == [batch.id]
+        purposes = [one.purpose for one in ai.files.list()]
+        assert sorted(purposes) == ["batch", "batch_output", "batch_output"]
+        with pytest.raises(openai.BadRequestError, match="completed already"):
+            ai.batches.cancel(batch.id)
+        text = server.request("GET", "/metrics").text
+        assert 'qwen2vl_batch_requests_total{outcome="completed"} 5.0' in text
+        assert 'qwen2vl_batch_requests_total{outcome="failed"} 2.0' in text
+        assert "qwen2vl_batches_unfinished 0.0" in text
+
+
+def test_faulty_lines_fail_the_batch_by_number(tmp_path: Path) -> None:
+    """Nothing is asked; each fault has its line, its code and what to do."""
+    data = jsonl(many(2)) + b"{\n" + jsonl({"r0": asking("again")})
+    with served(profile(tmp_path), Keys()) as server, client(server.root) as ai:
+        file = ai.files.create(file=("in.jsonl", data), purpose="batch")
+        batch = ended(
+            ai,
+            ai.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h"),
+        )
+        assert batch.status == "failed"
+        faults = [(fault.line, fault.code) for fault in batch.errors.data]
+        assert faults == [(3, "invalid_json_line"), (4, "duplicate_custom_id")]
+        assert server.engine.requests == []
+
+
+def test_what_cannot_be_a_batch_is_refused(tmp_path: Path) -> None:
+    """Another endpoint, window, file or metadata: by the field's name."""
+    picture = io.BytesIO()
+    Image.new("RGB", (56, 56), "red").save(picture, "PNG")
+    limits = {"max_file_bytes": 2000, "max_lines": 3}
+    with served(profile(tmp_path, batches=limits), Keys()) as server, client(server.root) as ai:
+        file = ai.files.create(file=("in.jsonl", jsonl(many(2))), purpose="batch")
+        shown = ai.files.create(file=("a.png", picture.getvalue()), purpose="vision")
+        good: Any = {
+            "input_file_id": file.id,
+            "endpoint": URL,
+            "completion_window": "24h",
+        }
+        for change, param, status in (
+            ({"endpoint": "/v1/embeddings"}, "endpoint", 400),
+            ({"completion_window": "1h"}, "completion_window", 400),
+            ({"input_file_id": "file-none"}, "input_file_id", 404),
+            ({"input_file_id": shown.id}, "input_file_id", 404),
+            ({"metadata": {"a" * 65: "b"}}, "metadata", 400),
+        ):
+            with pytest.raises(openai.APIStatusError) as caught:
+                ai.batches.create(**good | change)
+            assert (caught.value.param, caught.value.status_code) == (param, status)
+        with pytest.raises(openai.APIStatusError) as caught:
+            ai.files.create(file=("in.jsonl", jsonl(many(20))), purpose="batch")
+        assert caught.value.status_code == 413
+        assert "batches.max_file_bytes" in caught.value.message
+        with pytest.raises(openai.NotFoundError) as caught:
+            ai.batches.retrieve("batch_none")
+        assert caught.value.code == "batch_not_found"
+
+
+def test_batches_that_are_off_say_so() -> None:
+    """Off is the default."""
+    with served(load_profile("demo"), Keys()) as server, client(server.root) as ai:
+        with pytest.raises(openai.NotFoundError, match=r"batches\.enabled"):
+            ai.batches.list()
+        with pytest.raises(openai.BadRequestError) as caught:
+            ai.files.create(file=("in.jsonl", b"{}"), purpose="batch")
+        assert caught.value.param == "purpose"
+
+
+def test_a_batch_belongs_to_its_key(tmp_path: Path) -> None:
+    """To any other it is not there, nor are its files; its pictures are its key's uploads."""
+    file = KeysFile(tmp_path / "keys.json")
+    ada, bob = file.add("ada"), file.add("bob")
+    picture = io.BytesIO()
+    Image.new("RGB", (56, 56), "red").save(picture, "PNG")
+    with served(profile(tmp_path / "b"), Keys(file=file)) as server:
+        ours, theirs = client(server.root, ada), client(server.root, bob)
+        shown = {"url": "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()}
+        kept = {}
+        for name, ai in (("ada", ours), ("bob", theirs)):
+            kept[name] = ai.files.create(file=("a.png", picture.getvalue()), purpose="vision").id
+        parts = {
+            "data": shown,
+            "ours": {"file_id": kept["ada"]},
+            "theirs": {"file_id": kept["bob"]},
+        }
+        bodies = {
+            name: {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": part}]}
+                ]
+            }
+            for name, part in parts.items()
+        }
+        batch = ended(ours, begun(ours, bodies))
+        assert set(outcomes(ours, batch.output_file_id)) == {"data", "ours"}
+        assert set(outcomes(ours, batch.error_file_id)) == {"theirs"}
+        assert list(theirs.batches.list()) == []
+        for attempt in (
+            lambda: theirs.batches.retrieve(batch.id),
+            lambda: theirs.batches.cancel(batch.id),
+            lambda: theirs.files.content(batch.output_file_id),
+            lambda: theirs.files.delete(batch.output_file_id),
+            lambda: begun_from(theirs, batch.input_file_id),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                attempt()
+
+
+def begun_from(ai: openai.OpenAI, file_id: str) -> Any:
+    return ai.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")
+
+
+def test_usage_is_counted_against_the_key(tmp_path: Path) -> None:
+    """What the batch used is gone from the minute, and a request that alone exceeds it fails."""
+    file = KeysFile(tmp_path / "keys.json")
+    key = file.add("ada", KeyLimits(tokens_per_minute=10_000, concurrent=3))
+    chosen = profile(tmp_path / "b", server={"quota_storage": "memory://"})
+    with (
+        served(chosen, Keys(file=file), CountingEngine()) as server,
+        client(server.root, key) as ai,
+    ):
+        batch = begun(ai, many(5) | {"large": asking("x", max_tokens=20_000)})
+        batch = ended(ai, batch)
+        assert batch.request_counts.completed == 5
+        told = outcomes(ai, batch.error_file_id)["large"]["response"]
+        assert told["status_code"] == 429
+        left = server.chat(key).headers["x-ratelimit-remaining-tokens"]
+        assert 10_000 - 6 * 40 - 300 <= int(left) <= 10_000 - 5 * 40
+
+
+@dataclass
+class Gate(FakeEngine):
+    """Lets answers go when told to, and knows who is inside."""
+
+    inside: list[str] = field(default_factory=list)
+    most: int = 0
+    open: threading.Event = field(default_factory=threading.Event)
+
+    async def complete(
+        self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
+    ) -> bytes:
+        name = str(request.messages[0].content)
+        self.inside.append(name)
+        self.most = max(self.most, len(self.inside))
+        try:
+            while not self.open.is_set() and name != "interactive":
+                await asyncio.sleep(0.005)
+        finally:
+            self.inside.remove(name)
+        return await super().complete(request, media, request_id, usage)
+
+
+def test_a_full_batch_leaves_a_place_to_whoever_comes(tmp_path: Path) -> None:
+    """With every slot of the batch taken and held, an interactive request waits for nobody."""
+    engine = Gate()
+    chosen = profile(tmp_path, limits={"max_in_flight": 4}, batches={"concurrency": 16})
+    with served(chosen, Keys(), engine) as server, client(server.root) as ai:
+        batch = begun(ai, many(30))
+        eventually(lambda: len(engine.inside) == 3)
+        time.sleep(0.2)
+        assert len(engine.inside) == 3
+        for _ in range(5):
+            answer = server.chat(messages=asking("interactive")["messages"])
+            assert answer.status_code == 200
+        waited = server.request("GET", "/metrics").text
+        assert "qwen2vl_admission_waited_seconds_count 0.0" in waited
+        engine.open.set()
+        assert ended(ai, batch).request_counts.completed == 30
+        assert engine.most <= 4
+
+
+def test_with_one_place_only_the_one_in_flight_is_waited_for(tmp_path: Path) -> None:
+    """Those who wait come next, all of them, before the batch's next request."""
+    engine = Gate(pause=0.02)
+    engine.open.set()
+    chosen = profile(tmp_path, limits={"max_in_flight": 1}, batches={"concurrency": 8})
+    with served(chosen, Keys(), engine) as server, client(server.root) as ai:
+        batch = begun(ai, many(40))
+        eventually(lambda: len(engine.requests) > 3)
+        threads = [
+            threading.Thread(target=server.chat, kwargs=asking("interactive")) for _ in range(6)
+        ]
+        before = len(engine.requests)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        names = [str(one.messages[0].content) for one in engine.requests[before:]]
+        last = len(names) - 1 - names[::-1].index("interactive")
+        first = names.index("interactive")
+        # Those who came while another was answered follow it at once; at most one of the batch's
+        # stands before the first of them, and one where nobody had come yet.
+        between = sum(name != "interactive" for name in names[first : last + 1])
+        assert first <= 2
+        assert between <= 2
+        assert ended(ai, batch, 30).request_counts.completed == 40
+
+
+def test_cancelling_ends_a_batch_with_what_is_done(tmp_path: Path) -> None:
+    """What is being answered is still written; nothing more is asked."""
+    engine = Gate()
+    with (
+        served(profile(tmp_path, batches={"concurrency": 2}), Keys(), engine) as server,
+        client(server.root) as ai,
+    ):
+        batch, later = begun(ai, many(20)), begun(ai, many(21))
+        eventually(lambda: len(engine.inside) == 2)
+        assert ai.batches.cancel(batch.id).status == "cancelling"
+        later = ended(ai, ai.batches.cancel(later.id))
+        assert (later.status, later.output_file_id) == ("cancelled", None)
+        engine.open.set()
+        batch = ended(ai, batch)
+        assert batch.status == "cancelled"
+        assert batch.cancelling_at <= batch.cancelled_at
+        assert set(outcomes(ai, batch.output_file_id)) == {"r0", "r1"}
+        assert len(engine.requests) == 2
+
+
+def test_what_is_not_asked_in_time_is_told_as_expired(tmp_path: Path) -> None:
+    """Every request has an outcome, in one file or the other."""
+    engine = Gate()
+    with (
+        served(profile(tmp_path, batches={"concurrency": 2}), Keys(), engine) as server,
+        client(server.root) as ai,
+    ):
+        batch = begun(ai, many(6))
+        eventually(lambda: len(engine.inside) == 2)
+        server.app.state.batches.store.batches[batch.id].expires_at = int(time.time()) - 1
+        engine.open.set()
+        batch = ended(ai, batch)
+        assert batch.status == "expired"
+        done, left = (outcomes(ai, one) for one in (batch.output_file_id, batch.error_file_id))
+        assert set(done) | set(left) == set(many(6))
+        assert {one["error"]["code"] for one in left.values()} == {"batch_expired"}
+
+
+def test_so_many_unfinished_batches_are_taken(tmp_path: Path) -> None:
+    """One more is told to come again."""
+    engine = Gate()
+    with (
+        served(profile(tmp_path, batches={"max_unfinished": 1}), Keys(), engine) as server,
+        client(server.root) as ai,
+    ):
+        batch = begun(ai, many(1))
+        with pytest.raises(openai.RateLimitError):
+            begun(ai, many(2))
+        engine.open.set()
+        ended(ai, batch)
+        assert ended(ai, begun(ai, many(2))).status == "completed"
+
+
+def test_a_folder_serves_one_server(tmp_path: Path) -> None:
+    """Two would ask everything twice."""
+    store = batch_store(profile(tmp_path))
+    assert store is not None
+    with pytest.raises(PreflightError, match="another server"):
+        batch_store(profile(tmp_path))
+    store.close()
+    again = batch_store(profile(tmp_path))
+    assert again is not None
+    again.close()
+
+
+def test_a_torn_outcome_is_taken_away(tmp_path: Path) -> None:
+    """What a crash cut off is asked again, and the file goes on after its last whole line."""
+    store = BatchStore(tmp_path, ttl_seconds=60, max_bytes=10**6)
+    batch = store.add("", "file-x", jsonl(many(3)), None)
+    store.append(batch, b'{"custom_id": "r0"}\n', failed=False)
+    store.append(batch, b'{"custom_id": "r1"}\n', failed=True)
+    store.append(batch, b'{"custom_id": "r2", "resp', failed=False)
+    store.close()
+    again = BatchStore(tmp_path, ttl_seconds=60, max_bytes=10**6)
+    found = again.find(batch.id, "")
+    assert again.settled(found) == {"r0", "r1"}
+    assert (found.completed, found.failed) == (1, 1)
+    assert again.outcomes(found, failed=False).read_bytes() == b'{"custom_id": "r0"}\n'
+    again.close()
+
+
+def test_a_batch_that_was_never_finished_being_made_is_gone(tmp_path: Path) -> None:
+    """Its client was never told of it; what is no batch's is left alone."""
+    cut = tmp_path / f"batch_{'0' * 32}"
+    cut.mkdir()
+    (cut / "input.jsonl").write_bytes(b"x")
+    (tmp_path / "notes").mkdir()
+    store = BatchStore(tmp_path, ttl_seconds=60, max_bytes=10**6)
+    assert not store.batches
+    assert not cut.exists()
+    assert (tmp_path / "notes").is_dir()
+    store.close()
+
+
+def test_finished_batches_leave_after_their_time(tmp_path: Path) -> None:
+    """And unfinished ones stay, however old."""
+    store = BatchStore(tmp_path, ttl_seconds=60, max_bytes=10**6)
+    old, new, waiting = (store.add("", "file-x", b"", None) for _ in range(3))
+    for batch in (old, new):
+        batch.reach("completed")
+    old.reached["completed"] -= 61
+    waiting.created_at -= 10**6
+    assert store.clear() == [tmp_path / old.id]
+    assert set(store.batches) == {new.id, waiting.id}
+    store.close()
+
+
+@contextmanager
+def launched(port: int, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The launcher with a scripted engine, 40 words of 50 ms each, in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.serve_fake", "--port", str(port), "up", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        root = f"http://127.0.0.1:{port}"
+        eventually(lambda: answers(f"{root}/health/ready"), 60)
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=1).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_batch_survives_the_end_of_its_server(tmp_path: Path, number: int) -> None:
+    """After kill -9, or a drain, and a restart every request has one outcome."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    options = (
+        "batches.enabled=true",
+        f"batches.folder={tmp_path}",
+        "batches.concurrency=4",
+        "server.shutdown_timeout=0.3",
+    )
+    with client(f"http://127.0.0.1:{port}") as ai:
+        with launched(port, *options) as process:
+            batch = begun(ai, many(10))
+            eventually(lambda: ai.batches.retrieve(batch.id).request_counts.completed > 0, 30)
+            process.send_signal(number)
+            status = process.wait(20)
+            assert status == (0 if number == signal.SIGTERM else -number)
+        done = (tmp_path / batch.id / "output.jsonl").read_bytes().count(b"\n")
+        assert 0 < done < 10
+        with launched(port, *options):
+            batch = ended(ai, ai.batches.retrieve(batch.id), 30)
+            assert batch.status == "completed"
+            assert batch.request_counts.completed == 10
+            assert set(outcomes(ai, batch.output_file_id)) == set(many(10))
+            assert batch.error_file_id is None
+
+
+def test_a_server_that_loses_its_key_says_so(tmp_path: Path) -> None:
+    """Requests of a key that was revoked meanwhile fail with 401."""
+    file = KeysFile(tmp_path / "keys.json")
+    key = file.add("ada")
+    file.add("bob")
+    engine = Gate()
+    server: Served
+    chosen = profile(tmp_path / "b", batches={"concurrency": 1})
+    with served(chosen, Keys(file=file), engine) as server, client(server.root, key) as ai:
+        batch = begun(ai, many(2))
+        eventually(lambda: len(engine.inside) == 1)
+        file.revoke("ada")
+        time.sleep(1.1)  # how often the keys are looked at
+        engine.open.set()
+        store = server.app.state.batches.store
+        eventually(lambda: not store.find(batch.id, "ada").unfinished)
+        lines = store.outcomes(store.find(batch.id, "ada"), failed=True).read_text().splitlines()
+        (told,) = map(json.loads, lines)
+        assert told["response"]["status_code"] == 401
