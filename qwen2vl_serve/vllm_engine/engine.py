@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
 
