@@ -11,6 +11,11 @@ from importlib import import_module
 
 COMMANDS = {
     "ask": "ask a running server, with or without pictures",
+    "chat": "talk with a running server, turn by turn",
+    "ocr": "print the text in pictures",
+    "extract": "print fields or a table of a picture as data",
+    "locate": "find something in a picture: boxes, drawn if wanted",
+    "batch": "ask all of a file or a folder, each once, resumable",
 }
 """What there is and what it does; each is a module of this package with ``main(argv, prog)``."""
 

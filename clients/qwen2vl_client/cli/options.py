@@ -16,6 +16,7 @@ from qwen2vl_client.errors import (
     InvalidArgumentError,
     ServerNotReachedError,
 )
+from qwen2vl_client.prompts import LANGUAGES, Prompts
 from qwen2vl_client.request import DEFAULT_SAMPLING, SYSTEM_PROMPT, Sampling
 
 STDIN = "-"
@@ -43,6 +44,22 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=DEFAULT_SAMPLING["temperature"])
     parser.add_argument("--top-p", type=float, default=DEFAULT_SAMPLING["top_p"])
     parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """Add the prompts that a use asks with; ``prompts_of`` reads them."""
+    parser.add_argument(
+        "--prompts",
+        default="en",
+        metavar="en|zh|PATH",
+        help="the prompts that ship, by language, or a TOML file of your own (default: en)",
+    )
+
+
+def prompts_of(arguments: argparse.Namespace) -> Prompts:
+    """Return the prompts; ``InvalidArgumentError`` where there are none of that name."""
+    given: str = arguments.prompts
+    return Prompts.shipped(given) if given in LANGUAGES else Prompts.load(given)
 
 
 def client_of(arguments: argparse.Namespace) -> Client:

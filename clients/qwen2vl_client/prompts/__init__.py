@@ -25,6 +25,9 @@ from qwen2vl_client.errors import InvalidArgumentError
 #: A language that ships (``"en"``, ``"zh"``), or prompts of one's own.
 PromptsGiven: TypeAlias = "str | Prompts"
 
+LANGUAGES = ("en", "zh")
+"""Of the prompts that ship."""
+
 _PLACE = re.compile(r"\{(\w+)\}")
 #: What a prompt must leave room for; other prompts hold no ``{name}`` that is filled.
 PLACES: dict[str, frozenset[str]] = {
@@ -73,10 +76,9 @@ class Prompts:
     @classmethod
     def shipped(cls, language: str) -> Prompts:
         """Return the prompts that ship in a language: ``en`` or ``zh``."""
-        known = ("en", "zh")
-        if language not in known:
+        if language not in LANGUAGES:
             raise InvalidArgumentError(
-                f"prompts={language!r}: {' and '.join(known)} ship; load your own with "
+                f"prompts={language!r}: {' and '.join(LANGUAGES)} ship; load your own with "
                 "Prompts.load(path)"
             )
         return _shipped(language)

@@ -1,0 +1,165 @@
+"""The commands ``ocr``, ``extract``, ``locate`` and ``batch``: what they print and write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from qwen2vl_client.cli import COMMANDS, main
+
+from tests import stub_server as stub
+from tests.conftest import ServerProcess
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (640, 480), "white").save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_tells_what_it_does(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert f"qwen2vl-serve {name}" in told
+    assert "--url" in told
+
+
+def test_ocr_prints_the_text_of_each_picture(
+    picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In their order; what was cut is said on standard error."""
+    message = {"role": "assistant", "content": "第二页"}
+    cut = stub.completion(choices=[{"index": 0, "message": message, "finish_reason": "length"}])
+    with stub.running(stub.completion("Page one\n"), cut) as server:
+        assert main(["ocr", "--url", server.url, "--model", "m", picture, picture]) == 0
+    out, err = capsys.readouterr()
+    assert out == "Page one\n第二页\n"
+    assert err == f"{picture}: the answer was cut at its limit of tokens\n"
+
+
+def test_extract_prints_the_fields_as_json(
+    picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine is bound to them; what is not shown is null; Chinese stays readable."""
+    with stub.running(stub.completion('{"name": "小明", "total": null}')) as server:
+        words = ["--url", server.url, "--model", "m", picture, "name", "total=the sum to pay"]
+        assert main(["extract", *words]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"name": "小明", "total": None}
+    assert "小明" in out
+    body = server.requests[-1].body
+    schema = body["response_format"]["json_schema"]["schema"]
+    assert schema["required"] == ["name", "total"]
+    assert "the sum to pay" in json.dumps(body["messages"], ensure_ascii=False)
+
+
+@pytest.mark.parametrize(("form", "told"), [("csv", "a,b\r\n1,2"), ("markdown", "| a | b |")])
+def test_extract_prints_a_table(
+    form: str, told: str, picture: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with stub.running(stub.completion('{"columns": ["a", "b"], "rows": [["1", "2"]]}')) as server:
+        words = ["--url", server.url, "--model", "m", picture, "--table", form]
+        assert main(["extract", *words]) == 0
+    assert told.replace("\r", "") in capfd.readouterr().out.replace("\r", "")
+
+
+@pytest.mark.parametrize("words", [[], ["name", "--table", "csv"]])
+def test_extract_wants_fields_or_a_table(
+    words: list[str], picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["extract", picture, *words]) == 2
+    assert "name the fields" in capsys.readouterr().err
+
+
+LOCATED = (
+    "<|object_ref_start|>the red circle<|object_ref_end|>"
+    "<|box_start|>(250,500),(500,1000)<|box_end|>"
+)
+
+
+def test_locate_prints_and_draws_boxes_in_the_pictures_own_pixels(
+    picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = tmp_path / "out.png"
+    media = [{"type": "image", "width": 640, "height": 480}]
+    answer = stub.completion(LOCATED, media=media)
+    with stub.running(answer) as server:
+        words = ["--url", server.url, "--model", "m", picture, "the red circle"]
+        assert main(["locate", *words, "--draw", str(drawn)]) == 0
+        assert capsys.readouterr().out == "160 240 320 480  the red circle\n"
+        assert main(["locate", *words, "--json"]) == 0
+        (box,) = json.loads(capsys.readouterr().out)
+    assert (box["left"], box["bottom"], box["label"]) == (160, 480, "the red circle")
+    with Image.open(drawn) as image:
+        assert image.size == (640, 480)
+        assert image.convert("RGB").getpixel((160, 300)) != (255, 255, 255)
+
+
+def test_locate_ends_with_1_where_nothing_is(
+    picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    media = [{"type": "image", "width": 640, "height": 480}]
+    with stub.running(stub.completion("There is none.", media=media)) as server:
+        assert main(["locate", "--url", server.url, "--model", "m", picture, "a cat"]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_a_picture_from_the_net_is_not_drawn_upon(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["locate", "https://example.org/a.png", "a cat", "--draw", "b.png"]) == 2
+    assert "--draw" in capsys.readouterr().err
+
+
+def test_batch_writes_each_outcome_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second run asks only what the first could not."""
+    requests, outcomes = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    requests.write_text('{"id": "a", "text": "1"}\n{"id": "b", "text": "2"}\n', "utf-8")
+    words = ["batch", str(requests), str(outcomes), "--model", "m", "--concurrency", "1"]
+    with stub.running(stub.completion("one"), stub.failure(400)) as server:
+        assert main([*words, "--url", server.url]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("1 answered, 1 failed in ")
+    assert err.startswith("b: ")
+    with stub.running(stub.completion("two")) as server:
+        assert main([*words, "--url", server.url]) == 0
+        assert len(server.requests) == 1
+    assert capsys.readouterr().out.startswith("1 answered, 1 kept from before, 0 failed in ")
+    lines = [json.loads(line) for line in outcomes.read_text("utf-8").splitlines()]
+    assert {line["id"]: line["text"] for line in lines} == {"a": "one", "b": "two"}
+
+
+def test_batch_asks_a_question_of_every_picture(
+    picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = tmp_path / "answers" / "out.jsonl"
+    outcomes.parent.mkdir()
+    folder = str(Path(picture).parent)
+    with stub.running(stub.completion("white")) as server:
+        words = ["--url", server.url, "--model", "m", "--question", "What colour?"]
+        assert main(["batch", folder, str(outcomes), *words]) == 0
+    (line,) = [json.loads(line) for line in outcomes.read_text("utf-8").splitlines()]
+    assert (line["id"], line["text"]) == ("a.png", "white")
+
+
+def test_commands_ask_the_real_model(
+    server: ServerProcess, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each once; the colour is one that the demo model knows."""
+    circle = str(pictures / "red_circle.jpg")
+    asked = ["--url", server.url]
+    assert main(["extract", circle, "colour", *asked]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"colour"}
+    assert main(["ocr", circle, *asked]) == 0
+    capsys.readouterr()
+    assert main(["locate", circle, "the red circle", "--json", *asked]) in (0, 1)
+    assert isinstance(json.loads(capsys.readouterr().out), list)
+    requests, outcomes = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    line = {"id": "a", "text": "What colour is the circle?", "image": circle, "temperature": 0}
+    requests.write_text(json.dumps(line) + "\n", "utf-8")
+    assert main(["batch", str(requests), str(outcomes), *asked]) == 0
+    assert "red" in json.loads(outcomes.read_text("utf-8"))["text"].lower()
