@@ -7,7 +7,7 @@ A request goes down this page: ``Envelope`` (id, errors, counts) → ``Door`` (k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NoReturn, TypeVar
 
@@ -15,17 +15,18 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from qwen2vl_serve import __version__, uploads, usage
-from qwen2vl_serve.adapters_api import AdaptersAPI
+from qwen2vl_serve.adapters_api import AdaptersAPI, LoadRequest, UnloadRequest
 from qwen2vl_serve.admission import Admission, Bodies, Place, Refused
 from qwen2vl_serve.auth import Caller, Keys
 from qwen2vl_serve.batches.asking import Asker
-from qwen2vl_serve.batches.routes import BatchesAPI
+from qwen2vl_serve.batches.routes import BatchesAPI, BatchRequest
 from qwen2vl_serve.batches.runner import Runner
 from qwen2vl_serve.batches.store import BatchStore
 from qwen2vl_serve.call import Call
@@ -76,6 +77,15 @@ TAKEN_LIMITS = (
     "max_visual_tokens", "max_queued", "queue_seconds", "max_held_body_bytes",
 )  # fmt: skip
 """Fields of ``limits`` that ``API.take_limits`` takes; the others are the HTTP parser's."""
+
+BODIES: Mapping[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/chat/completions/explain": ChatRequest,
+    "/v1/batches": BatchRequest,
+    "/v1/load_lora_adapter": LoadRequest,
+    "/v1/unload_lora_adapter": UnloadRequest,
+}
+"""What is posted to the routes, as JSON."""
 
 MOST_PIECES = 4096
 """Of a body that comes in crumbs, how many are held apart: each takes more room than a byte."""
@@ -525,7 +535,7 @@ def build_app(
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )  # added last: outermost
-    app.openapi = cache(lambda: document(app))  # type: ignore[method-assign]  # FastAPI's own hook
+    app.openapi = cache(lambda: document(app, BODIES))  # type: ignore[method-assign]  # FastAPI's own hook
     return app
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from qwen2vl_serve import errors
 from qwen2vl_serve.errors import APIError
-from qwen2vl_serve.protocol import ChatRequest
 
 Schema = dict[str, Any]
 
@@ -119,25 +119,51 @@ _SCHEMAS: Mapping[str, Schema] = {
         last_id=_or_null(_TEXT),
         has_more=_FLAG,
     ),
+    "Batch": _object(
+        id=_TEXT,
+        object={"const": "batch"},
+        endpoint=_TEXT,
+        input_file_id=_TEXT,
+        completion_window=_TEXT,
+        status=_TEXT,
+        created_at=_COUNT,
+        request_counts=_object(total=_COUNT, completed=_COUNT, failed=_COUNT),
+    ),
+    "BatchList": _object(
+        object={"const": "list"},
+        data=_list(_named("Batch")),
+        first_id=_or_null(_TEXT),
+        last_id=_or_null(_TEXT),
+        has_more=_FLAG,
+    ),
+    "DeletedModel": _object(id=_TEXT, object={"const": "model"}, deleted=_FLAG),
     "DeletedFile": _object(id=_TEXT, object={"const": "file"}, deleted=_FLAG),
     "Status": _object(status=_TEXT),
     "Version": _object(qwen2vl_serve=_TEXT, engine=_TEXT),
 }
 
 _JSON = "application/json"
-_CHAT_BODY = {"required": True, "content": {_JSON: {"schema": _named("ChatRequest")}}}
+_BYTES: Schema = {"description": "The file as it was uploaded, or was written"}
 
-_QUERY = [
-    {"name": name, "in": "query", "required": False, "schema": schema}
-    for name, schema in {
+_PAGES: Mapping[str, Mapping[str, Schema]] = {
+    "/v1/files": {
         "limit": {"type": "integer", "minimum": 1, "maximum": 10_000},
         "order": {"type": "string", "enum": ["asc", "desc"]},
         "after": _TEXT,
         "purpose": _TEXT,
-    }.items()
-]
+    },
+    "/v1/batches": {"limit": {"type": "integer", "minimum": 1, "maximum": 100}, "after": _TEXT},
+}
+_QUERY = {
+    path: [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in named.items()
+    ]
+    for path, named in _PAGES.items()
+}
 
 _NO_FILE = (*_LOCKED, errors.RouteNotFound, errors.UnknownFile)
+_NO_BATCH = (*_LOCKED, errors.RouteNotFound, errors.UnknownBatch)
 
 _OPERATIONS: Mapping[tuple[str, str], tuple[Mapping[str, Schema], Iterable[type[APIError]]]] = {
     ("post", "/v1/chat/completions"): (
@@ -155,6 +181,22 @@ _OPERATIONS: Mapping[tuple[str, str], tuple[Mapping[str, Schema], Iterable[type[
     ),
     ("get", "/v1/files/{file_id}"): ({_JSON: _named("File")}, _NO_FILE),
     ("delete", "/v1/files/{file_id}"): ({_JSON: _named("DeletedFile")}, _NO_FILE),
+    ("get", "/v1/files/{file_id}/content"): (
+        {"application/octet-stream": _BYTES, "application/jsonl": _BYTES},
+        _NO_FILE,
+    ),
+    ("post", "/v1/batches"): (
+        {_JSON: _named("Batch")},
+        (*_BODY, errors.RouteNotFound, errors.UnknownFile),
+    ),
+    ("get", "/v1/batches"): (
+        {_JSON: _named("BatchList")},
+        (*_LOCKED, errors.InvalidValue, errors.RouteNotFound),
+    ),
+    ("get", "/v1/batches/{batch_id}"): ({_JSON: _named("Batch")}, _NO_BATCH),
+    ("post", "/v1/batches/{batch_id}/cancel"): ({_JSON: _named("Batch")}, _NO_BATCH),
+    ("post", "/v1/load_lora_adapter"): ({_JSON: _named("Model")}, _BODY),
+    ("post", "/v1/unload_lora_adapter"): ({_JSON: _named("DeletedModel")}, _BODY),
     ("get", "/v1/models"): ({_JSON: _named("ModelList")}, _LOCKED),
     ("get", "/v1/models/{name}"): ({_JSON: _named("Model")}, (*_LOCKED, errors.ModelNotFound)),
     ("get", "/health/live"): ({_JSON: _named("Status")}, _ALWAYS),
@@ -168,13 +210,17 @@ _OPERATIONS: Mapping[tuple[str, str], tuple[Mapping[str, Schema], Iterable[type[
 """Of each operation what it answers, by content type, and which errors."""
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document of ``app``; what is not known here stays as FastAPI says it."""
+def document(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """Return the OpenAPI document of ``app``; what is not known here stays as FastAPI says it.
+
+    ``bodies`` are the models of what is posted to a path. They are parsed by hand (one pass, our
+    errors), so that they are described by hand too.
+    """
     made: dict[str, Any] = get_openapi(title=app.title, version=app.version, routes=app.routes)
     schemas = made.setdefault("components", {}).setdefault("schemas", {})
-    # The body is parsed by hand (one pass, our errors), so it is described by hand too.
     _, definitions = models_json_schema(
-        [(ChatRequest, "validation")], ref_template="#/components/schemas/{model}"
+        [(model, "validation") for model in set(bodies.values())],
+        ref_template="#/components/schemas/{model}",
     )
     schemas.update(definitions["$defs"])
     schemas.update(_SCHEMAS)
@@ -184,8 +230,12 @@ def document(app: FastAPI) -> dict[str, Any]:
     for path, operations in made["paths"].items():
         for method, operation in operations.items():
             operation["responses"].pop("422", None)  # such errors are ours, with 400
-            if path.startswith("/v1/chat/"):
-                operation["requestBody"] = _CHAT_BODY
+            if method == "post" and path in bodies:
+                schema = _named(bodies[path].__name__)
+                operation["requestBody"] = {
+                    "required": True,
+                    "content": {_JSON: {"schema": schema}},
+                }
             if path not in ("/health/live", "/health/ready"):
                 # A server without keys is open.
                 operation["security"] = [{"key": []}, {}]
@@ -198,7 +248,8 @@ def document(app: FastAPI) -> dict[str, Any]:
                     },
                     **_refusals(refusals),
                 }
-    made["paths"]["/v1/files"]["get"]["parameters"] = _QUERY
+    for path in ("/v1/files", "/v1/batches"):
+        made["paths"][path]["get"]["parameters"] = _QUERY[path]
     return made
 
 

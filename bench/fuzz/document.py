@@ -21,7 +21,6 @@ from schemathesis.core.transport import Response
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.launch import media_loader
-from qwen2vl_serve.openapi import document
 from qwen2vl_serve.profile import load_profile
 from tests.fake_engine import FakeEngine
 
@@ -45,7 +44,7 @@ def schema() -> BaseSchema:
     """Return the document of a server with the demo profile."""
     profile = load_profile("demo")
     app = build_app(FakeEngine(), media_loader(profile), profile, Keys())
-    return schemathesis.openapi.from_dict(document(app))
+    return schemathesis.openapi.from_dict(app.openapi())
 
 
 @cache
