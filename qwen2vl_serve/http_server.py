@@ -13,7 +13,7 @@ from types import FrameType
 
 import uvicorn
 
-from qwen2vl_serve.app import API
+from qwen2vl_serve.api import API
 from qwen2vl_serve.errors import EngineUnavailable, ShuttingDown
 
 _DRAIN_LOOK_SECONDS = 0.05

@@ -30,8 +30,9 @@ from fastapi import FastAPI
 
 from qwen2vl_serve import request_log, tracing
 from qwen2vl_serve.adapters import named_adapters, with_adapters
+from qwen2vl_serve.api import TAKEN_LIMITS
 from qwen2vl_serve.api_keys import API_KEY_VARIABLE
-from qwen2vl_serve.app import TAKEN_LIMITS, build_app
+from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.batches.store import BatchStore
 from qwen2vl_serve.boot_log import BootLog

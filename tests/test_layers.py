@@ -39,6 +39,7 @@ LAYERS: dict[str, int] = {
     "tool_rules": 2,
     "media": 2,
     "admission": 2,
+    "body": 2,
     "auth": 2,
     "connection": 2,
     "door": 2,
@@ -77,6 +78,7 @@ LAYERS: dict[str, int] = {
     "forecast": 3,
     "plan": 3,
     "preflight": 3,
+    "api": 3,
     "app": 3,
     # L4: what runs them
     "http_server": 4,

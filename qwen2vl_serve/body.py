@@ -1,0 +1,90 @@
+"""Bodies of requests, read within bounds of size, time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from fastapi import Request
+
+from qwen2vl_serve.admission import Bodies, Refused
+from qwen2vl_serve.errors import (
+    APIError,
+    RequestTimeout,
+    RequestTooLarge,
+    UnsupportedContentType,
+)
+
+MOST_PIECES = 4096
+"""Of a body that comes in crumbs, how many are held apart: each takes more room than a byte."""
+
+
+class BodyReader:
+    """Reads bodies that hold JSON; ``overloaded`` makes the error of there being no room.
+
+    ``resize`` sets its bounds: bytes of one body, seconds until it is there, bytes of all.
+    """
+
+    def __init__(self, overloaded: Callable[[Refused], APIError]) -> None:
+        self._overloaded = overloaded
+        self._room = Bodies(0)
+        self.max_bytes = 0
+        self.seconds = 0.0
+
+    @property
+    def held(self) -> int:
+        """Bytes of the bodies of requests that are being answered."""
+        return self._room.held
+
+    def resize(self, max_bytes: int, seconds: float, most_held: int) -> None:
+        """Take new bounds; what is held already is not asked again."""
+        self.max_bytes = max_bytes
+        self.seconds = seconds
+        self._room.capacity = max(most_held, max_bytes)
+
+    async def read(self, request: Request) -> bytes:
+        """Return a JSON body, within the limits of size and time."""
+        kind = request.headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != "application/json":
+            raise UnsupportedContentType(
+                f"The content type is {kind[:60]!r}; send application/json."
+            )
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding.strip().lower() != "identity":
+            raise UnsupportedContentType(
+                f"The body is encoded as {encoding[:60]!r}; send it uncompressed."
+            )
+        limit = self.max_bytes
+        # Joined at the end: a growing buffer is copied over and over, milliseconds of a photo.
+        pieces: list[bytes] = []
+        size = 0
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
+            raise self._too_large(int(declared))
+        try:
+            async with asyncio.timeout(self.seconds):
+                async for piece in request.stream():
+                    if size + len(piece) > limit:
+                        raise self._too_large(size + len(piece))
+                    self._room.take(len(piece))
+                    size += len(piece)
+                    pieces.append(piece)
+                    if len(pieces) == MOST_PIECES:
+                        pieces = [b"".join(pieces)]
+        except TimeoutError:
+            raise RequestTimeout(
+                f"The body took more than {self.seconds:g} seconds; send smaller pictures, or "
+                "raise limits.body_seconds in the profile."
+            ) from None
+        except Refused as refusal:
+            raise self._overloaded(refusal) from None
+        finally:
+            request.state.call.at_end(partial(self._room.give_back, size))
+        return b"".join(pieces)
+
+    def _too_large(self, size: int) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"The body holds {size} bytes or more; at most {self.max_bytes} are read: "
+            "send smaller or fewer pictures, or raise limits.max_body_bytes in the profile."
+        )
