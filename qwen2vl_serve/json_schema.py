@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen2vl_serve.errors import InvalidValue
 
-MOST_DEPTH = 32
+MOST_DEPTH = 64
 """Objects and arrays within each other."""
 
 MOST_VALUES = 4000

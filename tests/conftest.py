@@ -29,11 +29,18 @@ BOOT_SECONDS = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several workers one has all that needs an engine; the others share the rest by files."""
+    """Of several workers one has all that needs an engine; the others share the rest by files.
+
+    Engines of a file's own come first, while that of the session does not take its memory yet.
+    """
+    order = {}
     for item in items:
-        fixtures = {"server", "fetching_server"} & {*getattr(item, "fixturenames", ())}
-        engine = item.path.stem in ENGINES or fixtures
-        item.add_marker(pytest.mark.xdist_group("engine" if engine else item.path.stem))
+        asked = {"server", "fetching_server"} & {*getattr(item, "fixturenames", ())}
+        shared = asked - {*vars(getattr(item, "module", None) or object())} if asked else asked
+        own = item.path.stem in ENGINES
+        item.add_marker(pytest.mark.xdist_group("engine" if own or shared else item.path.stem))
+        order[item] = (not own or "server" in shared, "fetching_server" in shared)
+    items.sort(key=order.__getitem__)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,8 @@ def test_a_closed_asynchronous_stream_frees_its_place(server: ServerProcess) -> 
 def test_a_blocking_stream_that_is_closed_frees_its_place(server: ServerProcess) -> None:
     with Client(server.url, server.api_key) as client:
         with client.stream("Describe it.", min_tokens=2000, max_tokens=2000) as stream:
-            next(iter(stream))
+            pieces = iter(stream)  # kept: dropping it closes the stream
+            next(pieces)
             assert server.metric('qwen2vl_admission_in_flight{kind="chat"}') == 1
         deadline = time.monotonic() + 30
         while server.metric('qwen2vl_admission_in_flight{kind="chat"}'):
@@ -154,6 +156,8 @@ def test_media_and_timings_of_the_real_server(server: ServerProcess, pictures: P
             assert told.prompt_tokens == answer.usage.prompt_tokens
             assert answer.timings.first_token is not None
             assert answer.timings.first_token < answer.timings.total
-            assert len(await client.files.list()) == 1
+            digest = hashlib.sha256((pictures / "red_circle.jpg").read_bytes()).hexdigest()
+            ids = [file.id for file in await client.files.list()]
+            assert ids.count(f"file-{digest}") == 1
 
     asyncio.run(ask())

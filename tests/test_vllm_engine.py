@@ -11,6 +11,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import openai
@@ -258,6 +259,7 @@ def test_vllm_does_not_swallow_what_ends_a_whole_answer() -> None:
     client = SimpleNamespace(errored=False)
     engine = VLLMEngine.__new__(VLLMEngine)
     engine._client, engine._chat, engine._window = client, Chat(), 4096
+    engine._tool_chat, engine._adapters = None, SimpleNamespace(used=nullcontext)
     body = {"messages": [{"role": "user", "content": "Hello"}]}
 
     async def cut() -> None:

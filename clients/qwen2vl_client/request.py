@@ -53,6 +53,7 @@ class Sampling(TypedDict, total=False):
     response_format: dict[str, Any] | None
     tools: list[dict[str, Any]] | None
     tool_choice: str | dict[str, Any] | None
+    parallel_tool_calls: bool | None
     modalities: list[str] | None
     add_generation_prompt: bool | None
     mm_processor_kwargs: dict[str, Any] | None

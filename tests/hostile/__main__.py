@@ -105,7 +105,7 @@ def whole(arguments: argparse.Namespace, kind: str, places: Sites) -> Run:
     letters = arguments.classes
     if set(letters) - {classes.LIFE}:
         with aimed(arguments, kind, places) as target:
-            extras = {"key"} if target.key else set()
+            extras = {"no tools", *(["key"] if target.key else [])}
             extras |= {"limits"} if arguments.start else set()
             if kind == "stock" or fetching.fetches(target).wrong is None:
                 extras.add("fetching")

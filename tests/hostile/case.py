@@ -46,7 +46,7 @@ class Case:
     ours: bool = False
     needs: str = ""
     """``fetching``: the server may fetch from the runner's site. ``key``: it has keys.
-    ``limits``: it has the settings of ``servers.SETTINGS``."""
+    ``limits``: it has the settings of ``servers.SETTINGS``. ``no tools``: they are off."""
 
     @property
     def id(self) -> str:

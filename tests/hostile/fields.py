@@ -74,7 +74,6 @@ OTHER: dict[str, Any] = {
     "reasoning_effort": "high",
     "return_token_ids": True,
     "structured_outputs": {"regex": "(a+)+$"},
-    "tools": [{"type": "function", "function": {"name": "f"}}],
     "truncate_prompt_tokens": 1,
     "use_beam_search": True,
     "vllm_xargs": {"a": 1},
@@ -95,6 +94,15 @@ def cases() -> list[Case]:
         *(
             refused("B", name, asked(**{name: value}), "unsupported_parameter", param=name)
             for name, value in DANGEROUS.items()
+        ),
+        refused(
+            "B",
+            "tools",
+            asked(tools=[{"type": "function", "function": {"name": "f"}}]),
+            "unsupported_parameter",
+            param="tools",
+            ours=True,
+            needs="no tools",
         ),
         *(
             refused("B", name, asked(**{name: value}), "unsupported_parameter", ours=True)

@@ -87,13 +87,21 @@ def cases() -> list[Case]:
         refused(
             "C", "uuid and no picture", asked([{"type": "image_url", "uuid": "x"}]), OFF, MISSING
         ),
-        refused("C", "role tool", conversation({"role": "tool", "content": "x"}), VALUE, ours=True),
+        refused(
+            "C",
+            "role tool",
+            conversation({"role": "tool", "content": "x"}),
+            VALUE,
+            ours=True,
+            needs="no tools",
+        ),
         refused(
             "C",
             "tool_calls of an assistant",
             conversation(USER, BOT | {"tool_calls": [{"id": "x"}]}, USER),
             VALUE,
             ours=True,
+            needs="no tools",
         ),
         served("C", "the assistant begins", conversation(BOT, USER)),
         served("C", "two users in a row", conversation(USER, USER)),

@@ -30,8 +30,11 @@ from tests.hostile.target import Answer, Target, attempt
 from tests.served import served
 
 CASES = classes.cases()
-REAL = [case for case in CASES if case.group != "J" and case.needs != "limits"]
-LIMITED = [case for case in CASES if case.group == "J" or case.needs == "limits"]
+OTHER = ("limits", "no tools")
+"""What the session's server does not have: it is patient, and tools are on."""
+
+REAL = [case for case in CASES if case.group != "J" and case.needs not in OTHER]
+LIMITED = [case for case in CASES if case.group == "J" or case.needs in OTHER]
 KEY = "sesame-open-up"
 
 

@@ -61,7 +61,7 @@ def moderate(
 
 def schema(categories: Sequence[str]) -> dict[str, Any]:
     """Return what the engine is bound to: bounded everywhere, so that every answer ends."""
-    reason = {"type": "string", "maxLength": 200}
+    reason = {"type": "string", "maxLength": 100}
     named = {"type": "string", "enum": list(categories)}
     properties = {
         "reasons": {"type": "array", "items": reason, "maxItems": 5},
