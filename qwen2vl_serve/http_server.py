@@ -63,6 +63,9 @@ class Signals:
             yield
         finally:
             self.drain = self.reload = lambda: None
+            for number in (signal.SIGTERM, signal.SIGINT):
+                # Python gives handlers back to the system before its process has ended.
+                signal.signal(number, signal.SIG_IGN)
 
 
 class HTTPServer(uvicorn.Server):

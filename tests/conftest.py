@@ -28,6 +28,7 @@ BOOT_SECONDS = 300
 """A 2-core machine under load boots the demo model in about 20 to 60 s."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several workers one has all that needs an engine; the others share the rest by files.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from blake3 import blake3
 from qwen2vl_client import AsyncClient, AsyncConversation, Client, Conversation
 from qwen2vl_client.request import user_message
 
@@ -156,7 +156,7 @@ def test_media_and_timings_of_the_real_server(server: ServerProcess, pictures: P
             assert told.prompt_tokens == answer.usage.prompt_tokens
             assert answer.timings.first_token is not None
             assert answer.timings.first_token < answer.timings.total
-            digest = hashlib.sha256((pictures / "red_circle.jpg").read_bytes()).hexdigest()
+            digest = blake3((pictures / "red_circle.jpg").read_bytes()).hexdigest()
             ids = [file.id for file in await client.files.list()]
             assert ids.count(f"file-{digest}") == 1
 

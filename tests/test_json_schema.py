@@ -31,7 +31,7 @@ def fields(count: int, **inner: Any) -> dict[str, Any]:
 
 TOO_DEAR: dict[str, dict[str, Any]] = {
     "characters counted by lengths, patterns and formats": fields(40, format="email"),
-    "levels": nested(20),
+    "levels": nested(33),
     "keys and values": fields(2000),
     "characters of text": {"description": "x" * 70_000},
     "values of enum": {"enum": [f"v{number}" for number in range(1001)]},
