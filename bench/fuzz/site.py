@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-SECONDS = 4.0
+SECONDS = 8.0
 """How long it keeps a connection busy at most; longer than the fetcher's patience."""
 
 
