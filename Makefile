@@ -27,7 +27,7 @@ serve: install ## Install, then serve PROFILE (demo) on PORT (the profile's)
 test: ## Install, then lint and run every test (ARGS go to pytest)
 	@$(BOOTSTRAP) --test
 	@$(LINT)
-	@$(VENV_PYTHON) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(VENV_PYTHON) -m pytest -n $(JOBS) $(ARGS)
 
 lint: ## Install, then lint and check the types only
 	@$(BOOTSTRAP) --test

@@ -14,7 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -28,20 +30,37 @@ BOOT_SECONDS = 300
 """A 2-core machine under load boots the demo model in about 20 to 60 s."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several workers one has all that needs an engine; the others share the rest by files.
-
-    Engines of a file's own come first, while that of the session does not take its memory yet.
-    """
+    """Engines of a file's own come first, while the session's does not take its memory yet."""
     order = {}
     for item in items:
-        asked = {"server", "fetching_server"} & {*getattr(item, "fixturenames", ())}
-        shared = asked - {*vars(getattr(item, "module", None) or object())} if asked else asked
+        fixtures = getattr(item, "fixturenames", ())
         own = item.path.stem in ENGINES
-        item.add_marker(pytest.mark.xdist_group("engine" if own or shared else item.path.stem))
-        order[item] = (not own or "server" in shared, "fetching_server" in shared)
+        order[item] = (not own or "server" in fixtures, "fetching_server" in fixtures)
     items.sort(key=order.__getitem__)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several workers one has all files that need an engine; the others share the rest.
+
+    Marks of groups would say so test by test, but pytest 9.2 keeps them from xdist 3.8.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByEngine(LoadScopeScheduling):  # type: ignore[misc]  # xdist is there when this is called
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "engine" if needs_engine(config.rootpath / file) else file
+
+    return ByEngine(config, log)
+
+
+@cache
+def needs_engine(file: Path) -> bool:
+    """Whether tests of a file start engines, or ask that of the session."""
+    asks = re.search(r"\bserver: ServerProcess|\bfetching_server\b", file.read_text("utf-8"))
+    return file.stem in ENGINES or asks is not None
 
 
 @dataclass

@@ -9,6 +9,7 @@ import pytest
 
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.demo.evaluate import BARS, evaluate
+from tests.conftest import ServerProcess
 
 PER_TASK = 40
 _ROW = re.compile(
@@ -35,7 +36,7 @@ def test_the_card_names_every_task_and_its_verdict():
 
 
 @pytest.mark.parametrize("task", BARS)
-def test_the_cards_figures_hold(server, task):
+def test_the_cards_figures_hold(server: ServerProcess, task):
     """Asked again through the server, other questions: no worse than chance allows.
 
     Three standard deviations of the card's share below it, and one answer.
