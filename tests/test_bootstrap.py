@@ -168,7 +168,7 @@ def clone(tmp_path: Path) -> Clone:
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("PIP_", "UV_", "MAKE", "MFLAGS", "PYTHONPATH"))
+        if not name.startswith(("PIP_", "UV_", "MAKE", "MFLAGS", "PYTHONPATH", "ARGS", "JOBS"))
     }
     environment |= {
         "PIP_CONFIG_FILE": os.devnull,
