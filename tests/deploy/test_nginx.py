@@ -235,9 +235,15 @@ def test_a_server_that_is_away_is_503_with_a_time(proxy: Proxy) -> None:
     )
     pid = int((proxy.folder / "pid").read_text())
     subprocess.run(["kill", "-HUP", str(pid)], check=True)
-    # A worker of before may still take the one or other connection.
-    eventually(lambda: proxy.request("GET", "/v1/models").status_code == 503)
-    answer = proxy.request("GET", "/v1/models")
+    answers: list[httpx.Response] = []
+
+    def away() -> bool:
+        # A worker of before may still take the one or other connection.
+        answers.append(proxy.request("GET", "/v1/models"))
+        return answers[-1].status_code == 503
+
+    eventually(away)
+    answer = answers[-1]
     assert answer.json()["error"]["code"] == "engine_unavailable"
     assert int(answer.headers["retry-after"]) > 0
 
