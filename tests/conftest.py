@@ -217,3 +217,11 @@ def red_circle(pictures: Path) -> str:
     """A picture of those as a ``data:`` URL."""
     data = base64.b64encode((pictures / "red_circle.jpg").read_bytes()).decode()
     return f"data:image/jpeg;base64,{data}"
+
+
+@pytest.fixture(scope="session")
+def compiled() -> None:
+    """What resizes is compiled before, as the launcher does: seconds on a busy machine."""
+    from qwen2vl_serve.media import resample
+
+    resample.equals_pillow()

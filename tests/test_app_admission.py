@@ -15,7 +15,6 @@ import pytest
 import requests
 from PIL import Image
 
-from qwen2vl_serve.media import resample
 from qwen2vl_serve.profile import load_profile
 from tests.fake_engine import FakeEngine
 from tests.test_app import HELLO, Running, error_of, eventually, running
@@ -23,10 +22,7 @@ from tests.test_app import HELLO, Running, error_of, eventually, running
 ENDLESS = ["word "] * 100_000
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled() -> None:
-    """What resizes is compiled before, as the launcher does: seconds on a busy machine."""
-    resample.equals_pillow()
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 def image(url: str) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from tests.media.test_documents import pdf_url
 from tests.media.test_pdf import PDF
 from tests.test_app import Running, error_of, eventually, running
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
 LOOPBACK = "media.allowed_networks=[127.0.0.0/8]"
 
 

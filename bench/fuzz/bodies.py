@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from bench.fuzz.drawn import drawn
 from bench.fuzz.seeds import VIDEOS, seeds
 from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
 
@@ -231,20 +231,4 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 def drawn_bodies(count: int, number: int) -> Sequence[bytes]:
     """Return about ``count`` bodies; equal numbers give equal bodies."""
-    made: list[bytes] = []
-
-    @seed(number)
-    @settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        verbosity=Verbosity.quiet,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(bodies())
-    def draw(body: bytes) -> None:
-        made.append(body)
-
-    draw()
-    return list(dict.fromkeys(made))
+    return drawn(bodies(), count, number)

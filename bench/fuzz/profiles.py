@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from bench.fuzz.bodies import JUNK, NUMBERS, TEXTS, written
+from bench.fuzz.drawn import drawn
 from qwen2vl_serve.errors import SetupError
 from qwen2vl_serve.profile import Profile, load_profile
 from qwen2vl_serve.profile_sections import Section
@@ -63,23 +63,7 @@ def profiles(draw: st.DrawFn) -> str:
 
 def drawn_profiles(count: int, number: int) -> Sequence[str]:
     """Return about ``count`` profiles; equal numbers give equal profiles."""
-    made: list[str] = []
-
-    @seed(number)
-    @settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        verbosity=Verbosity.quiet,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(profiles())
-    def draw(text: str) -> None:
-        made.append(text)
-
-    draw()
-    return list(dict.fromkeys(made))
+    return drawn(profiles(), count, number)
 
 
 def fault(text: str, folder: Path) -> str | None:
