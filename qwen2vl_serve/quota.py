@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -113,24 +113,34 @@ class Quotas:
             yield UNLIMITED
             return
         state["visit"] = visit = LimitedVisit(self, caller)
-        most = caller.limits.concurrent
-        if most is not None and self.inside[caller.quota] >= most:
-            raise RateLimited(
-                f"This key may have {most} requests under way at a time, and has; wait for one.",
-                retry_after=1,
-            )
-        self.inside[caller.quota] += 1
         try:
-            await visit.enter()
-            yield visit
+            with self._inside(caller.quota, caller.limits.concurrent):
+                await visit.enter()
+                yield visit
         except APIError:
             visit.used(0, 0)
             raise
         finally:
-            self.inside[caller.quota] -= 1
-            if not self.inside[caller.quota]:
-                del self.inside[caller.quota]
             await visit.leave()
+
+    @contextlib.contextmanager
+    def _inside(self, key: str, most: int | None) -> Iterator[None]:
+        """Count one of at most that many; without a limit nobody is in another's way."""
+        if most is None:
+            yield
+            return
+        if self.inside[key] >= most:
+            raise RateLimited(
+                f"This key may have {most} requests under way at a time, and has; wait for one.",
+                retry_after=1,
+            )
+        self.inside[key] += 1
+        try:
+            yield
+        finally:
+            self.inside[key] -= 1
+            if not self.inside[key]:
+                del self.inside[key]
 
     async def counted(self, count: Callable[[Storage], _T], *, in_order: bool = False) -> _T:
         """Run ``count`` on the storage: at once where that takes microseconds, else in a thread.

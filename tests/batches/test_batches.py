@@ -289,6 +289,23 @@ def test_a_full_batch_leaves_a_place_to_whoever_comes(tmp_path: Path) -> None:
         assert engine.most <= 4
 
 
+def test_what_a_batch_has_under_way_is_not_in_its_keys_way(tmp_path: Path) -> None:
+    """A key that may have one request under way asks, and looks at its batch, beside the batch."""
+    file = KeysFile(tmp_path / "keys.json")
+    key = file.add("ada", KeyLimits(tokens_per_minute=100_000, concurrent=1))
+    engine = Gate()
+    chosen = profile(
+        tmp_path / "b", batches={"concurrency": 4}, server={"quota_storage": "memory://"}
+    )
+    with served(chosen, Keys(file=file), engine) as server, client(server.root, key) as ai:
+        batch = begun(ai, many(10))
+        eventually(lambda: len(engine.inside) == 4)
+        assert ai.with_options(max_retries=0).batches.retrieve(batch.id).status == "in_progress"
+        assert server.chat(key, messages=asking("interactive")["messages"]).status_code == 200
+        engine.open.set()
+        assert ended(ai, batch).request_counts.completed == 10
+
+
 def test_with_one_place_only_the_one_in_flight_is_waited_for(tmp_path: Path) -> None:
     """Those who wait come next, all of them, before the batch's next request."""
     engine = Gate(pause=0.02)
