@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 from contextlib import suppress
 
+from prometheus_client.metrics import MetricWrapperBase
+
 from qwen2vl_serve.envelope import Metrics
 
 QUIET_SECONDS = 30
@@ -26,10 +28,8 @@ class IdleMemory:
 
     def look(self) -> bool:
         """Tell whether a quiet time has just lasted long enough, after one with media."""
-        value = self._metrics.registry.get_sample_value
-        kinds = ("image", "video")
-        seen = sum(value("qwen2vl_media_bytes_total", {"kind": kind}) or 0 for kind in kinds)
-        running = value("qwen2vl_requests_in_flight")
+        seen = _total(self._metrics.media_bytes, "_total")
+        running = _total(self._metrics.in_flight)
         if running or seen != self._seen:
             self._to_give |= seen != self._seen
             self._seen, self._quiet = seen, 0
@@ -39,6 +39,12 @@ class IdleMemory:
             return False
         self._to_give = False
         return True
+
+
+def _total(metric: MetricWrapperBase, ending: str = "") -> float:
+    # The registry has a lookup as well, which collects everything for each value.
+    (family,) = metric.collect()
+    return sum(one.value for one in family.samples if one.name == family.name + ending)
 
 
 def give_back() -> None:
