@@ -7,6 +7,9 @@ Told is how many answers a second were whole in the flood, beside the capacity; 
 admitted waited for their first token, beside the single client; how soon the others were told no;
 what the API process holds; and how the first request after the flood is served.
 
+Where the machine itself stands still (``bench.pauses``), times that were met by that are set aside
+and the seconds do not count; both are told.
+
 Clients that have no first token after 10 s close their connection. The client shares the cores with
 both servers; its own CPU time is told, and how much too late it sent.
 """
@@ -23,7 +26,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,6 +44,7 @@ from bench.overload_client import (
     timed,
 )
 from bench.overload_figures import Calm, Flood, Result, percentile, table
+from bench.pauses import Pauses, watched
 from bench.rounds import conditions, leave, plain
 from bench.servers import BenchError, Server, both
 
@@ -68,19 +72,35 @@ async def calm(server: Server, requests: Iterator[bytes], seconds: float) -> Cal
     Raises:
         BenchError: a request was not answered.
     """
-    await closed_loop(server.port, requests, 2, min(seconds, 3.0))
-    single = await closed_loop(server.port, requests, 1, seconds)
-    for one in single:
-        if one.end != "answered":
-            raise BenchError(f"without a flood a request {one.end}: {one.said!r}")
-    firsts = [one.first for one in single if one.first is not None]
-    rates = {}
-    for clients in LEVELS:
-        outcomes = await closed_loop(server.port, requests, clients, seconds)
-        whole = [outcome.at for outcome in outcomes if outcome.end == "answered"]
-        rates[clients] = len(whole) / seconds
+    loop = asyncio.get_running_loop()
+    begun, counts = {}, {}
+    with watched() as pauses:
+        await closed_loop(server.port, requests, 2, min(seconds, 3.0))
+        single = await closed_loop(server.port, requests, 1, seconds)
+        for one in single:
+            if one.end != "answered":
+                raise BenchError(f"without a flood a request {one.end}: {one.said!r}")
+        for clients in LEVELS:
+            begun[clients] = loop.time()
+            outcomes = await closed_loop(server.port, requests, clients, seconds)
+            counts[clients] = sum(outcome.end == "answered" for outcome in outcomes)
+    firsts = times(single, pauses, lambda one: one.first)
+    moved = {one: seconds - pauses.within(at, at + seconds) for one, at in begun.items()}
+    rates = {one: counts[one] / moved[one] for one in LEVELS}
     best = max(rates, key=lambda clients: rates[clients])
     return Calm(percentile(firsts, 0.5), percentile(firsts, 0.99), rates[best], best)
+
+
+def times(
+    outcomes: Sequence[Outcome], pauses: Pauses, taken: Callable[[Outcome], float | None]
+) -> list[float]:
+    """Return how long each took, of those that took it and met no pause meanwhile."""
+    found = ((one, taken(one)) for one in outcomes)
+    return [
+        seconds
+        for one, seconds in found
+        if seconds is not None and not pauses.touch(one.began - one.late, one.began + seconds)
+    ]
 
 
 async def flood(server: Server, requests: Iterator[bytes], rate: float, seconds: float) -> Flood:
@@ -95,21 +115,25 @@ async def flood(server: Server, requests: Iterator[bytes], rate: float, seconds:
 
     loop = asyncio.get_running_loop()
     begun, cpu = loop.time(), server.cpu_seconds()
-    looking = asyncio.create_task(look())
-    first_after = asyncio.create_task(_later(server, requests, seconds + AFTER_SECONDS))
-    outcomes, client_cpu = await timed(open_loop(server.port, requests, rate, seconds))
-    after = await first_after
-    passed = loop.time() - begun
-    cpu = server.cpu_seconds() - cpu
-    looking.cancel()
-    await asyncio.sleep(2.0)
+    with watched() as pauses:
+        looking = asyncio.create_task(look())
+        first_after = asyncio.create_task(_later(server, requests, seconds + AFTER_SECONDS))
+        outcomes, client_cpu = await timed(open_loop(server.port, requests, rate, seconds))
+        after = await first_after
+        passed = loop.time() - begun
+        cpu = server.cpu_seconds() - cpu
+        looking.cancel()
+        await asyncio.sleep(2.0)
     counts = Counter(outcome.end for outcome in outcomes)
-    firsts = [one.first for one in outcomes if one.end == "answered" and one.first is not None]
-    heads = [one.head for one in outcomes if one.end == "refused" and one.head is not None]
-    ended = [one for one in outcomes if one.end == "answered" and one.at <= begun + seconds]
+    answered = [one for one in outcomes if one.end == "answered"]
+    refused = [one for one in outcomes if one.end == "refused"]
+    firsts = times(answered, pauses, lambda one: one.first)
+    heads = times(refused, pauses, lambda one: one.head)
+    ended = [one for one in answered if one.at <= begun + seconds]
+    paused = pauses.within(begun, begun + seconds)
     return Flood(
         offered=len(outcomes) / seconds,
-        goodput=len(ended) / seconds,
+        goodput=len(ended) / (seconds - paused),
         answered=counts["answered"],
         refused=counts["refused"],
         gave_up=counts["gave up"],
@@ -125,6 +149,8 @@ async def flood(server: Server, requests: Iterator[bytes], rate: float, seconds:
         api_cpu=cpu / passed,
         late_p99=percentile([one.late for one in outcomes], 0.99),
         after=after.first,
+        paused=paused,
+        set_aside=len(answered) + len(refused) - len(firsts) - len(heads),
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from bench.servers import HOST
 from bench.traffic import drawn_jpeg
 
-TOKENS = 32
+TOKENS = 128
 """Of every answer."""
 
 PATIENCE_SECONDS = 10.0
@@ -44,10 +44,11 @@ class Outcome:
 
     ``late`` is what its sending came after its time, the others count from the sending: ``head``
     to the first byte of an answer and ``first`` to the first token, None where there was none.
-    ``at`` is when it ended, on the loop's clock.
+    ``began`` is when it was sent and ``at`` when it ended, on the loop's clock.
     """
 
     end: End
+    began: float
     at: float
     late: float = 0.0
     head: float | None = None
@@ -102,7 +103,7 @@ class _Asking(asyncio.Protocol):
     def _end(self, end: End) -> None:
         said = bytes(self.found[-300:]) if end == "failed" else b""
         now = self.loop.time()
-        self.ended.set_result(Outcome(end, now, self.late, self.head, self.first, said))
+        self.ended.set_result(Outcome(end, self.began, now, self.late, self.head, self.first, said))
 
 
 async def ask(port: int, request: bytes, due: float | None = None) -> Outcome:
@@ -113,7 +114,7 @@ async def ask(port: int, request: bytes, due: float | None = None) -> Outcome:
     try:
         _, asking = await loop.create_connection(lambda: _Asking(request, late, began), HOST, port)
     except OSError as error:
-        return Outcome("failed", loop.time(), late, said=repr(error).encode())
+        return Outcome("failed", began, loop.time(), late, said=repr(error).encode())
     return await asking.ended
 
 

@@ -30,7 +30,8 @@ class Flood:
     ``goodput`` counts the whole answers that ended while it lasted. ``answered``, ``refused``,
     ``gave_up`` and ``failed`` sum up to what was sent. ``client_cpu`` and ``api_cpu`` are shares of
     a core, ``late_p99`` is by how much requests were sent after their time, ``after`` the time to
-    the first token of the first request after it.
+    the first token of the first request after it. ``paused`` is how long the machine stood still,
+    which no rate counts, and ``set_aside`` the number of times that a pause had met.
     """
 
     offered: float
@@ -50,6 +51,8 @@ class Flood:
     api_cpu: float
     late_p99: float | None
     after: float | None
+    paused: float = 0.0
+    set_aside: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,11 @@ _ROWS: Sequence[tuple[str, Cell, str]] = (
     ("API process, cores", lambda r: f"{r.flood.api_cpu:.2f}", ""),
     ("this client, cores", lambda r: f"{r.flood.client_cpu:.2f}", ""),
     ("sent too late by p99, ms", lambda r: _ms(r.flood.late_p99), ""),
+    (
+        "the machine stood still, s (times set aside)",
+        lambda r: f"{r.flood.paused:.1f} ({r.flood.set_aside})",
+        "",
+    ),
 )
 
 

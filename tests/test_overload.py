@@ -13,12 +13,14 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
 from bench import overload, overload_client
-from bench.overload_client import TOKENS, ask, closed_loop, open_loop, pictures, text
+from bench.overload_client import TOKENS, Outcome, ask, closed_loop, open_loop, pictures, text
 from bench.overload_figures import Calm, Flood, Result, percentile, table
+from bench.pauses import Pauses, watched
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
@@ -194,3 +196,35 @@ def test_an_unusable_time_is_refused(given_: str, capsys: pytest.CaptureFixture[
         overload.main(["--seconds", given_])
     assert ended.value.code == 2
     assert "--seconds" in capsys.readouterr().err
+
+
+def test_what_a_pause_met_is_set_aside() -> None:
+    """Times that overlap one, or what piles up behind it, do not count; others do."""
+    pauses = Pauses([(10.0, 10.5), (20.0, 20.2)])
+    taken = [
+        Outcome("answered", 9.0, 12.0, first=0.5),
+        Outcome("answered", 9.8, 12.0, first=0.3),
+        Outcome("answered", 10.55, 12.0, first=0.02),
+        Outcome("answered", 10.7, 12.0, late=0.3, first=0.02),
+        Outcome("answered", 10.7, 12.0, first=0.03),
+        Outcome("refused", 11.0, 12.0, head=0.01),
+    ]
+    assert overload.times(taken, pauses, lambda one: one.first) == [0.5, 0.03]
+    assert pauses.within(10.25, 20.1) == pytest.approx(0.35)
+    assert Pauses().within(0.0, 100.0) == 0
+
+
+def test_pauses_are_seen() -> None:
+    """A watcher that is stopped for a while, as all would be, tells when."""
+    with watched() as pauses:
+        children = psutil.Process().children()
+        time.sleep(0.5)
+        begun = time.monotonic()
+        for child in children:
+            child.suspend()
+        time.sleep(0.3)
+        for child in children:
+            child.resume()
+        ended = time.monotonic()
+        time.sleep(0.2)
+    assert pauses.within(begun - 0.1, ended + 0.1) >= 0.25
