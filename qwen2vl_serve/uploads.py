@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +25,7 @@ from qwen2vl_serve.errors import (
     InvalidType,
     InvalidValue,
     MissingParameter,
+    RateLimited,
     RequestTimeout,
     RequestTooLarge,
     RouteNotFound,
@@ -40,6 +42,9 @@ BATCH = "batch"
 
 AT_ONCE = 16
 """Most uploads that are received at a time; each may take ``RECEIVE_SECONDS``."""
+
+OF_ONE_KEY = AT_ONCE // 2
+"""Most of these that one named key may have: slow ones must not keep all others out."""
 
 RECEIVE_SECONDS = 300.0
 
@@ -96,6 +101,7 @@ class FilesAPI:
         self.max_file_bytes = max_file_bytes
         self.admit = admit
         self.admission = admission
+        self._receiving: Counter[str] = Counter()
         # Few threads: each holds a whole file while it is looked at and written.
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="upload")
 
@@ -104,11 +110,12 @@ class FilesAPI:
         self.admit()
         self._stores()
         _check_kind(request.headers)
-        place = await self.admission.place(_owner(request))
-        try:
-            form = await self._receive(request)
-        finally:
-            place.leave()
+        with self._one_more(_owner(request)):
+            place = await self.admission.place(_owner(request))
+            try:
+                form = await self._receive(request)
+            finally:
+                place.leave()
         try:
             upload = _file(form)
             purpose = _purpose(form, batches=self.batches is not None)
@@ -189,6 +196,23 @@ class FilesAPI:
         if store is None:
             raise RouteNotFound("Uploads are off: files.max_files is 0 in the server's profile.")
         return store
+
+    @contextlib.contextmanager
+    def _one_more(self, owner: str) -> Iterator[None]:
+        """Count an upload of a key; raises ``RateLimited`` where a named one has too many."""
+        if owner and self._receiving[owner] >= OF_ONE_KEY:
+            raise RateLimited(
+                f"This key sends {OF_ONE_KEY} uploads already, as many as one may at a time; wait "
+                "for one.",
+                retry_after=1,
+            )
+        self._receiving[owner] += 1
+        try:
+            yield
+        finally:
+            self._receiving[owner] -= 1
+            if not self._receiving[owner]:
+                del self._receiving[owner]
 
     async def _receive(self, request: Request) -> FormData:
         """Read the form; what exceeds a small part of it waits on disk, not in memory."""

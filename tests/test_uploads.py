@@ -428,6 +428,24 @@ def test_more_uploads_than_are_received_at_once_wait_their_turn(
         eventually(lambda: upload(api, png()).status_code == 200)
 
 
+def test_slow_uploads_of_one_key_keep_no_other_out(tmp_path: Path) -> None:
+    """Half of the places are the most that one key gets; another's upload is received at once."""
+    file = KeysFile(tmp_path / "keys.json")
+    alice, bob = file.add("alice"), file.add("bob")
+    form = {"file": ("a.png", png()), "purpose": (None, "vision")}
+    with served(load_profile("demo"), Keys(file=file)) as api:
+        with ExitStack() as stack:
+            for _ in range(uploads.OF_ONE_KEY):
+                stack.enter_context(begun_upload(api.port, alice))
+            held = api.app.state.api.uploads.places
+            eventually(lambda: held.held == uploads.OF_ONE_KEY)
+            refused = api.request("POST", "/v1/files", alice, files=form)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert error_of(refused)["code"] == "rate_limit_exceeded"
+            assert api.request("POST", "/v1/files", bob, files=form).status_code == 200
+        eventually(lambda: api.request("POST", "/v1/files", alice, files=form).status_code == 200)
+
+
 def test_uploads_that_wait_take_turns_by_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
