@@ -89,7 +89,9 @@ def transformers_with(network: Any) -> tuple[Any, Any]:
     ).eval()
     weights = dict(model.named_parameters())
     for name, value in network.state_dict().items():
-        theirs = name if name.startswith("visual.") else name.replace("model.", "language_model.", 1)
+        theirs = (
+            name if name.startswith("visual.") else name.replace("model.", "language_model.", 1)
+        )
         weights[f"model.{theirs}"].data.copy_(value)
     return model, transformers.AutoProcessor.from_pretrained(MODEL_FOLDER)
 

@@ -2,9 +2,9 @@
 
 It writes a checkpoint as those that Qwen publishes: the language model's matrices in groups of
 integers, in AutoGPTQ's or AutoAWQ's layout; embeddings, norms, biases and the vision tower as they
-were. GPTQ (Frantar et al., 2022) rounds a matrix input by input and lets the inputs that are left
-make up for the error; AWQ (Lin et al., 2023) widens the channels that matter before rounding, and
-what is before them makes up for it.
+were. Either way the codes are GPTQ's (Frantar et al., 2022): a matrix is rounded input by input, and
+the inputs that are left make up for the error. What AWQ does instead, widening the inputs that matter
+before they are rounded (Lin et al., 2023), left this model farther off than rounding alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,9 +36,8 @@ from qwen2vl_serve.demo.rows import SYSTEMS, Encoder, Media, Packed, Row, pack
 Method = Literal["awq", "gptq"]
 FIRST_SEED = 95_000_000  # no picture of training, scoring or the adapters has such a seed
 GROUP = 64  # 128 does not divide the demo's 704
-EXAMPLES = 64
+EXAMPLES = 32
 DAMPING = 0.01
-POWERS = tuple(step / 20 for step in range(20))
 PARTS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -88,13 +87,14 @@ class Examples:
         flat: Tensor = states.reshape(-1, states.shape[-1])
         return network.logits(flat[self.packed.asked])
 
-    def inputs(self, network: Network, layer: Layer) -> dict[str, Tensor]:
-        """What each of ``PARTS`` of a layer reads [tokens, inputs], by its first name."""
+    def squares(self, network: Network, layer: Layer) -> dict[str, Tensor]:
+        """Mean products [inputs, inputs] of what each of ``PARTS`` reads, by its first name."""
         found: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-                found[name] = arguments[0][self.held]
+                read = arguments[0][self.held]
+                found[name] = read.T @ read / len(read)
 
             return hook
 
@@ -108,59 +108,26 @@ class Examples:
         return found
 
 
-def gptq(weight: Tensor, second: Tensor, bits: int, group: int) -> Codes:
-    """weight [inputs, outputs] with ``second`` [inputs, inputs], the mean of its input's squares.
+def fed_back(weight: Tensor, squares: Tensor, bits: int, group: int, *, symmetric: bool) -> Codes:
+    """weight [inputs, outputs] by GPTQ; ``squares`` are the mean products of what it reads.
 
     Each input in turn is rounded, and the error spread over the later ones so that the product
     changes least; the group's grid is that of the weights as they are then.
     """
     left, (inputs, outputs) = weight.float().clone(), weight.shape
-    damped = second + DAMPING * second.diagonal().mean() * torch.eye(inputs)
+    damped = squares + DAMPING * squares.diagonal().mean() * torch.eye(inputs)
     spread = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     codes = torch.empty_like(left)
     scales, zeros = torch.empty(2, inputs // group, outputs)
     for number in range(inputs):
         at = number // group
         if number % group == 0:
-            scales[at], zeros[at] = packing.grid(
-                left[number : number + group], bits, symmetric=True
-            )
+            members = left[number : number + group]
+            scales[at], zeros[at] = packing.grid(members, bits, symmetric=symmetric)
         codes[number] = packing.nearest(left[number], scales[at], zeros[at], bits)
         error = left[number] - (codes[number] - zeros[at]) * scales[at]
         left[number:] -= torch.outer(spread[number, number:] / spread[number, number], error)
     return Codes(codes, scales, zeros, bits)
-
-
-def awq_widths(weights: Sequence[Tensor], inputs: Tensor, second: Tensor, group: int) -> Tensor:
-    """How much wider to make each input [inputs] of matrices that read the same, before rounding.
-
-    The mean size of an input to that power, of ``POWERS``, that changes the products least.
-    """
-    size = inputs.abs().mean(0).clamp(min=1e-4)
-    best, least = torch.ones_like(size), float("inf")
-    for power in POWERS:
-        widths = size**power
-        widths = widths / (widths.max() * widths.min()).sqrt()
-        loss = 0.0
-        for weight in weights:
-            found = packing.rounded(weight * widths[:, None], 4, group, symmetric=False)
-            error = found.matrix() / widths[:, None] - weight
-            loss += float((error * (second @ error)).sum())
-        if loss < least:
-            best, least = widths, loss
-    return best
-
-
-def widen(layer: Layer, names: Sequence[str], widths: Tensor) -> None:
-    """Make inputs of matrices wider, and what gives them narrower by as much."""
-    giver = {
-        "self_attn.q_proj": layer.input_layernorm.weight,
-        "mlp.gate_proj": layer.post_attention_layernorm.weight,
-        "mlp.down_proj": layer.mlp.up_proj.weight,
-    }[names[0]]
-    giver /= widths if giver.ndim == 1 else widths[:, None]
-    for name in names:
-        layer.get_submodule(name).weight *= widths  # type: ignore[operator]  # it is a tensor
 
 
 @torch.inference_mode()
@@ -172,26 +139,20 @@ def quantised(
     Returns the codes by the matrices' names. Without examples the weights are rounded alone.
     """
     found: dict[str, Codes] = {}
+    symmetric = method == "gptq"
     for number, layer in enumerate(network.model.layers):
         assert isinstance(layer, Layer)  # noqa: S101  (a ModuleList does not say so)
-        read = examples.inputs(network, layer) if examples else {}
-        second = {name: x.T @ x / len(x) for name, x in read.items()}
-        # From the last to the first: to widen down_proj's inputs changes up_proj, which is rounded
-        # after it.
-        for names in reversed(PARTS):
-            first = names[0]
-            linears = [layer.get_submodule(name) for name in names]
-            if method == "awq" and examples and first != "self_attn.o_proj":
-                # Of o_proj's inputs several come from one of v_proj's outputs: it stays.
-                weights = [linear.weight.T for linear in linears]  # type: ignore[union-attr]
-                widen(layer, names, awq_widths(weights, read[first], second[first], group))
-            for name, linear in zip(names, linears, strict=True):
-                weight: Tensor = linear.weight.T  # type: ignore[assignment,union-attr]
-                if method == "gptq" and examples:
-                    codes = gptq(weight, second[first], bits, group)
+        squares = examples.squares(network, layer) if examples else {}
+        for names in PARTS:
+            for name in names:
+                linear = layer.get_submodule(name)
+                assert isinstance(linear, nn.Linear)  # noqa: S101  (as above)
+                weight = linear.weight.T
+                if examples:
+                    codes = fed_back(weight, squares[names[0]], bits, group, symmetric=symmetric)
                 else:
-                    codes = packing.rounded(weight, bits, group, symmetric=method == "gptq")
-                linear.weight.copy_(codes.matrix().T)  # type: ignore[operator,union-attr]
+                    codes = packing.rounded(weight, bits, group, symmetric=symmetric)
+                linear.weight.copy_(codes.matrix().T)
                 found[f"model.layers.{number}.{name}"] = codes
     return found
 
@@ -269,7 +230,7 @@ def quantise_demo(method: Method, bits: int = 4, *, plain: bool = False) -> Quan
 
 
 def write(folder: Path, made: Quantised) -> None:
-    """Write the checkpoint: the demo's own files, the codes, and half floats beside them."""
+    """Write the checkpoint: the demo's own files, and the codes in place of the matrices."""
     from safetensors.torch import load_file, save_file  # noqa: PLC0415
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -277,16 +238,14 @@ def write(folder: Path, made: Quantised) -> None:
         if file.suffix not in (".safetensors", ".md"):
             shutil.copy(file, folder / file.name)
     layout = packing.awq_tensors if made.method == "awq" else packing.gptq_tensors
-    state, tensors = made.network.state_dict(), {}
+    tensors: dict[str, Tensor] = {}
     for name, value in load_file(MODEL_FOLDER / "model.safetensors").items():
         codes = made.codes.get(name.removesuffix(".weight"))
         if codes is not None:
             for kind, part in layout(codes).items():
                 tensors[f"{name.removesuffix('weight')}{kind}"] = part
-        elif name.startswith("visual."):
+        else:
             tensors[name] = value
-        else:  # a norm may have been folded into
-            tensors[name] = state[name].half().contiguous()
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = json.loads((MODEL_FOLDER / "config.json").read_text("utf-8"))
     one = next(iter(made.codes.values()))

@@ -35,9 +35,7 @@ def refusal(packing: Quantisation, dtype: str, *, on_cards: bool) -> Refusal | N
             "set model.dtype=half",
         )
     if method == "awq" and packing.bits != 4:
-        return Refusal(
-            "model.model", f"AWQ of {packing.bits} bits; vLLM 0.32 reads 4", wanted
-        )
+        return Refusal("model.model", f"AWQ of {packing.bits} bits; vLLM 0.32 reads 4", wanted)
     if method == "gptq" and (packing.bits not in (4, 8) or packing.zeros):
         shape = "asymmetric GPTQ" if packing.zeros else "GPTQ"
         return Refusal(
