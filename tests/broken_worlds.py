@@ -428,7 +428,7 @@ def weights_that_are_pickles(lab: Lab) -> World:
     return lab.world()
 
 
-@breaks("weights", "fatal", "load_format: pt reads pickles", "leave model.load_format out")
+@breaks("weights", "fatal", "load_format: pt reads pickles", "model.load_format out")
 def pickles_that_are_asked_for(lab: Lab) -> World:
     return lab.world("model.load_format=pt")
 

@@ -96,7 +96,7 @@ def test_the_demos_adapter_can_start(page: str, capsys) -> None:
 def test_what_is_made_without_weights_can_start(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    """The commands that write a folder are run, and those that serve it as far as `--check` goes."""
+    """What writes a folder is run, and what serves it as far as `--check` goes."""
     text = (ROOT / "docs" / page).read_text("utf-8").replace("/tmp/", f"{tmp_path}/")
     blocks = re.findall(r"```bash boot\npython -m (\S+) (.+)\nserve (.+)\n```", text)
     assert [module.rpartition(".")[2] for module, _, _ in blocks] == ["quantise", "hollow"]

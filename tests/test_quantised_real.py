@@ -154,7 +154,7 @@ def engine_says() -> dict[str, str]:
 
 REFUSED = {
     "gptq 4": (Quantisation("gptq", 4, 64), ""),
-    "gptq 8": (Quantisation("gptq", 8, 64), "Only types = [uint4b8] are supported"),
+    "gptq 8": (Quantisation("gptq", 8, 64), "Only types = [ScalarType.uint4b8] are supported"),
     "gptq 3": (Quantisation("gptq", 3, 64), "Unsupported quantization config: bits=3, sym=True"),
     "gptq asymmetric": (
         Quantisation("gptq", 4, 64, zeros=True),

@@ -1,8 +1,8 @@
 """A checkpoint's folder without weights: ``python -m qwen2vl_serve.demo.hollow NAME --out FOLDER``.
 
 The sizes of one of Qwen's published checkpoints, and the demo's tokenizer and processors. With
-``load_format: dummy`` vLLM makes up the weights, so that a profile can be started on the true shapes
-before anything is downloaded; what it then says means nothing.
+``load_format: dummy`` vLLM makes up the weights, so that a profile can be started on the true
+shapes before anything is downloaded; what it then says means nothing.
 """
 
 from __future__ import annotations

@@ -36,10 +36,10 @@ class Codes:
 
 
 def grid(weight: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """weight [..., group, outputs] -> its scales, as half floats hold them, and zeros [..., outputs].
+    """weight [..., group, outputs] -> scales and zeros [..., outputs].
 
-    Symmetric grids have their zero in the middle, as GPTQ's kernels take for granted; the others
-    reach from the least weight to the greatest.
+    Scales are rounded as half floats hold them. Symmetric grids have their zero in the middle, as
+    GPTQ's kernels take for granted; the others reach from the least weight to the greatest.
     """
     least, most = weight.amin(-2).clamp(max=0), weight.amax(-2).clamp(min=0)
     if symmetric:

@@ -2,9 +2,9 @@
 
 It writes a checkpoint as those that Qwen publishes: the language model's matrices in groups of
 integers, in AutoGPTQ's or AutoAWQ's layout; embeddings, norms, biases and the vision tower as they
-were. Either way the codes are GPTQ's (Frantar et al., 2022): a matrix is rounded input by input, and
-the inputs that are left make up for the error. What AWQ does instead, widening the inputs that matter
-before they are rounded (Lin et al., 2023), left this model farther off than rounding alone.
+were. Either way the codes are GPTQ's (Frantar et al., 2022): a matrix is rounded input by input,
+and the inputs that are left make up for the error. What AWQ does instead, widening the inputs that
+matter before they are rounded (Lin et al., 2023), left this model farther off than rounding alone.
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ def quantisation_config(method: Method, bits: int, group: int) -> dict[str, Any]
 class Likeness:
     """How alike two networks are on taught tokens.
 
-    ``logit_error`` is the root of the mean square of the logits' difference, ``divergence`` the mean
-    of Kullback and Leibler's in nats, ``same`` the share of tokens of which both think first.
+    ``logit_error`` is the root of the mean square of the logits' difference, ``divergence`` the
+    mean of Kullback and Leibler's in nats, ``same`` the share of tokens of which both think first.
     """
 
     logit_error: float

@@ -18,7 +18,7 @@ from qwen2vl_serve.plan.refusals import refusal
 NOT_HERE = "not here yet: the hub is asked at start"
 UNUSABLE = "not looked at: config.json cannot be used"
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-PICKLES, RUN_CODE = ("pt", "npcache"), "they may run code when they are loaded"
+PICKLES = ("pt", "npcache")
 UNPADDED_72B, PADDED_72B = 29568, 29696
 
 
@@ -93,11 +93,11 @@ def weights(world: World) -> Finding:
     model = world.profile.model
     if model.load_format == "dummy":
         return ok("load_format dummy: random weights are made up")
-    if model.load_format in PICKLES:
+    if (pickles := _pickles(world)) is not None:
         return fatal(
-            f"model.load_format: {model.load_format} reads pickles",
-            RUN_CODE,
-            "leave model.load_format out, and take a checkpoint with safetensors",
+            pickles,
+            "they may run code when they are loaded",
+            "take a checkpoint with safetensors, and leave model.load_format out",
         )
     unfinished = [path.name for path in _unfinished(world)]
     named = f"{len(unfinished)} interrupted downloads, as {unfinished[0]}" if unfinished else ""
@@ -110,12 +110,6 @@ def weights(world: World) -> Finding:
                 f"`qwen2vl-serve download {model.path}` to have it done before",
             )
         return ok(NOT_HERE)
-    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
-        return fatal(
-            f"{folder}: holds its weights as pickles (*.bin)",
-            RUN_CODE,
-            "take a checkpoint with safetensors",
-        )
     try:
         files = checkpoint.check_weights(folder)
     except SetupError as error:
@@ -206,6 +200,15 @@ def forbidden() -> str | None:
 def is_set(variable: str) -> bool:
     """Whether a variable of the environment says yes."""
     return os.environ.get(variable, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+def _pickles(world: World) -> str | None:
+    form, folder = world.profile.model.load_format, _weights_folder(world)
+    if form in PICKLES:
+        return f"model.load_format: {form} reads pickles"
+    if folder is None or any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")):
+        return None
+    return f"{folder}: holds its weights as pickles (*.bin)"
 
 
 def _may_come(world: World) -> bool:

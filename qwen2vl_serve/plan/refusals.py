@@ -27,32 +27,30 @@ def refusal(packing: Quantisation, dtype: str, *, on_cards: bool) -> Refusal | N
     method = packing.method.removeprefix("auto_").removesuffix("_marlin")
     if method not in ("awq", "gptq"):
         return None
-    name, wanted = method.upper(), "take an AWQ or GPTQ-Int4 checkpoint"
+    name = method.upper()
     if dtype in ("float32", "float"):
         return Refusal(
             "model.dtype",
             f"{dtype}, and {name} is computed in half or bfloat16",
             "set model.dtype=half",
         )
-    if method == "awq" and packing.bits != 4:
-        return Refusal("model.model", f"AWQ of {packing.bits} bits; vLLM 0.32 reads 4", wanted)
-    if method == "gptq" and (packing.bits not in (4, 8) or packing.zeros):
-        shape = "asymmetric GPTQ" if packing.zeros else "GPTQ"
-        return Refusal(
-            "model.model",
-            f"{shape} of {packing.bits} bits; vLLM 0.32 reads symmetric GPTQ of 4 and 8",
-            wanted,
-        )
-    if method == "gptq" and packing.ordered and packing.group is not None:
-        return Refusal(
-            "model.model",
-            f"GPTQ in groups of {packing.group} with desc_act, which vLLM 0.32 no longer reads",
-            "take one that was quantised with desc_act false",
-        )
-    if not on_cards and packing.bits != 4:
-        return Refusal(
-            "model.model",
-            f"{name} of {packing.bits} bits; vLLM's CPU kernels read 4",
-            wanted,
-        )
+    found = _awq(packing) if method == "awq" else _gptq(packing)
+    if found is None and not on_cards and packing.bits != 4:
+        found = f"{name} of {packing.bits} bits; vLLM's CPU kernels read 4"
+    if found is None:
+        return None
+    return Refusal("model.model", found, "take an AWQ or GPTQ-Int4 checkpoint")
+
+
+def _awq(packing: Quantisation) -> str | None:
+    return None if packing.bits == 4 else f"AWQ of {packing.bits} bits; vLLM 0.32 reads 4"
+
+
+def _gptq(packing: Quantisation) -> str | None:
+    if packing.bits not in (4, 8):
+        return f"GPTQ of {packing.bits} bits; vLLM 0.32 reads 4 and 8"
+    if packing.zeros:
+        return "asymmetric GPTQ (sym: false); vLLM 0.32 reads symmetric"
+    if packing.ordered and packing.group is not None:
+        return f"GPTQ in groups of {packing.group} with desc_act, which vLLM 0.32 no longer reads"
     return None
