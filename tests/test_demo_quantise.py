@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen2vl_serve import checkpoint
+from qwen2vl_serve import checkpoint, hardware
 from qwen2vl_serve.demo import packing, quantise
 from qwen2vl_serve.demo.quantise import Method
 from qwen2vl_serve.plan.configuration import read_architecture
@@ -93,6 +93,41 @@ def test_awqs_layout_is_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
         layer.register_parameter(name, torch.nn.Parameter(tensors[name], requires_grad=False))
     auto_awq._convert_awq_to_standard_format(layer, "qweight", "qzeros", 4)
     assert torch.equal(layer.qweight.data, packing.gptq_tensors(codes)["qweight"])
+
+
+@needs_vllm
+@pytest.mark.skipif(not hardware.has_avx512(), reason="vLLM's kernel needs AVX-512")
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_vllms_cpu_kernel_multiplies_by_what_the_codes_stand_for(
+    method: Method, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer as vLLM builds it from quantization_config, filled with the tensors of the file."""
+    from vllm.model_executor import parameter
+    from vllm.model_executor.layers.quantization import auto_awq, auto_gptq
+
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
+    settings = quantise.quantisation_config(method, 4, 64)
+    linear: Any = (
+        auto_awq.AutoAWQMarlinLinearMethod(auto_awq.AutoAWQConfig.from_config(settings))
+        if method == "awq"
+        else auto_gptq.AutoGPTQLinearMethod(auto_gptq.AutoGPTQConfig.from_config(settings))
+    )
+    torch.manual_seed(0)
+    codes = packing.rounded(torch.randn(704, 256), 4, 64, symmetric=method == "gptq")
+    tensors = (packing.awq_tensors if method == "awq" else packing.gptq_tensors)(codes)
+    layer = torch.nn.Module()
+    layer.bias = None
+    linear.create_weights(layer, 704, [256], 704, 256, dtype, weight_loader=None)
+    for name, held in layer.named_parameters():
+        assert held.shape == tensors[name].shape
+        held.data.copy_(tensors[name])
+    linear.process_weights_after_loading(layer)
+    read = torch.randn(5, 704).to(dtype)
+    found, expected = linear.apply(layer, read).float(), read.float() @ codes.matrix()
+    error = (found - expected).norm() / expected.norm()
+    assert float(error) < 0.01
 
 
 @pytest.mark.parametrize(("method", "bits"), [("awq", 4), ("gptq", 4)])

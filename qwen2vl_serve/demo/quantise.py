@@ -225,7 +225,13 @@ def quantise_demo(method: Method, bits: int = 4, *, plain: bool = False) -> Quan
     with torch.inference_mode():
         examples = None if plain else Examples(network, encoder, EXAMPLES, 0)
         others = Examples(original, encoder, EXAMPLES, 1)
-    codes = quantised(network, examples, method, bits, GROUP)
+    threads = torch.get_num_threads()
+    # Thousands of small steps: on a busy machine threads wait for each other at every one.
+    torch.set_num_threads(1)
+    try:
+        codes = quantised(network, examples, method, bits, GROUP)
+    finally:
+        torch.set_num_threads(threads)
     return Quantised(method, codes, network, likeness(original, network, others))
 
 
