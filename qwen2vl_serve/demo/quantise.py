@@ -57,7 +57,7 @@ class Examples:
         number = FIRST_SEED + seed * 1_000_000
         while len(rows) < count:
             number += 1
-            kind = "text" if number % 4 == 0 else "shapes"
+            kind: Literal["text", "shapes"] = "text" if number % 4 == 0 else "shapes"
             picture, scene = draw_picture(number, kind, 1 + number % 3)
             dialogue = about_picture(rng, scene)
             if dialogue is None:
