@@ -297,7 +297,7 @@ def check_weights(folder: Path) -> int:
                 )
         return len(shards)
     files = sorted(folder.glob("*.safetensors"))
-    if not files and not any(folder.glob("pytorch_model*.bin")):
+    if not files:
         raise PreflightError(
             f"{folder}: holds no weights (*.safetensors); download the checkpoint again"
         )

@@ -7,6 +7,7 @@ none. Neither torch nor vLLM is imported.
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pynvml
 
 GIB = 1024**3
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,21 @@ def usable_cpus() -> tuple[int, ...]:
     if hasattr(process, "cpu_affinity"):
         return tuple(process.cpu_affinity() or (0,))
     return tuple(range(psutil.cpu_count() or 1))
+
+
+def has_avx512() -> bool:
+    """Whether an x86 processor has AVX-512; of other kinds, and unknown ones, True.
+
+    vLLM takes one of its CPU libraries by this (``import_kernels`` in ``platforms/cpu.py``).
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    try:
+        text = _CPUINFO.read_text("ascii", "replace")
+    except OSError:
+        return True
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), None)
+    return flags is None or {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(flags.split())
 
 
 def describe(found: tuple[Card, ...]) -> str:

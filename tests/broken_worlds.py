@@ -9,7 +9,9 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from qwen2vl_serve import hardware
 from qwen2vl_serve.doctor import World, machine, software
 from tests.adapter_files import Q_PROJ, VISION, write_adapter
 from tests.worlds import Lab
@@ -417,7 +419,44 @@ def unpadded_72b(lab: Lab) -> None:
 @breaks("quantisation", "warning", "29568", "29696", "runs on one card only")
 def unpadded_72b_on_one_card(lab: Lab) -> World:
     unpadded_72b(lab)
+    return lab.world("model.dtype=half")
+
+
+@breaks("weights", "fatal", "pickles (*.bin)", "may run code", "safetensors")
+def weights_that_are_pickles(lab: Lab) -> World:
+    (lab.model / "model.safetensors").rename(lab.model / "pytorch_model.bin")
     return lab.world()
+
+
+@breaks("weights", "fatal", "load_format: pt reads pickles", "model.load_format out")
+def pickles_that_are_asked_for(lab: Lab) -> World:
+    return lab.world("model.load_format=pt")
+
+
+def packed_as(lab: Lab, **settings: Any) -> None:
+    lab.edit("config.json", quantization_config={"group_size": 64, **settings})
+
+
+@breaks("quantisation", "fatal", "GPTQ of 8 bits", "CPU kernels read 4", "GPTQ-Int4")
+def eight_bits_on_a_cpu(lab: Lab) -> World:
+    packed_as(lab, quant_method="gptq", bits=8, sym=True, desc_act=False)
+    return lab.world("model.dtype=half")
+
+
+@breaks("quantisation", "fatal", "model.dtype: float32", "set model.dtype=half")
+def quantised_in_single_precision(lab: Lab) -> World:
+    packed_as(lab, quant_method="awq", bits=4, zero_point=True)
+    return lab.world()
+
+
+@breaks("quantisation", "fatal", "without AVX-512", "AVX2 lacks the kernel")
+def quantised_on_an_older_processor(lab: Lab) -> World:
+    packed_as(lab, quant_method="awq", bits=4, zero_point=True)
+    info = lab.folder / "cpuinfo"
+    info.write_text("processor\t: 0\nflags\t\t: fpu sse4_2 avx avx2 fma\n")
+    lab.monkeypatch.setattr(hardware, "_CPUINFO", info)
+    lab.monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    return lab.world("model.dtype=half")
 
 
 @breaks("split", "fatal", "3 does not divide", "it can be 1, 2, 4,")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -89,6 +90,21 @@ def test_the_demos_adapter_can_start(page: str, capsys) -> None:
     (line,) = re.findall(r"```bash boot\nserve (.+)\n```", text)
     assert cli.serve_main([*shlex.split(line), "--port", "0", "--check"]) == 0
     assert "can start" in capsys.readouterr().out
+
+
+@PAGES
+def test_what_is_made_without_weights_can_start(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """What writes a folder is run, and what serves it as far as `--check` goes."""
+    text = (ROOT / "docs" / page).read_text("utf-8").replace("/tmp/", f"{tmp_path}/")
+    blocks = re.findall(r"```bash boot\npython -m (\S+) (.+)\nserve (.+)\n```", text)
+    assert [module.rpartition(".")[2] for module, _, _ in blocks] == ["quantise", "hollow"]
+    monkeypatch.setattr("qwen2vl_serve.demo.quantise.EXAMPLES", 2)
+    for module, make, serve in blocks:
+        assert importlib.import_module(module).main(shlex.split(make)) == 0
+        assert cli.serve_main([*shlex.split(serve), "--port", "0", "--check"]) == 0
+        assert "can start" in capsys.readouterr().out
 
 
 def test_the_first_generation_is_refused_with_the_reason() -> None:

@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from qwen2vl_serve import checkpoint
+from qwen2vl_serve import checkpoint, hardware
 from qwen2vl_serve.doctor import software
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.plan.configuration import quantisation_of
+from qwen2vl_serve.plan.refusals import refusal
 
 NOT_HERE = "not here yet: the hub is asked at start"
 UNUSABLE = "not looked at: config.json cannot be used"
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+PICKLES = ("pt", "npcache")
 UNPADDED_72B, PADDED_72B = 29568, 29696
 
 
@@ -90,6 +93,12 @@ def weights(world: World) -> Finding:
     model = world.profile.model
     if model.load_format == "dummy":
         return ok("load_format dummy: random weights are made up")
+    if (pickles := _pickles(world)) is not None:
+        return fatal(
+            pickles,
+            "they may run code when they are loaded",
+            "take a checkpoint with safetensors, and leave model.load_format out",
+        )
     unfinished = [path.name for path in _unfinished(world)]
     named = f"{len(unfinished)} interrupted downloads, as {unfinished[0]}" if unfinished else ""
     folder = _weights_folder(world)
@@ -106,13 +115,13 @@ def weights(world: World) -> Finding:
     except SetupError as error:
         finding = refused(error, "vLLM finds out after minutes of loading")
         return replace(finding, found=f"{finding.found} ({named})") if named else finding
-    if files == 0:
-        return ok("pytorch_model*.bin, not looked into")
     return ok(f"{files} file{'s' * (files > 1)}, whole")
 
 
 def quantisation(world: World) -> Finding:
-    """Find a 72B that was quantised without padding its width first."""
+    """Find weights packed as vLLM refuses them, and a 72B whose width was not padded before."""
+    if (unread := _unreadable(world)) is not None:
+        return unread
     shape = None if world.config is None else checkpoint.shape_of(world.config)
     if shape is None:
         return ok(UNUSABLE if world.folder is not None else NOT_HERE)
@@ -131,6 +140,27 @@ def quantisation(world: World) -> Finding:
     if world.profile.engine.tensor_parallel_size > 1:
         return fatal(f"{found}: it cannot be split", why, mend)
     return warning(f"{found}: it runs on one card only", why, mend)
+
+
+def _unreadable(world: World) -> Finding | None:
+    try:
+        packing = quantisation_of(world.config or {})
+    except (TypeError, ValueError):
+        return None  # of no known form: vLLM says what it thinks of it
+    if packing is None:
+        return None
+    dtype = world.profile.model.dtype
+    found = refusal(packing, dtype, on_cards=world.on_cards)
+    if found is not None:
+        what = f"{world.folder}: " if found.field == "model.model" else ""
+        return fatal(f"{found.field}: {what}{found.found}", "vLLM refuses it", found.mend)
+    if packing.bits == 4 and not world.on_cards and not hardware.has_avx512():
+        return fatal(
+            f"{world.folder}: {packing.method.upper()} on an x86 processor without AVX-512",
+            "vLLM's library for AVX2 lacks the kernel: the engine dies at its first step",
+            "take the unquantised checkpoint, or a processor with AVX-512",
+        )
+    return None
 
 
 def split(world: World) -> Finding:
@@ -170,6 +200,15 @@ def forbidden() -> str | None:
 def is_set(variable: str) -> bool:
     """Whether a variable of the environment says yes."""
     return os.environ.get(variable, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+def _pickles(world: World) -> str | None:
+    form, folder = world.profile.model.load_format, _weights_folder(world)
+    if form in PICKLES:
+        return f"model.load_format: {form} reads pickles"
+    if folder is None or any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")):
+        return None
+    return f"{folder}: holds its weights as pickles (*.bin)"
 
 
 def _may_come(world: World) -> bool:

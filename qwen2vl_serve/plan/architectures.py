@@ -26,7 +26,8 @@ class Quantisation:
 
     ``group`` is the number of inputs behind one scale, None for one scale a column; ``zeros``
     tells whether zero points stay on the card (AWQ's do; symmetric GPTQ's are dropped when its
-    weights are packed for Marlin). ``vision`` tells whether the vision encoder is packed as well.
+    weights are packed for Marlin). ``vision`` tells whether the vision encoder is packed as well,
+    ``ordered`` whether groups are not of neighbouring inputs (GPTQ's ``desc_act``).
     """
 
     method: str
@@ -34,6 +35,7 @@ class Quantisation:
     group: int | None = None
     zeros: bool = False
     vision: bool = False
+    ordered: bool = False
 
     def packed_bytes(self, inputs: int, outputs: int) -> float:
         """Bytes of one matrix: packed weights, 16-bit scales and, where kept, zero points.

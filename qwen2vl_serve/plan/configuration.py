@@ -67,7 +67,8 @@ def quantisation_of(config: dict[str, Any]) -> Quantisation | None:
     vision = method not in ("awq", "gptq", "gptq_marlin", "awq_marlin") and not any(
         "visual" in part for part in skipped
     )
-    return Quantisation(method, bits or 4, group if group > 0 else None, zeros, vision)
+    ordered = settings.get("desc_act") is True
+    return Quantisation(method, bits or 4, group if group > 0 else None, zeros, vision, ordered)
 
 
 def _text(kind: str, config: dict[str, Any], text: dict[str, Any]) -> Text:

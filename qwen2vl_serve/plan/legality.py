@@ -12,6 +12,7 @@ from qwen2vl_serve import checkpoint
 from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan.cards import Machines, decoder_attention, vision_attention
 from qwen2vl_serve.plan.deployment import BFLOAT16_CAPABILITY, NUMBER_BYTES, Deployment
+from qwen2vl_serve.plan.refusals import refusal
 
 BUILT_FOR, NATIVE_FP8 = (7, 5), (8, 9)
 """Oldest compute capability of vLLM's wheels, and of cards that compute in 8-bit floats."""
@@ -148,9 +149,12 @@ def _dtype(plan: Deployment, machines: Machines) -> Iterator[Finding]:
 
 def _packing(plan: Deployment, machines: Machines) -> Iterator[Finding]:
     packing = plan.architecture.quantisation
+    if packing is None:
+        return
+    refused = refusal(packing, plan.dtype, on_cards=plan.on_cards)
+    if refused is not None:
+        yield Finding(refused.field, f"{refused.found}; {refused.mend}")
     for card in _oldest(plan, machines):
-        if packing is None:
-            continue
         shown = "{}.{}".format(*card.capability)
         if card.capability < BUILT_FOR:
             yield Finding(

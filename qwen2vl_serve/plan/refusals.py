@@ -1,0 +1,56 @@
+"""Quantised checkpoints that vLLM 0.32 refuses, on any device or on a CPU, told before it loads.
+
+Tests hold every line against vLLM's own refusal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen2vl_serve.plan.architectures import Quantisation
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What is refused, and what to do; ``field`` is the profile's."""
+
+    field: str
+    found: str
+    mend: str
+
+
+def refusal(packing: Quantisation, dtype: str, *, on_cards: bool) -> Refusal | None:
+    """Say why vLLM cannot serve weights packed like this under ``dtype``; None when it can.
+
+    Sources: ``quantization/auto_awq.py``, ``auto_gptq.py`` and ``utils/marlin_utils.py``.
+    """
+    method = packing.method.removeprefix("auto_").removesuffix("_marlin")
+    if method not in ("awq", "gptq"):
+        return None
+    name = method.upper()
+    if dtype in ("float32", "float"):
+        return Refusal(
+            "model.dtype",
+            f"{dtype}, and {name} is computed in half or bfloat16",
+            "set model.dtype=half",
+        )
+    found = _awq(packing) if method == "awq" else _gptq(packing)
+    if found is None and not on_cards and packing.bits != 4:
+        found = f"{name} of {packing.bits} bits; vLLM's CPU kernels read 4"
+    if found is None:
+        return None
+    return Refusal("model.model", found, "take an AWQ or GPTQ-Int4 checkpoint")
+
+
+def _awq(packing: Quantisation) -> str | None:
+    return None if packing.bits == 4 else f"AWQ of {packing.bits} bits; vLLM 0.32 reads 4"
+
+
+def _gptq(packing: Quantisation) -> str | None:
+    if packing.bits not in (4, 8):
+        return f"GPTQ of {packing.bits} bits; vLLM 0.32 reads 4 and 8"
+    if packing.zeros:
+        return "asymmetric GPTQ (sym: false); vLLM 0.32 reads symmetric"
+    if packing.ordered and packing.group is not None:
+        return f"GPTQ in groups of {packing.group} with desc_act, which vLLM 0.32 no longer reads"
+    return None
