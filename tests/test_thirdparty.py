@@ -48,12 +48,16 @@ EXPECTED = {
     "wrong key": r"Incorrect API key provided: it is not one of this server's\.",
     "no such model": r"model 'gpt-4o' is not served here; served: 'qwen2-vl-demo', 'demo'\.",
     "too long": r"prompt is too long: it takes \d+ tokens .* context length is 4096 tokens",
-    "tools": r"^400 unsupported_parameter tools",
+    # The function is called in its client's own words for it, and answered after its result.
+    "tools": r"^in_stock \{\s*[\"']?colour[\"']?: ?[\"'](red|blue)[\"']\s*\}\nThe circle is red\.",
 }
 """A pattern of what each case prints, for whichever client: the model's answers are known."""
 
 STATUS = {"wrong key": "401", "no such model": "404", "too long": "400"}
 STREAMS = {"stream", "stream helper"}
+CALL_TOOLS = {
+    "openai_sdk.py", "langchain_chat.py", "llama_index_like.py", "litellm_sdk.py", "vercel_ai.mjs"
+}  # fmt: skip
 EVERYWHERE = {"text", "picture", "address", "several", "structured", *STATUS}
 
 PAGES = [Document("docs/clients.md"), Document("docs/clients.zh-CN.md")]
@@ -149,6 +153,7 @@ def test_every_client_does_all_of_it() -> None:
         cases = scripts.cases(name).keys()
         assert cases >= EVERYWHERE, name
         assert cases & {"stream"} or name == "llm_command.sh"  # which streams unless told not to
+        assert ("tools" in cases) == (name in CALL_TOOLS), name
         assert cases - {"setup"} <= EXPECTED.keys(), name
 
 
