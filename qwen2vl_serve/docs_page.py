@@ -1,4 +1,4 @@
-"""``/docs``: the OpenAPI document as a plain page, without scripts and without anything from elsewhere.
+"""``/docs``: the OpenAPI document as a plain page, without scripts or anything from elsewhere.
 
 The usual pages run a script from a CDN in the server's own origin, and are blank behind a firewall.
 """

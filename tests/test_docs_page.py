@@ -51,7 +51,7 @@ def api() -> Iterator[Served]:
 
 
 def test_the_page_needs_nothing_from_elsewhere(api: Served) -> None:
-    """No script, no frame, no picture, no address but its own; the browser is told to allow none."""
+    """No script, frame, picture or address but its own; the browser is told to allow none."""
     answer = api.request("GET", "/docs")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.headers["content-security-policy"].startswith("default-src 'none'; ")

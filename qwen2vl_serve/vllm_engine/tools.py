@@ -36,7 +36,7 @@ SERVED: dict[str, Any] = {
 class Calls(Hermes2ProToolParser):  # type: ignore[misc]  # vLLM ships no type information
     """vLLM's ``hermes`` parser; its grammar leaves one blank between the parts of arguments.
 
-    vLLM's own leaves any number, and ``disable_any_whitespace`` does not reach the grammar of calls.
+    vLLM's own leaves any number; ``disable_any_whitespace`` does not reach the grammar of calls.
     """
 
     def get_structural_tag(self, *given: Any, **named: Any) -> Any:
