@@ -147,30 +147,6 @@ class HardwareSection(Section):
     )
 
 
-class StructuredOutputs(Section):
-    """How answers are held to JSON. vLLM takes only the two backends with compact JSON."""
-
-    backend: Literal["auto", "xgrammar", "guidance"] = Field(
-        default="xgrammar",
-        description="What compiles schemas. `guidance` knows more of JSON Schema; vLLM's `auto` "
-        "keeps what the first request needed, and then enforces others' schemas in part.",
-    )
-    disable_any_whitespace: bool = Field(
-        default=True,
-        description="Bind JSON to its compact form. A small model that is left the choice may "
-        "write blanks until `max_tokens`. `false`, as vLLM has it, leaves it.",
-    )
-
-    @model_validator(mode="after")
-    def _usable(self) -> Self:
-        if self.disable_any_whitespace and self.backend == "auto":
-            raise contradiction(
-                "cannot be true with backend auto; choose xgrammar or guidance, or set it to false",
-                "engine.structured_outputs_config.disable_any_whitespace",
-            )
-        return self
-
-
 class EngineSection(Section):
     """vLLM's engine arguments; what is unset keeps vLLM's default."""
 
@@ -260,9 +236,6 @@ class EngineSection(Section):
         default=None,
         description="Apply adapters to the vision tower as well (vLLM calls it experimental). "
         "Unset: where a named adapter has such parts.",
-    )
-    structured_outputs_config: StructuredOutputs = Field(
-        default=StructuredOutputs(), description="How answers are held to JSON."
     )
 
 

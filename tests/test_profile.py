@@ -436,8 +436,6 @@ def vllm() -> Any:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from qwen2vl_serve.vllm_engine.arguments import as_engine_args
-
     parser = make_arg_parser(FlexibleArgumentParser())
 
     def parse(words: list[str]) -> Any:
@@ -452,7 +450,7 @@ def vllm() -> Any:
         return {name: pair for name, pair in found.items() if unset.get(name) != pair}
 
     unset = all_differences(AsyncEngineArgs(model="m"), parse(["--model", "m"])[1])
-    return SimpleNamespace(parse=parse, engine_args=as_engine_args, differences=differences)
+    return SimpleNamespace(parse=parse, engine_args=AsyncEngineArgs, differences=differences)
 
 
 def all_differences(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
@@ -478,10 +476,10 @@ EIGHT = (
 
 @pytest.mark.parametrize(("name", "line"), [("single-3090", SINGLE), ("multi-gpu", EIGHT)])
 def test_profile_is_the_tutorials_command_line(vllm, name, line):
-    """Only the documented additions differ: video 0, pixel bounds, names for clients, JSON."""
+    """Only the documented additions differ: video 0, pixel bounds, names for clients."""
     arguments, theirs = vllm.parse(shlex.split(line))
     profile = load_profile(name)
-    ours = vllm.engine_args(profile.engine_args())
+    ours = vllm.engine_args(**profile.engine_args())
     found = vllm.differences(ours, theirs)
     assert found.pop("limit_mm_per_prompt") == ({"image": 4, "video": 0}, {"image": 4})
     assert found.pop("mm_processor_kwargs") == (
@@ -490,9 +488,6 @@ def test_profile_is_the_tutorials_command_line(vllm, name, line):
     )
     names, _ = found.pop("served_model_name")
     assert names[-1] == arguments.model == "Qwen/Qwen2-VL-7B-Instruct"
-    json_ours, json_theirs = found.pop("structured_outputs_config")
-    assert (json_ours.backend, json_ours.disable_any_whitespace) == ("xgrammar", True)
-    assert (json_theirs.backend, json_theirs.disable_any_whitespace) == ("auto", False)
     assert found == {}
     assert arguments.port == profile.server.port
 
@@ -505,7 +500,7 @@ def test_vllm_command_starts_the_same_engine(vllm, name, rehearsed):
     words = shlex.split(shlex.join(profile.vllm_command()))
     assert words[:2] == ["vllm", "serve"]
     arguments, theirs = vllm.parse(words[2:])
-    assert vllm.differences(vllm.engine_args(profile.engine_args()), theirs) == {}
+    assert vllm.differences(vllm.engine_args(**profile.engine_args()), theirs) == {}
     assert (arguments.host, arguments.port) == (profile.server.host, profile.server.port)
 
 
@@ -545,7 +540,6 @@ EVERYTHING = {
         "max_cpu_loras": 3,
         "fully_sharded_loras": True,
         "enable_tower_connector_lora": True,
-        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
     },
     "adapters": {"lora_modules": {"ocr": "/a/ocr", "tables": "/a/tables"}},
     "server": {"ssl_certfile": "/c", "ssl_keyfile": "/k"},
@@ -561,14 +555,10 @@ def test_every_engine_field_reaches_vllm_by_both_ways(vllm):
     for section in ("model", "engine"):
         fields = set(type(getattr(profile, section)).model_fields)
         assert fields == set(EVERYTHING[section])
-    ours = vllm.engine_args(profile.engine_args())
+    ours = vllm.engine_args(**profile.engine_args())
     for section in ("model", "engine"):
         for field, value in EVERYTHING[section].items():
-            if field == "structured_outputs_config":
-                held = getattr(ours, field)
-                assert value == {name: getattr(held, name) for name in value}
-            else:
-                assert getattr(ours, field) == value
+            assert getattr(ours, field) == value
     assert ours.media_io_kwargs == {"video": {"fps": 1.5, "num_frames": 8}}
     arguments, theirs = vllm.parse(profile.vllm_command()[2:])
     assert vllm.differences(ours, theirs) == {}

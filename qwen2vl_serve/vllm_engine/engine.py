@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from pydantic_core import from_json
 from vllm import __version__ as vllm_version
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.protocol import RequestResponseMetadata
 from vllm.entrypoints.launchers.api_server.entry import (
@@ -45,7 +46,6 @@ from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.vllm_engine import connector, tools
 from qwen2vl_serve.vllm_engine.adapters import Adapters, Models, places
-from qwen2vl_serve.vllm_engine.arguments import as_engine_args
 from qwen2vl_serve.vllm_engine.chunks import is_plain, plain_chunks
 from qwen2vl_serve.vllm_engine.encoding import PromptEncoder, encode_with
 from qwen2vl_serve.vllm_engine.progress import Progress
@@ -388,7 +388,7 @@ async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
     adapters = named_adapters(profile)
     profile = with_adapters(profile, adapters)
     room = profile.engine.max_cpu_loras or 0
-    args = as_engine_args(profile.engine_args() | places(room))
+    args = AsyncEngineArgs(**(profile.engine_args() | places(room)))
     async with build_async_engine_client_from_engine_args(args) as client:
         names = profile.model.served_names
         # vLLM makes sure that each item has data or a key by looking at the data, which decodes

@@ -36,7 +36,7 @@ SERVED: dict[str, Any] = {
 class Calls(Hermes2ProToolParser):  # type: ignore[misc]  # vLLM ships no type information
     """vLLM's ``hermes`` parser; its grammar leaves one blank between the parts of arguments.
 
-    vLLM's own leaves any number; ``disable_any_whitespace`` does not reach the grammar of calls.
+    vLLM's own leaves any number.
     """
 
     def get_structural_tag(self, *given: Any, **named: Any) -> Any:
@@ -75,19 +75,27 @@ def _as_tool(tool: Tool, index: int) -> ChatCompletionToolsParam:
     function = tool.function
     parameters = function.parameters or {"type": "object", "properties": {}}
     parameters = {"type": "object", **parameters}
-    if has_xgrammar_unsupported_json_features(parameters):
-        param = f"tools[{index}].function.parameters"
-        raise InvalidValue(
-            f"{param} asks for what calls cannot be held to: one of multipleOf, uniqueItems, "
-            "contains, propertyNames, patternProperties beside properties, allOf of several, "
-            "length beside pattern or format, or an unknown format; leave it out.",
-            param=param,
-        )
+    refuse_unenforceable(parameters, f"tools[{index}].function.parameters")
     return ChatCompletionToolsParam(
         function=FunctionDefinition(
             name=function.name, description=function.description, parameters=parameters
         )
     )
+
+
+def refuse_unenforceable(schema: dict[str, Any] | bool, param: str) -> None:
+    """Return where the grammar enforces all of a schema.
+
+    Raises:
+        InvalidValue: it would pass over a part.
+    """
+    if has_xgrammar_unsupported_json_features(schema):
+        raise InvalidValue(
+            f"{param} asks for what answers cannot be held to: one of multipleOf, uniqueItems, "
+            "contains, propertyNames, patternProperties beside properties, allOf of several, "
+            "length beside pattern or format, or an unknown format; leave it out.",
+            param=param,
+        )
 
 
 def offered(request: ChatRequest) -> list[dict[str, Any]] | None:
