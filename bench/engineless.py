@@ -51,8 +51,10 @@ class LookingEngine(FakeEngine):
     async def _words(
         self, _request: ChatRequest, media: Sequence[Medium]
     ) -> AsyncGenerator[str, None]:
-        for medium in media:
-            yield await asyncio.to_thread(_look, medium)
+        # All before the first word, as an engine does: afterwards the server lets go of them.
+        seen = [await asyncio.to_thread(_look, medium) for medium in media]
+        for words in seen:
+            yield words
         yield "That is all."
 
 

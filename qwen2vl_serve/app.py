@@ -15,8 +15,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import HTMLResponse
 
-from qwen2vl_serve import __version__
+from qwen2vl_serve import __version__, docs_page
 from qwen2vl_serve.adapters_api import AdaptersAPI, LoadRequest, UnloadRequest
 from qwen2vl_serve.api import API
 from qwen2vl_serve.auth import Keys
@@ -70,7 +71,13 @@ def build_app(
     if keys.limited:
         quotas.open()
     api = API(engine, loader, profile, metrics)
-    app = FastAPI(title="qwen2vl_serve", version=__version__, redirect_slashes=False)
+    app = FastAPI(
+        title="qwen2vl_serve",
+        version=__version__,
+        redirect_slashes=False,
+        docs_url=None,  # FastAPI's pages load their scripts from a CDN
+        redoc_url=None,
+    )
     app.state.api = api
     app.add_api_route("/v1/chat/completions", api.chat_completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions/explain", api.explain, methods=["POST"])
@@ -117,6 +124,7 @@ def build_app(
     app.add_api_route("/health/ready", api.ready)
     app.add_api_route("/version", api.version)
     app.add_api_route("/metrics", api.metrics_text)
+    app.add_route("/docs", _docs)
     app.add_exception_handler(HTTPException, _raise_ours)
     app.add_exception_handler(RequestValidationError, _raise_ours)
     server = profile.server
@@ -138,6 +146,11 @@ def build_app(
         )  # added last: outermost
     app.openapi = cache(lambda: document(app, BODIES))  # type: ignore[method-assign]  # FastAPI's own hook
     return app
+
+
+async def _docs(request: Request) -> HTMLResponse:
+    """Show the OpenAPI document."""
+    return HTMLResponse(docs_page.page(request.app.openapi()), headers=docs_page.HEADERS)
 
 
 def _add_batches(app: FastAPI, store: BatchStore | None, profile: Profile, asker: Asker) -> None:

@@ -45,7 +45,8 @@ PHASES = (
     Phase(
         "weights",
         "loading the weights",
-        "the weights are being downloaded, or their disk is slow (hf download shows how far it is)",
+        "their disk is slow, or they are being downloaded (qwen2vl-serve download does that "
+        "beforehand, and shows how far it is)",
         (
             _sign("vllm/v1/worker/gpu_model_runner.py", r"Starting to load model"),
             _sign("vllm/v1/worker/cpu_model_runner.py", r"Starting to load model"),

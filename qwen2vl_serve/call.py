@@ -56,6 +56,19 @@ class Call:
         self.done("first token")
         self.first_token = self.stages[-1][1] - self.started
 
+    def timing(self) -> str:
+        """Return what ``Server-Timing`` says as an answer begins: stages and all, in milliseconds.
+
+        After the last stage came the whole answer, unless that is its first token.
+        """
+        now = time.perf_counter()
+        stages = self.stages if self.first_token is not None else [*self.stages, ("answer", now)]
+        told, begun = [], self.started
+        for name, until in stages:
+            told.append(f"{name.replace(' ', '-')};dur={(until - begun) * 1e3:.1f}")
+            begun = until
+        return ", ".join([*told, f"total;dur={(now - self.started) * 1e3:.1f}"])
+
     def cut(self, error: APIError) -> None:
         """End the answer with ``error``, wherever it is; only the first cut counts."""
         if self._error is None and self._task is not None:

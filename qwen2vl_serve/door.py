@@ -22,6 +22,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 EXPOSED_HEADERS = (
     "retry-after",
+    "server-timing",
     "x-request-id",
     *(
         f"x-ratelimit-{what}-{unit}"

@@ -249,6 +249,8 @@ class Envelope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = call.id
+                if call.stages and status == 200:
+                    MutableHeaders(scope=message)["server-timing"] = call.timing()
                 add_headers(message, state)
             await send(message)
 

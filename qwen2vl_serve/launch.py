@@ -52,6 +52,7 @@ from qwen2vl_serve.media.sampling import frame_rules
 from qwen2vl_serve.media.sizing import picture_bounds
 from qwen2vl_serve.media.video import VideoLimits
 from qwen2vl_serve.plan.advice import advice
+from qwen2vl_serve.preflight import vllm_build
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.profile_media import FilesSection
 from qwen2vl_serve.reload import Reload
@@ -388,6 +389,10 @@ def _environment(profile: Profile) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         **profile.environment(),
     }
+    if profile.engine.enforce_eager and vllm_build() == "cpu":
+        # The ranks of log probabilities would be compiled all the same at their first use: half a
+        # minute in which nobody is answered, or the engine's end where there is no C++ compiler.
+        chosen["TORCH_COMPILE_DISABLE"] = "1"
     # An operator's own setting wins over the profile's.
     return {name: value for name, value in chosen.items() if name not in os.environ}
 

@@ -183,6 +183,7 @@ def fetching_server() -> Iterator[tuple[ServerProcess, int]]:
         "media.allowed_networks=[127.0.0.1/32]",
         f"media.allowed_ports=[80, 443, {port}]",
         "server.api_keys=[sk-your-key]",
+        "server.tools=experimental",
     )
     running = start_server("--profile", "demo", *(f"--set={one}" for one in settings))
     running.api_key = "sk-your-key"

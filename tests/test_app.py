@@ -16,6 +16,7 @@ import openai
 import pytest
 import requests
 import uvicorn
+from qwen2vl_client.checks import server_timings
 
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
@@ -188,6 +189,23 @@ def test_a_request_id_goes_out_as_it_came_in(api: Running) -> None:
     assert len(made) == 32
     unfit = api.chat(headers={"x-request-id": "a b" * 99}).headers["x-request-id"]
     assert len(unfit) == 32
+
+
+def test_the_stages_of_an_answer_are_told_in_its_head() -> None:
+    """``Server-Timing``: what was done so far, one after another, and all; of answers only."""
+    before = ["read", "queue", "fetch", "decode"]
+    with running(FakeEngine(pause=0.02)) as api:
+        for body, last in ((HELLO, "answer"), ({**HELLO, "stream": True}, "first-token")):
+            answer = api.chat(body)
+            told = server_timings({"server-timing": answer.headers["server-timing"]})
+            assert list(told) == [*before, last, "total"]
+            stages = sum(told.values()) - told["total"]
+            assert stages == pytest.approx(told["total"], abs=0.001)
+            # Each word of three takes 20 ms; a stream's head waits for the first only.
+            assert told[last] >= (0.05 if last == "answer" else 0.015)
+            assert answer.elapsed.total_seconds() >= told["total"] - 0.001
+        assert "server-timing" not in api.chat({"messages": []}).headers
+        assert "server-timing" not in requests.get(f"{api.root}/v1/models", timeout=10).headers
 
 
 def test_two_requests_may_carry_one_id(api: Running) -> None:

@@ -156,6 +156,11 @@ def test_media_and_timings_of_the_real_server(server: ServerProcess, pictures: P
             assert told.prompt_tokens == answer.usage.prompt_tokens
             assert answer.timings.first_token is not None
             assert answer.timings.first_token < answer.timings.total
+            times = answer.timings.server
+            assert times.keys() >= {"queue", "fetch", "decode", "first-token", "total"}
+            assert 0 < times["first-token"] < times["total"] <= answer.timings.first_token
+            whole = await client.chat("What is it?", images=pictures / "red_circle.jpg")
+            assert 0 < whole.timings.server["answer"] < whole.timings.total
             digest = blake3((pictures / "red_circle.jpg").read_bytes()).hexdigest()
             ids = [file.id for file in await client.files.list()]
             assert ids.count(f"file-{digest}") == 1

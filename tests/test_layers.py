@@ -42,6 +42,7 @@ LAYERS: dict[str, int] = {
     "body": 2,
     "auth": 2,
     "connection": 2,
+    "docs_page": 2,
     "door": 2,
     "openapi": 2,
     "quota": 2,

@@ -8,7 +8,7 @@ colour and shape and boxed 22 with an overlap of one half or more.
 
 What it cannot do (translation, tables, code, mathematics, moderation) is asked for the form alone;
 the content is tested on a stub with answers as Qwen's models give them. Bound to JSON of a kind it
-has not seen, it runs off into blanks unless ``frequency_penalty`` ends that.
+has not seen, it runs on within a text or a list unless ``frequency_penalty`` ends that.
 """
 
 from __future__ import annotations
@@ -105,6 +105,36 @@ def test_what_is_not_asked_for_right_still_has_the_form(client: Client) -> None:
     found = extract_fields(client, picture, ["name", "color"], **LOST)
     assert found.keys() == {"name", "color"}
     assert found["color"] == thing.colour
+
+
+TEXT = {"type": "string", "maxLength": 20}
+LIST = {"type": "array", "items": TEXT, "maxItems": 3}
+UNTAUGHT: dict[str, dict[str, Any]] = {
+    "table": {"columns": LIST, "rows": {"type": "array", "items": LIST, "maxItems": 2}},
+    "solution": {"steps": LIST, "answer": TEXT},
+    "judgement": {"verdict": {"enum": ["allow", "block"]}, "reasons": LIST},
+}
+"""Of each a model that was left the choice wrote 300 tokens of blanks and no more."""
+
+
+@pytest.mark.parametrize("name", UNTAUGHT)
+def test_an_answer_bound_to_json_does_not_run_off_into_blanks(client: Client, name: str) -> None:
+    """At the likeliest words, without any penalty: whole within 300 tokens, no blanks in a row."""
+    properties = UNTAUGHT[name]
+    schema = {"type": "object", "properties": properties, "required": [*properties]}
+    schema["additionalProperties"] = False
+    wanted = {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
+    answer = client.chat(
+        f"Give the {name}.",
+        images=PICTURES / "shape.png",
+        temperature=0,
+        max_tokens=300,
+        response_format=wanted,
+    )
+    assert answer.finish_reason == "stop", answer.text
+    assert json.loads(answer.text).keys() == properties.keys()
+    outside = re.sub(r'"(?:[^"\\]|\\.)*"', '""', answer.text)
+    assert not re.search(r"\s\s", outside), answer.text
 
 
 def test_boxes_land_on_the_thing(client: Client) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from bench.fuzz.drawn import drawn
 from bench.fuzz.seeds import VIDEOS, seeds
-from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
+from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest, Overflow
 
 SITE = "http://127.0.0.1:00000"
 """Stands for the hostile site, whose port is known when the request is sent."""
@@ -203,7 +203,7 @@ _FIELDS: dict[str, SearchStrategy[Any]] = {
     "stop": _mostly(st.lists(TEXTS, max_size=6)),
     "logit_bias": _mostly(st.dictionaries(TEXTS, NUMBERS, max_size=3)),
     "include_media_info": _mostly(st.booleans()),
-    "overflow": _mostly(st.sampled_from(["error", "shrink", "drop_oldest_images"])),
+    "overflow": _mostly(st.sampled_from(get_args(Overflow))),
     "vl_high_resolution_images": _mostly(st.booleans()),
     "mm_processor_kwargs": _mostly(_some(VIDEO_FIELDS, 3)),
     "response_format": _mostly(

@@ -7,13 +7,14 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from bench.fuzz.bodies import SITE, drawn_bodies
+from bench.fuzz.bodies import PICTURES, SITE, drawn_bodies
 from bench.fuzz.document import drawn_requests
 from bench.fuzz.mutation import mutated
 from bench.fuzz.seeds import VIDEOS, seeds
 from bench.fuzz.site import Script, hostile
+from qwen2vl_serve.protocol import Overflow
 
 BATCH, DOCUMENT_BATCH = 100, 25
 """How many bodies, and how many requests by the document, are drawn at a time."""
@@ -21,7 +22,7 @@ BATCH, DOCUMENT_BATCH = 100, 25
 WEIGHTS = {
     "jpeg": 8, "png": 10, "webp": 7, "gif": 5, "bmp": 4, "tiff": 8, "avif": 5, "heic": 4,
     "pdf": 0.3, "mp4": 6, "webm": 3, "mkv": 3, "body": 16, "transport": 5, "upload": 6,
-    "files": 2, "fetch": 6, "document": 8,
+    "files": 2, "fetch": 6, "document": 8, "talk": 6,
 }  # fmt: skip
 """Which share of the cases is of which kind; a PDF costs a process of its own."""
 
@@ -112,7 +113,7 @@ def _shown(rng: random.Random, kind: str, url: str, path: str = "/v1/chat/comple
             part["max_pixels"] = rng.choice((1, 3136, 50_000, 10**9))
     body: dict[str, Any] = {"messages": [{"role": "user", "content": [part]}]}
     if rng.random() < 0.2:
-        body["overflow"] = rng.choice(("shrink", "drop_oldest_images", "error"))
+        body["overflow"] = rng.choice(get_args(Overflow))
     if rng.random() < 0.3:
         body["include_media_info"] = True
     if rng.random() < 0.2:
@@ -123,6 +124,26 @@ def _shown(rng: random.Random, kind: str, url: str, path: str = "/v1/chat/comple
 def _body(rng: random.Random, name: str, body: bytes) -> Case:
     path = "/v1/chat/completions" + rng.choice(("", "", "/explain"))
     return Case(name, "body", http("POST", path, body, "application/json"))
+
+
+def _talk(rng: random.Random, name: str, _: bytes) -> Case:
+    """A conversation that seldom fits into the window, its turns in any order."""
+    messages: list[dict[str, Any]] = []
+    for _turn in range(rng.choice((1, 2, 6, 30))):
+        role = rng.choice(("user", "user", "assistant", "assistant", "system", "developer"))
+        text = "word " * rng.choice((1, 30, 400, 1500, 5000))
+        content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+        if role == "user" and rng.random() < 0.3:
+            picture = {"type": "image_url", "image_url": {"url": rng.choice(PICTURES)}}
+            content.insert(rng.randrange(2), picture)
+        messages.append({"role": role, "content": rng.choice((text, content))})
+    body: dict[str, Any] = {"messages": messages, "overflow": rng.choice(get_args(Overflow))}
+    if rng.random() < 0.5:
+        body["max_tokens"] = rng.choice((1, 500, 4000))
+    if rng.random() < 0.3:
+        body["stream"] = True
+    path = "/v1/chat/completions" + rng.choice(("", "", "", "/explain"))
+    return Case(name, "talk", http("POST", path, json.dumps(body).encode(), "application/json"))
 
 
 def _transport(rng: random.Random, name: str, body: bytes) -> Case:
@@ -271,6 +292,7 @@ _MAKERS: dict[str, Any] = {
     "upload": _upload,
     "files": _files,
     "fetch": _fetch,
+    "talk": _talk,
 }
 
 

@@ -26,7 +26,7 @@ from vllm.envs import enable_envs_cache
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.inputs import TokensPrompt
 from vllm.renderers.online_renderer import OnlineRenderer
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -243,10 +243,23 @@ class VLLMEngine:
 
     async def probe(self) -> None:
         """Generate one token of nothing in particular; raise ``EngineUnavailable`` if it cannot."""
+        await self._one_token("probe")
+
+    async def warm_up(self) -> None:
+        """Use once what vLLM makes ready at its first use only, while every other request waits.
+
+        That is the ranks of log probabilities, which are compiled, and the compiler of grammars.
+        """
+        await self._one_token("warm-up", logprobs=1)
+        await self._one_token(
+            "warm-up", structured_outputs=StructuredOutputsParams(json_object=True)
+        )
+
+    async def _one_token(self, name: str, **wanted: Any) -> None:
         prompt = TokensPrompt(prompt_token_ids=[0])
-        sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **wanted)
         try:
-            async for _ in self._client.generate(prompt, sampling, f"probe-{uuid.uuid4().hex}"):
+            async for _ in self._client.generate(prompt, sampling, f"{name}-{uuid.uuid4().hex}"):
                 pass
         except EngineDeadError:
             raise EngineUnavailable("The engine has stopped; the server is going down.") from None
@@ -390,10 +403,12 @@ async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
         chat = _chat(client, models)
         tool_chat = None
         if profile.server.tools != "off":
+            tools.register()
             tool_chat = _chat(client, models, tools.TEMPLATE, tools.SERVED)
         # As vLLM's own server does: what the boot left is not walked at each collection.
         freeze_gc_heap()
         engine = VLLMEngine(client, chat, encoder, room, tool_chat)
+        await engine.warm_up()
         for name, adapter in adapters.items():
             try:
                 await engine.load_adapter(name, adapter)

@@ -10,14 +10,14 @@ from typing import Any
 from PIL import Image
 from pydantic import PrivateAttr
 from vllm.entrypoints.generate.base.protocol import (
-    JsonSchemaResponseFormat,
     RequestResponseMetadata,
-    ResponseFormat,
     StreamOptions,
 )
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.lora.request import LoRARequest
 from vllm.multimodal.media.base import MediaWithBytes
+from vllm.sampling_params import StructuredOutputsParams
+from xgrammar.structural_tag import JSONSchemaFormat, StructuralTag
 
 from qwen2vl_serve import protocol
 from qwen2vl_serve.engine import Medium, Picture, Usage
@@ -116,7 +116,7 @@ def as_vllm(
     if request.stream_options is not None:
         given["stream_options"] = StreamOptions(**request.stream_options.model_dump())
     if request.response_format is not None:
-        given["response_format"] = _as_response_format(request.response_format)
+        given["structured_outputs"] = _as_structured_outputs(request.response_format)
     if request.tools is not None:
         given |= tools.fields(request)
     rest = iter(media)
@@ -214,13 +214,18 @@ def _as_part(part: UserPart, media: Iterator[Medium]) -> dict[str, Any]:
     return {"type": "video_url", "video_url": Frames(medium), "uuid": medium.key}
 
 
-def _as_response_format(wanted: protocol.ResponseFormat) -> ResponseFormat:
-    schema = wanted.json_schema
-    if schema is None:
-        return ResponseFormat(type=wanted.type)
-    return ResponseFormat(
-        type=wanted.type,
-        json_schema=JsonSchemaResponseFormat(
-            name=schema.name, schema=schema.schema_ or {}, strict=schema.strict
-        ),
-    )
+def _as_structured_outputs(wanted: protocol.ResponseFormat) -> StructuredOutputsParams | None:
+    """Return the grammar of an answer, which has one blank at most between the parts of its JSON.
+
+    vLLM's own way to a JSON schema allows any number, and a small model may write nothing else; or
+    none at all, as no model was taught to write. As a structural tag a schema can say how many.
+    """
+    if wanted.type == "text":
+        return None
+    if wanted.json_schema is None:
+        schema: dict[str, Any] | bool = {"type": "object"}
+    else:
+        schema = wanted.json_schema.schema_ or True
+        tools.refuse_unenforceable(schema, "response_format.json_schema.schema")
+    content = JSONSchemaFormat(json_schema=schema, max_whitespace_cnt=1)
+    return StructuredOutputsParams(structural_tag=StructuralTag(format=content).model_dump_json())

@@ -11,6 +11,8 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionNamedToolChoiceParam,
     ChatCompletionToolsParam,
 )
+from vllm.tool_parsers import ToolParserManager
+from vllm.tool_parsers.hermes_tool_parser import Hermes2ProToolParser
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
 from qwen2vl_serve.errors import InvalidValue
@@ -20,13 +22,34 @@ from qwen2vl_serve.tools import NamedTool, Tool
 TEMPLATE = (Path(__file__).parent / "tools.jinja").read_text("utf-8")
 """Qwen2-VL's own template has no tools; without any, this one renders what that does."""
 
+PARSER = "qwen2vl_hermes"
+
 SERVED: dict[str, Any] = {
     "enable_auto_tools": True,
-    "tool_parser": "hermes",
+    "tool_parser": PARSER,
     # Arguments obey their schema whether the call was asked for or not.
     "tool_strict_level": "parameter",
 }
 """What vLLM's serving class and renderer are told where tools are on."""
+
+
+class Calls(Hermes2ProToolParser):  # type: ignore[misc]  # vLLM ships no type information
+    """vLLM's ``hermes`` parser; its grammar leaves one blank between the parts of arguments.
+
+    vLLM's own leaves any number.
+    """
+
+    def get_structural_tag(self, *given: Any, **named: Any) -> Any:
+        """Return the grammar of calls; None where none is demanded."""
+        grammar = super().get_structural_tag(*given, **named)
+        for call in getattr(getattr(grammar, "format", None), "tags", ()):
+            call.content.max_whitespace_cnt = 1
+        return grammar
+
+
+def register() -> None:
+    """Tell vLLM of the parser."""
+    ToolParserManager.register_module(PARSER, module=Calls)
 
 
 def fields(request: ChatRequest) -> dict[str, Any]:
@@ -52,19 +75,27 @@ def _as_tool(tool: Tool, index: int) -> ChatCompletionToolsParam:
     function = tool.function
     parameters = function.parameters or {"type": "object", "properties": {}}
     parameters = {"type": "object", **parameters}
-    if has_xgrammar_unsupported_json_features(parameters):
-        param = f"tools[{index}].function.parameters"
-        raise InvalidValue(
-            f"{param} asks for what calls cannot be held to: one of multipleOf, uniqueItems, "
-            "contains, propertyNames, patternProperties beside properties, allOf of several, "
-            "length beside pattern or format, or an unknown format; leave it out.",
-            param=param,
-        )
+    refuse_unenforceable(parameters, f"tools[{index}].function.parameters")
     return ChatCompletionToolsParam(
         function=FunctionDefinition(
             name=function.name, description=function.description, parameters=parameters
         )
     )
+
+
+def refuse_unenforceable(schema: dict[str, Any] | bool, param: str) -> None:
+    """Return where the grammar enforces all of a schema.
+
+    Raises:
+        InvalidValue: it would pass over a part.
+    """
+    if has_xgrammar_unsupported_json_features(schema):
+        raise InvalidValue(
+            f"{param} asks for what answers cannot be held to: one of multipleOf, uniqueItems, "
+            "contains, propertyNames, patternProperties beside properties, allOf of several, "
+            "length beside pattern or format, or an unknown format; leave it out.",
+            param=param,
+        )
 
 
 def offered(request: ChatRequest) -> list[dict[str, Any]] | None:

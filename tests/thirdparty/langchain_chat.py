@@ -101,6 +101,32 @@ message = {
 }
 print(repr(llm.with_structured_output(Fields, method="json_schema").invoke([message])))
 
+# --- tools
+from typing import Literal
+
+from langchain_core.tools import tool
+
+
+@tool
+def in_stock(colour: Literal["red", "blue"]) -> str:
+    """How many sheets of paper of a colour are in stock."""
+    return f"12 {colour} sheets"
+
+
+message = {
+    "role": "user",
+    "content": [
+        {"type": "image", "base64": encode_image("red_circle.jpg"), "mime_type": "image/jpeg"},
+        {"type": "text", "text": "What colour is the circle?"},
+    ],
+}
+asked = llm.bind_tools([in_stock], tool_choice="any").invoke([message])
+turns = [message, asked]
+for call in asked.tool_calls:
+    print(call["name"], call["args"])
+    turns.append(in_stock.invoke(call))
+print(llm.invoke(turns).content)
+
 # --- wrong key
 stranger = ChatOpenAI(
     model="qwen2-vl-demo", base_url="http://127.0.0.1:8000/v1", api_key="sk-wrong"

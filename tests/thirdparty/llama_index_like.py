@@ -85,6 +85,48 @@ message = ChatMessage(
 )
 print(repr(llm.as_structured_llm(Fields).chat([message]).raw))
 
+# --- tools
+from typing import Literal
+
+from llama_index.core.tools import FunctionTool
+
+
+def in_stock(colour: Literal["red", "blue"]) -> str:
+    """How many sheets of paper of a colour are in stock."""
+    return f"12 {colour} sheets"
+
+
+agent = OpenAILike(
+    model="qwen2-vl-demo",
+    api_base="http://127.0.0.1:8000/v1",
+    api_key="sk-your-key",
+    context_window=4096,
+    is_chat_model=True,
+    is_function_calling_model=True,
+    temperature=0,
+)
+tool = FunctionTool.from_defaults(in_stock)
+turns = [
+    ChatMessage(
+        role="user",
+        blocks=[
+            ImageBlock(path="red_circle.jpg"),
+            TextBlock(text="What colour is the circle?"),
+        ],
+    )
+]
+answer = agent.chat_with_tools([tool], chat_history=turns, tool_choice="in_stock")
+turns.append(answer.message)
+for call in agent.get_tool_calls_from_response(answer):
+    print(call.tool_name, call.tool_kwargs)
+    result = tool(**call.tool_kwargs)
+    turns.append(
+        ChatMessage(
+            role="tool", content=str(result), additional_kwargs={"tool_call_id": call.tool_id}
+        )
+    )
+print(agent.chat(turns).message.content)
+
 # --- wrong key
 try:
     OpenAILike(

@@ -149,6 +149,41 @@ completion = client.chat.completions.parse(
 )
 print(repr(completion.choices[0].message.parsed))
 
+# --- tools
+tools = [
+    {
+        "type": "function",
+        "function": {
+            "name": "in_stock",
+            "description": "How many sheets of paper of a colour are in stock.",
+            "parameters": {
+                "type": "object",
+                "properties": {"colour": {"type": "string", "enum": ["red", "blue"]}},
+                "required": ["colour"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
+question = [content[0], {"type": "text", "text": "What colour is the circle?"}]
+messages = [{"role": "user", "content": question}]
+completion = client.chat.completions.create(
+    model="qwen2-vl-demo",
+    messages=messages,
+    tools=tools,
+    tool_choice={"type": "function", "function": {"name": "in_stock"}},
+    temperature=0,
+)
+message = completion.choices[0].message
+messages.append(message)
+for call in message.tool_calls:
+    print(call.function.name, call.function.arguments)
+    messages.append({"role": "tool", "tool_call_id": call.id, "content": "12 sheets"})
+completion = client.chat.completions.create(
+    model="qwen2-vl-demo", messages=messages, tools=tools, tool_choice="none", temperature=0
+)
+print(completion.choices[0].message.content)
+
 # --- wrong key
 try:
     OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="sk-wrong").models.list()
@@ -165,21 +200,6 @@ except openai.NotFoundError as error:
 try:
     client.chat.completions.create(
         model="qwen2-vl-demo", messages=[{"role": "user", "content": "word " * 6000}]
-    )
-except openai.BadRequestError as error:
-    print(error.status_code, error.code, error.param, error.message)
-
-# --- tools
-weather = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    },
-}
-try:
-    client.chat.completions.create(
-        model="qwen2-vl-demo", messages=[{"role": "user", "content": "Hello"}], tools=[weather]
     )
 except openai.BadRequestError as error:
     print(error.status_code, error.code, error.param, error.message)

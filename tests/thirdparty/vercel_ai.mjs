@@ -1,7 +1,7 @@
 // --- setup
 import fs from 'node:fs';
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible';
-import { APICallError, generateText, Output, streamText } from 'ai';
+import { APICallError, generateText, isStepCount, Output, streamText, tool } from 'ai';
 import { z } from 'zod';
 
 const provider = createOpenAICompatible({
@@ -99,6 +99,35 @@ const { output } = await generateText({
   ],
 });
 console.log(output);
+
+// --- tools
+const inStock = tool({
+  description: 'How many sheets of paper of a colour are in stock.',
+  inputSchema: z.object({ colour: z.enum(['red', 'blue']) }),
+  execute: async ({ colour }) => `12 ${colour} sheets`,
+});
+const agent = await generateText({
+  model: provider('qwen2-vl-demo'),
+  temperature: 0,
+  tools: { in_stock: inStock },
+  stopWhen: isStepCount(2),
+  prepareStep: ({ stepNumber }) => ({
+    toolChoice: stepNumber === 0 ? { type: 'tool', toolName: 'in_stock' } : 'none',
+  }),
+  messages: [
+    {
+      role: 'user',
+      content: [
+        { type: 'file', mediaType: 'image', data: fs.readFileSync('red_circle.jpg') },
+        { type: 'text', text: 'What colour is the circle?' },
+      ],
+    },
+  ],
+});
+for (const call of agent.steps[0].toolCalls) {
+  console.log(call.toolName, call.input);
+}
+console.log(agent.text);
 
 // --- wrong key
 const stranger = createOpenAICompatible({
