@@ -84,6 +84,8 @@ def cards(world: World) -> Finding:
             if needed > 1
             else ""
         )
+        if engine.data_parallel_size > 1:
+            split += f" × data_parallel_size {engine.data_parallel_size}"
         return fatal(
             f"{_title(profile)} needs {needed} NVIDIA card{'s' * (needed > 1)}{kind}{split}; "
             f"this machine has {hardware.describe(found)}",
