@@ -23,7 +23,10 @@ import requests
 
 from tests.hostile.sites import Sites, sites
 
-ENGINES = {"test_install", "test_lora_real", "test_reference", "test_rehearsal", "test_vllm_engine"}
+ENGINES = {
+    "test_engines_real", "test_install", "test_lora_real", "test_reference", "test_rehearsal",
+    "test_vllm_engine",
+}  # fmt: skip
 """Files that start engines of their own."""
 
 BOOT_SECONDS = 300

@@ -36,12 +36,12 @@ async def rank(
     Whatever it had under way then ends with ``EngineDeadError``.
     """
     client = await _Boot(lambda: _client(args, index, figures)).client()
-    # Don't keep the dummy data in memory (vLLM's own launcher says and does the same).
-    await client.reset_mm_cache()
     processes = _processes(client)
     pids = {process.pid for process in processes}
     _up.update(pids)
     try:
+        # As vLLM's own launcher does: what it was warmed up with is not kept.
+        await client.reset_mm_cache()
         yield client
     finally:
         _up.difference_update(pids)
