@@ -1,4 +1,4 @@
-"""Several engines behind one: which answers what, what a loss costs, and what a newcomer is told."""
+"""Several engines behind one: which answers what, what a loss costs, what a newcomer is told."""
 
 from __future__ import annotations
 
@@ -222,7 +222,11 @@ class Crowd:
         return [len(engines[-1].requests) for engines in self.made]
 
     def run(
-        self, test: Callable[[Engines], Awaitable[None]], *, hang_seconds: float = 60, **options: Any
+        self,
+        test: Callable[[Engines], Awaitable[None]],
+        *,
+        hang_seconds: float = 60,
+        **options: Any,
     ) -> None:
         async def main() -> None:
             starts = [partial(self.start, index) for index in range(len(self.made))]
@@ -470,7 +474,7 @@ ADAPTER = Adapter(Path("/adapters/ocr"), 8, None, 4, 0, "digest")
 
 
 def test_an_adapter_is_loaded_everywhere_and_into_newcomers() -> None:
-    """The list of models is everybody's; an engine that is started anew has what the others have."""
+    """Models are everybody's; an engine that is started anew has what the others have."""
     crowd = Crowd()
 
     async def test(engines: Engines) -> None:
@@ -563,5 +567,7 @@ def test_the_operator_is_told_of_losses_and_returns() -> None:
     assert list(_changes(up, ["serving", "starting"])) == [
         "error   engine 1 is lost and is started anew; 1 of 2 serve"
     ]
-    assert list(_changes(["hung", "serving"], up)) == ["ready   engine 0 serves again; 2 of 2 serve"]
+    assert list(_changes(["hung", "serving"], up)) == [
+        "ready   engine 0 serves again; 2 of 2 serve"
+    ]
     assert list(_changes(up, ["hung", "serving"])) == ["error   engine 0 hangs; 1 of 2 serve"]

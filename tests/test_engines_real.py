@@ -1,4 +1,4 @@
-"""Two of vLLM's engines behind one address: spread, stickiness, one killed while the other serves."""
+"""Two of vLLM's engines behind one address: who answers, and one killed while the other serves."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def figures(server: ServerProcess, name: str) -> list[float]:
     """Return one of vLLM's figures of both engines, summed over all labels but the engine."""
     text = requests.get(f"{server.root}/metrics", timeout=10).text
     sums = [0.0, 0.0]
-    for engine, value in re.findall(rf'^{name}{{.*?engine="(\d)".*?}} (\S+)$', text, re.M):
+    for engine, value in re.findall(rf'^{name}{{.*?engine="(\d)".*?}} (\S+)$', text, re.MULTILINE):
         sums[int(engine)] += float(value)
     return sums
 

@@ -41,7 +41,8 @@ class Member:
     @property
     def engine(self) -> Engine:
         """The engine, or the one that stood here last."""
-        assert self._engine is not None, "asked before its first start"
+        if self._engine is None:
+            raise EngineUnavailable("The engine has not started yet.")
         return self._engine
 
     async def begin(self) -> None:

@@ -352,4 +352,3 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
             request, *given, **named
         )
         return events
-

@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 
 import psutil
@@ -86,8 +87,7 @@ class _Boot:
 
     def __init__(self, make: Callable[[], AsyncLLM]) -> None:
         self._make = make
-        self._client: AsyncLLM | None = None
-        self._error: BaseException | None = None
+        self._made: Future[AsyncLLM] = Future()
         self._thread = threading.Thread(target=self._run, name="engine-boot", daemon=True)
 
     async def client(self) -> AsyncLLM:
@@ -100,16 +100,13 @@ class _Boot:
         except BaseException:
             self._abandon()
             raise
-        if self._client is None:
-            assert self._error is not None, "it ends with one or the other"
-            raise self._error
-        return self._client
+        return self._made.result()
 
     def _run(self) -> None:
         try:
-            self._client = self._make()
-        except BaseException as error:  # noqa: BLE001  (raised again where it is awaited)
-            self._error = error
+            self._made.set_result(self._make())
+        except BaseException as error:
+            self._made.set_exception(error)
 
     def _abandon(self) -> None:
         """End the engine that is starting; the thread ends by that."""
@@ -118,8 +115,8 @@ class _Boot:
                 if child.name.startswith("EngineCore") and child.pid not in _up:
                     child.kill()
             self._thread.join(_LOOK_SECONDS)
-        if self._client is not None:
-            self._client.shutdown()
+        if self._made.exception() is None:
+            self._made.result().shutdown()
 
 
 def _processes(client: AsyncLLM) -> list[psutil.Process]:
