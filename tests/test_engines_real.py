@@ -25,7 +25,7 @@ ENGINE_BYTES = 256 * 2**20
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[ServerProcess]:
-    """The demo model twice, with an adapter; the last test has killed one and seen it come back."""
+    """The demo model twice, with an adapter; at the end none of its processes is left."""
     fields = (
         "engine.data_parallel_size=2",
         f"engine.kv_cache_memory_bytes={ENGINE_BYTES}",
@@ -38,7 +38,8 @@ def two() -> Iterator[ServerProcess]:
         yield running
         processes += psutil.Process(running.process.pid).children(recursive=True)
         assert running.stop() == 0, "\n".join(running.lines[-10:])
-        assert not [one for one in processes if one.is_running() and not is_zombie(one)]
+        # Python's own tracker of shared memory ends a moment after what it tracks.
+        eventually(lambda: all(is_zombie(one) for one in processes))
     finally:
         end(running)
 
@@ -179,7 +180,8 @@ def test_one_killed_under_load_and_the_other_serves(two: ServerProcess) -> None:
     eventually(lambda: any("engine 1 serves again; 2 of 2" in one for one in two.lines))
     whom = {by_whom(two, asked(f"After that, {number}"))[0] for number in range(4)}
     assert whom == {0, 1}
-    adapted = {by_whom(two, asked(f"Hello, {number}"), model="sailor") for number in range(4)}
+    shown = [asked(COLOUR, picture(colour)) for colour in ("blue", "orange", "purple", "black")]
+    adapted = {by_whom(two, messages, model="sailor") for messages in shown}
     assert {engine for engine, _ in adapted} == {0, 1}
     assert all(said.startswith("Aye!") for _, said in adapted), adapted
 

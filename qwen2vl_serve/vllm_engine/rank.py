@@ -131,10 +131,13 @@ def _processes(client: AsyncLLM) -> list[psutil.Process]:
 
 async def _end(client: AsyncLLM, processes: list[psutil.Process]) -> None:
     """Stop an engine, dead or alive, and kill what has not gone by then: it holds memory."""
+    handler = client.output_handler
+    if handler is not None and not client.get_num_unfinished_requests():
+        handler.cancel()
     await asyncio.to_thread(client.engine_core.shutdown, client.vllm_config.shutdown_timeout)
-    # Its requests are told by the output handler, which ``shutdown`` would stop before it does.
-    if client.output_handler is not None:
-        await asyncio.wait({client.output_handler}, timeout=1)
+    # It tells requests of the end, if there are any; ``shutdown`` would stop it before it does.
+    if handler is not None:
+        await asyncio.wait({handler}, timeout=1)
     client.shutdown()
     await asyncio.to_thread(_take_away, processes)
 
