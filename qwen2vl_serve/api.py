@@ -212,7 +212,11 @@ class API:
         """Tell that the engine answers and that new requests are taken."""
         self.refuse_new()
         await self.engine.check()
-        return JSONResponse({"status": "ready"})
+        states = self.engine.states
+        if len(states) == 1:
+            return JSONResponse({"status": "ready"})
+        status = "ready" if all(state == "serving" for state in states) else "degraded"
+        return JSONResponse({"status": status, "engines": list(states)})
 
     async def version(self) -> JSONResponse:
         """Tell the versions of this server and of its engine."""

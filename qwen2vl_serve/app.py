@@ -94,6 +94,7 @@ def build_app(
     metrics.admitted_tokens.set_function(lambda: api.chats.tokens.held)
     metrics.body_bytes.set_function(lambda: api.bodies.held)
     metrics.stalled.set_function(lambda: api.pulse.stalled)
+    metrics.watch_engines(lambda: engine.states)
     metrics.held_bytes.set_function(lambda: loader.ledger.held)
     metrics.held_waiting.set_function(lambda: loader.ledger.waiting)
     metrics.caches.update(known=loader.known.figures, pdf_pages=api.documents.drawn.figures)

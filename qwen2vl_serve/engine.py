@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from qwen2vl_serve.protocol import ChatRequest
 
@@ -104,6 +104,9 @@ class Video(Item, Protocol):
 
 Medium = Picture | Video
 
+EngineState = Literal["serving", "hung", "starting"]
+"""``starting`` is also one that was lost and is being started anew."""
+
 
 class Engine(Protocol):
     """An engine that is up; its errors are ``APIError`` of ``qwen2vl_serve.errors``.
@@ -134,6 +137,11 @@ class Engine(Protocol):
     @property
     def pending(self) -> int:
         """How many requests have been started and not ended."""
+        ...
+
+    @property
+    def states(self) -> Sequence[EngineState]:
+        """What each engine behind this one does; a single engine has one."""
         ...
 
     async def complete(

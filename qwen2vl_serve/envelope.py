@@ -8,7 +8,9 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import get_args
 
 from fastapi.responses import JSONResponse
 from prometheus_client import (
@@ -28,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qwen2vl_serve import request_log
 from qwen2vl_serve.call import Call
 from qwen2vl_serve.door import add_headers
+from qwen2vl_serve.engine import EngineState
 from qwen2vl_serve.errors import APIError, InternalError
 from qwen2vl_serve.media.lru import CacheFigures
 from qwen2vl_serve.tracing import Tracer
@@ -106,6 +109,12 @@ class Metrics:
             "How long the engine has had work and not moved",
             registry=self.registry,
         )
+        self.engines = Gauge(
+            "qwen2vl_engines",
+            "Engines behind this address, by what they do",
+            ["state"],
+            registry=self.registry,
+        )
         self.media = Counter(
             "qwen2vl_media",
             "Pictures and videos of requests, by kind; decoded, or known from before",
@@ -169,6 +178,11 @@ class Metrics:
             registry=self.registry,
         )
 
+    def watch_engines(self, states: Callable[[], Sequence[EngineState]]) -> None:
+        """Count engines by their state, each time that they are asked for."""
+        for state in get_args(EngineState):
+            self.engines.labels(state).set_function(partial(_count, states, state))
+
     def forget_adapter(self, name: str) -> None:
         """Stop telling of an adapter that is gone; names would pile up."""
         with contextlib.suppress(KeyError):
@@ -186,6 +200,10 @@ class Metrics:
     def text(self) -> bytes:
         """Return vLLM's figures and ours in Prometheus's text format."""
         return generate_latest(REGISTRY) + generate_latest(self.registry)
+
+
+def _count(states: Callable[[], Sequence[EngineState]], state: EngineState) -> int:
+    return list(states()).count(state)
 
 
 class _Caches(Collector):

@@ -42,6 +42,8 @@ class StartTimes:
         self._path = profile.log_path.absolute().parent / "starts.json"
         engine = profile.engine
         size = f"{engine.tensor_parallel_size}x{engine.pipeline_parallel_size}"
+        if engine.data_parallel_size > 1:
+            size += f"x{engine.data_parallel_size}"
         self._key = f"{profile.name} {profile.model.path} {size}"
 
     def usual(self) -> float | None:

@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.batches.store import BatchStore
 from qwen2vl_serve.boot_log import BootLog
 from qwen2vl_serve.download import have_model
-from qwen2vl_serve.engine import Engine
+from qwen2vl_serve.engine import Engine, EngineState
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.forecast import Start, StartTimes, comparison, expose, foresee
 from qwen2vl_serve.http_server import HTTPServer, Signals, Stopped
@@ -215,7 +215,7 @@ class _Server:
 
     async def _watch(self, engine: Engine, http: HTTPServer) -> None:
         idle, pulse = IdleMemory(http.api.metrics), http.api.pulse
-        hung = False
+        hung, states = False, list(engine.states)
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             if idle.look():
@@ -229,6 +229,9 @@ class _Server:
                 self.report(f"error   {error}")
                 http.lose_engine(error)
                 return
+            before, states = states, list(engine.states)
+            for line in _changes(before, states):
+                self.report(line)
             if pulse.hangs is not hung:
                 hung = pulse.hangs
                 self.report(
@@ -245,6 +248,21 @@ class _Server:
         names = ", ".join(model.id for model in engine.models)
         self.report(f"ready   {url}/v1 serves {names}, {seconds:.1f} s after the start")
         self.report(f"try     {curl(url, with_key=bool(self.keys))}")
+
+
+def _changes(before: Sequence[EngineState], now: Sequence[EngineState]) -> Iterator[str]:
+    """Tell which of several engines was lost or is back; of a single one nothing changes."""
+    left = f"{now.count('serving')} of {len(now)} serve"
+    for index, (old, new) in enumerate(zip(before, now, strict=True)):
+        match old, new:
+            case _, _ if old == new:
+                continue
+            case _, "serving":
+                yield f"ready   engine {index} serves again; {left}"
+            case _, "hung":
+                yield f"error   engine {index} hangs; {left}"
+            case _:
+                yield f"error   engine {index} is lost and is started anew; {left}"
 
 
 def _config(app: FastAPI, profile: Profile) -> uvicorn.Config:

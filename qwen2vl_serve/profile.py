@@ -102,10 +102,12 @@ class Profile(Section):
                 "has no use with hardware.device cpu; leave it out", "hardware.cards"
             )
         if hardware.cards is not None and hardware.cards != self.workers:
+            engines = engine.data_parallel_size
+            times = f" × engine.data_parallel_size {engines}" if engines > 1 else ""
             raise contradiction(
                 f"is {hardware.cards}, but engine.tensor_parallel_size "
                 f"{engine.tensor_parallel_size} × engine.pipeline_parallel_size "
-                f"{engine.pipeline_parallel_size} = {self.workers}; make them equal",
+                f"{engine.pipeline_parallel_size}{times} = {self.workers}; make them equal",
                 "hardware.cards",
             )
         if hardware.cpu_kvcache_gib is not None and engine.kv_cache_memory_bytes is not None:
@@ -115,6 +117,12 @@ class Profile(Section):
             )
         self._adapters_consistent()
         bind = hardware.cpu_threads_bind
+        if bind == "auto" and engine.data_parallel_size > 1:
+            raise contradiction(
+                "is auto, by which vLLM binds every engine to the same CPUs; leave it out for "
+                "equal shares",
+                "hardware.cpu_threads_bind",
+            )
         if bind not in (None, "auto", "nobind") and len(bind.split("|")) != self.workers:
             raise contradiction(
                 f"has {len(bind.split('|'))} entries for {self.workers} workers; "
@@ -150,8 +158,10 @@ class Profile(Section):
 
     @property
     def workers(self) -> int:
-        """Worker processes, on CUDA each with a card of its own: TP × PP."""
-        return self.engine.tensor_parallel_size * self.engine.pipeline_parallel_size
+        """Worker processes of all engines, on CUDA each with a card of its own: TP × PP × DP."""
+        engine = self.engine
+        each = engine.tensor_parallel_size * engine.pipeline_parallel_size
+        return each * engine.data_parallel_size
 
     @property
     def log_path(self) -> Path:
@@ -231,7 +241,11 @@ class Profile(Section):
         if hardware.cpu_threads_bind is not None:
             variables["VLLM_CPU_OMP_THREADS_BIND"] = hardware.cpu_threads_bind
         elif hardware.device == "cpu" and self.workers > 1:
-            variables["VLLM_CPU_OMP_THREADS_BIND"] = one_cpu_each(self.workers)
+            bind = one_cpu_each if self.engine.data_parallel_size == 1 else equal_shares
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = bind(self.workers)
+        if self.engine.data_parallel_size > 1:
+            # An engine starts while others have threads, whose locks a fork would copy as held.
+            variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         return variables
 
     def vllm_command(self) -> list[str]:
@@ -380,11 +394,25 @@ def section_of(name: str) -> str | None:
 
 def one_cpu_each(workers: int) -> str:
     """Bind each worker to one of the CPUs that this process may use, in turn: ``0|1|0|1``."""
-    if hasattr(os, "sched_getaffinity"):
-        cpus = sorted(os.sched_getaffinity(0))
-    else:
-        cpus = list(range(os.cpu_count() or 1))
+    cpus = _cpus()
     return "|".join(str(cpus[worker % len(cpus)]) for worker in range(workers))
+
+
+def equal_shares(workers: int) -> str:
+    """Bind each worker to as many CPUs as the others: ``0,1|2,3``; one in turn if they are few."""
+    cpus = _cpus()
+    each = len(cpus) // workers
+    if each == 0:
+        return one_cpu_each(workers)
+    shares = [cpus[worker * each : (worker + 1) * each] for worker in range(workers)]
+    return "|".join(",".join(map(str, share)) for share in shares)
+
+
+def _cpus() -> list[int]:
+    """The CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _allow_length(max_model_len: int | None) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class HardwareSection(Section):
     cards: Positive | None = Field(
         default=None,
         description="Number of cards, on this machine; has to equal `tensor_parallel_size` × "
-        "`pipeline_parallel_size`.",
+        "`pipeline_parallel_size` × `data_parallel_size`.",
     )
     card: Text | None = Field(
         default=None,
@@ -143,7 +143,8 @@ class HardwareSection(Section):
     cpu_threads_bind: Text | None = Field(
         default=None,
         description="CPUs of each CPU worker, as `0-3|4-7` (`VLLM_CPU_OMP_THREADS_BIND`). Unset: "
-        "vLLM decides for one worker; several get one CPU each, in turn.",
+        "vLLM decides for one worker; several get one CPU each, in turn, and several engines "
+        "equal shares.",
     )
 
 
@@ -163,6 +164,11 @@ class EngineSection(Section):
     )
     pipeline_parallel_size: Positive = Field(
         default=1, description="Groups of cards that hold successive layers."
+    )
+    data_parallel_size: Positive = Field(
+        default=1,
+        description="Engines with a copy of the model each, on cards or CPUs of their own, behind "
+        "one address. One that dies or hangs is started anew while the others serve.",
     )
     distributed_executor_backend: Literal["mp", "ray"] | None = Field(
         default=None,
@@ -313,7 +319,8 @@ class ServerSection(Section):
     exit_on_hang: bool = Field(
         default=True,
         description="End with status 1 when the engine hangs, for a supervisor to start anew; "
-        "otherwise only readiness turns red, until it moves again.",
+        "otherwise only readiness turns red, until it moves again. Of several engines one that "
+        "hangs is started anew by itself.",
     )
     log_format: Literal["console", "json"] = Field(
         default="console",

@@ -24,7 +24,8 @@ import requests
 from tests.hostile.sites import Sites, sites
 
 ENGINES = {
-    "test_install", "test_lora_real", "test_quantised_real", "test_reference", "test_rehearsal",
+    "test_engines_real", "test_install", "test_lora_real", "test_quantised_real", "test_reference",
+    "test_rehearsal",
     "test_vllm_engine",
 }  # fmt: skip
 """Files that start engines of their own."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from qwen2vl_serve.engine import Adapter, Medium, ServedModel, Usage
+from qwen2vl_serve.engine import Adapter, EngineState, Medium, ServedModel, Usage
 from qwen2vl_serve.errors import EngineUnavailable, ModelNotFound
 from qwen2vl_serve.protocol import ChatRequest
 
@@ -51,6 +51,10 @@ class FakeEngine:
     @property
     def pending(self) -> int:
         return self.running
+
+    @property
+    def states(self) -> Sequence[EngineState]:
+        return ("serving",)
 
     @property
     def version(self) -> str:

@@ -78,6 +78,31 @@ def test_a_healthy_machine_with_cards_passes_all(lab):
     assert [(f.check, f.level) for f in examine(world)] == [(n, "ok") for n in NAMES]
 
 
+@pytest.mark.parametrize(
+    ("machine", "check", "level", "found"),
+    [
+        ((1, 1), "cards", "fatal", "pipeline_parallel_size 1 × data_parallel_size 2"),
+        ((2, 1), "p2p", "ok", "one card an engine"),
+        (
+            (4, 2),
+            "p2p",
+            "warning",
+            "cards 0 and 1 cannot read each other's memory (P2P), nor can 1",
+        ),
+    ],
+)
+def test_cards_of_different_engines_need_not_reach_each_other(lab, machine, check, level, found):
+    """Several engines multiply the cards, and have nothing to tell each other."""
+    count, tensor = machine
+    lab.cards(count, p2p=False)
+    world = lab.world_with_cards(
+        "engine.data_parallel_size=2", f"engine.tensor_parallel_size={tensor}"
+    )
+    told = next(finding for finding in examine(world) if finding.check == check)
+    assert told.level == level
+    assert found in told.found
+
+
 @pytest.mark.parametrize("error", [pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH])
 def test_a_driver_that_does_not_answer_is_named_before_the_missing_cards(lab, error):
     """After an update of the driver: not "no card" but what to do."""

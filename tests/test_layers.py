@@ -55,6 +55,7 @@ LAYERS: dict[str, int] = {
     "summary": 2,
     "uploads": 2,
     "batches": 2,
+    "engines": 2,
     "envelope": 2,
     "boot_failures": 2,
     "pulse": 2,

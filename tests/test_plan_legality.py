@@ -158,6 +158,8 @@ def test_replicas_need_cards_of_their_own() -> None:
     found = plan("4x3090", tensor_parallel_size=2)
     twice = replace(found.deployment, replicas=2)
     assert twice.cards == 4
+    asked = plan("4x3090", tensor_parallel_size=2, data_parallel_size=2)
+    assert (asked.deployment, asked.problems) == (twice, ())
     assert not any(finding.fatal for finding in findings(twice, parse_cards("4x3090")))
     told = [str(finding) for finding in findings(twice, parse_cards("3x3090")) if finding.fatal]
     assert len(told) == 1

@@ -18,7 +18,14 @@ from pydantic import ValidationError
 
 from qwen2vl_serve import profile_sections
 from qwen2vl_serve.errors import ProfileError
-from qwen2vl_serve.profile import Profile, load_profile, one_cpu_each, profile_names, section_of
+from qwen2vl_serve.profile import (
+    Profile,
+    equal_shares,
+    load_profile,
+    one_cpu_each,
+    profile_names,
+    section_of,
+)
 
 MINIMAL = "model:\n  model: demo\n"
 SHIPPED = [
@@ -366,6 +373,33 @@ def test_several_cpu_workers_are_bound_one_by_one():
     assert len(one_cpu_each(9).split("|")) == 9
 
 
+def test_several_engines_multiply_the_cards():
+    """TP × PP × DP; the equal line of vLLM's names them too."""
+    profile = load_profile("multi-gpu", ["engine.data_parallel_size=2", "hardware.cards=16"])
+    assert profile.workers == 16
+    words = profile.vllm_command()
+    assert words[words.index("--data-parallel-size") + 1] == "2"
+    assert "data_parallel_size 2 = 16" in refusal("multi-gpu", ["engine.data_parallel_size=2"])
+    assert profile.rehearsal().workers == 16
+    assert profile.environment() == {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+
+
+def test_several_cpu_engines_share_the_processors_equally(monkeypatch):
+    """Each worker gets CPUs of its own; where there are too few, one in turn."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 8, 9, 10})
+    assert equal_shares(2) == "0,1,2|3,8,9"
+    assert equal_shares(7) == "0|1|2|3|8|9|10"
+    assert equal_shares(8) == "0|1|2|3|8|9|10|0"
+    overrides = ["hardware.device=cpu", "engine.data_parallel_size=3"]
+    assert load_profile("demo", overrides).environment()["VLLM_CPU_OMP_THREADS_BIND"] == (
+        "0,1|2,3|8,9"
+    )
+    assert "auto" in refusal("demo", [*overrides, "hardware.cpu_threads_bind=auto"])
+    assert "2 entries for 3 workers" in refusal(
+        "demo", [*overrides, "hardware.cpu_threads_bind=0|1"]
+    )
+
+
 def test_rehearsal_keeps_topology_limits_and_address():
     profile = load_profile(
         "multi-gpu",
@@ -522,6 +556,7 @@ EVERYTHING = {
         "gpu_memory_utilization": 0.5,
         "tensor_parallel_size": 2,
         "pipeline_parallel_size": 3,
+        "data_parallel_size": 5,
         "distributed_executor_backend": "ray",
         "max_num_seqs": 4,
         "max_num_batched_tokens": 5,

@@ -84,6 +84,8 @@ def cards(world: World) -> Finding:
             if needed > 1
             else ""
         )
+        if engine.data_parallel_size > 1:
+            split += f" × data_parallel_size {engine.data_parallel_size}"
         return fatal(
             f"{_title(profile)} needs {needed} NVIDIA card{'s' * (needed > 1)}{kind}{split}; "
             f"this machine has {hardware.describe(found)}",
@@ -151,7 +153,12 @@ def p2p(world: World) -> Finding:
     """See which cards cannot read each other's memory, and that NCCL is told so."""
     if len(world.used_cards) < 2:
         return ok("not needed: one card or none")
-    pairs = nvidia.apart([card.index for card in world.used_cards])
+    each = world.profile.workers // world.profile.engine.data_parallel_size
+    if each == 1:
+        return ok("not needed: one card an engine")
+    # Engines have nothing to tell each other.
+    engines = {card.index: place // each for place, card in enumerate(world.used_cards)}
+    pairs = [(a, b) for a, b in nvidia.apart(list(engines)) if engines[a] == engines[b]]
     if not pairs:
         return ok(f"{len(world.used_cards)} cards reach each other")
     told = next((name for name in P2P_VARIABLES if os.environ.get(name)), None)

@@ -245,7 +245,7 @@ def _room(plan: Deployment, machines: Machines, stage: StagePlan) -> list[Findin
 def _host_room(plan: Deployment, stages: tuple[StagePlan, ...], host: Host | None) -> list[Finding]:
     if host is None or plan.kv_cache_bytes is None:
         return []
-    workers = plan.tensor_parallel
+    workers = plan.tensor_parallel * plan.replicas
     taken = sum(
         (stage.parts.weights.low + stage.parts.vision.low + plan.kv_cache_bytes) * workers
         for stage in stages

@@ -121,7 +121,7 @@ def _splits(plan: Assessment, count: int) -> Iterator[Change]:
             "engine.pipeline_parallel_size": stages,
         }
         if plan.profile.hardware.cards is not None:
-            values["hardware.cards"] = count
+            values["hardware.cards"] = count * plan.deployment.replicas
         if stages > 1 and engine.enforce_eager:
             values["engine.enforce_eager"] = None
         yield _change(plan, _cost_of_split(tensor, stages), values)

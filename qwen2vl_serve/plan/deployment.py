@@ -97,8 +97,6 @@ def deployment(
     old = on_cards and any(card.capability < BFLOAT16_CAPABILITY for card in cards)
     dtype = _dtype(profile.model.dtype, architecture.dtype, without_bfloat16=old)
     tensor, stages = engine.tensor_parallel_size, engine.pipeline_parallel_size
-    # No field of today's profiles; counted as soon as one has it.
-    replicas = int(getattr(engine, "data_parallel_size", None) or 1)
     length = engine.max_model_len or architecture.text.positions
     tokens, seqs = batch_defaults(cards, workers=tensor * stages, on_cards=on_cards)
     asked_seqs = engine.max_num_seqs
@@ -113,7 +111,7 @@ def deployment(
         dtype=dtype,
         tensor_parallel=tensor,
         stages=stages,
-        replicas=replicas,
+        replicas=engine.data_parallel_size,
         max_model_len=length,
         max_num_seqs=sequences,
         max_num_batched_tokens=batched,

@@ -6,35 +6,24 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from types import MappingProxyType
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 from pydantic_core import from_json
 from vllm import __version__ as vllm_version
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.protocol import RequestResponseMetadata
-from vllm.entrypoints.launchers.api_server.entry import (
-    build_async_engine_client_from_engine_args,
-)
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-from vllm.envs import enable_envs_cache
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.inputs import TokensPrompt
-from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
-from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from qwen2vl_serve.adapters import named_adapters, with_adapters
-from qwen2vl_serve.engine import Adapter, Medium, ServedModel, Usage
+from qwen2vl_serve.engine import Adapter, EngineState, Medium, ServedModel, Usage
 from qwen2vl_serve.errors import (
     APIError,
-    BootError,
     ContextLengthExceeded,
     EngineUnavailable,
     InternalError,
@@ -42,12 +31,11 @@ from qwen2vl_serve.errors import (
     ModelNotFound,
     Overloaded,
 )
-from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
-from qwen2vl_serve.vllm_engine import connector, tools
-from qwen2vl_serve.vllm_engine.adapters import Adapters, Models, places
+from qwen2vl_serve.vllm_engine import tools
+from qwen2vl_serve.vllm_engine.adapters import Adapters
 from qwen2vl_serve.vllm_engine.chunks import is_plain, plain_chunks
-from qwen2vl_serve.vllm_engine.encoding import PromptEncoder, encode_with
+from qwen2vl_serve.vllm_engine.encoding import PromptEncoder
 from qwen2vl_serve.vllm_engine.progress import Progress
 from qwen2vl_serve.vllm_engine.request import Asked, as_template_message, as_vllm
 
@@ -110,6 +98,11 @@ class VLLMEngine:
     def pending(self) -> int:
         """How many requests vLLM's front end waits for."""
         return int(self._client.get_num_unfinished_requests())
+
+    @property
+    def states(self) -> Sequence[EngineState]:
+        """It serves: an engine that does not is no more."""
+        return ("serving",)
 
     async def complete(
         self, request: ChatRequest, media: Sequence[Medium], request_id: str, usage: Usage
@@ -372,64 +365,3 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
             request, *given, **named
         )
         return events
-
-
-def _no_look(*_: object) -> None:
-    """Stand in for vLLM's check that media have data or a key."""
-
-
-@asynccontextmanager
-async def start_engine(profile: Profile) -> AsyncIterator[VLLMEngine]:
-    """Boot vLLM with ``profile.engine_args()``; shut it down on the way out.
-
-    Whatever vLLM raises at start passes unchanged: the launcher explains it.
-    """
-    connector.register()
-    adapters = named_adapters(profile)
-    profile = with_adapters(profile, adapters)
-    room = profile.engine.max_cpu_loras or 0
-    args = AsyncEngineArgs(**(profile.engine_args() | places(room)))
-    async with build_async_engine_client_from_engine_args(args) as client:
-        names = profile.model.served_names
-        # vLLM makes sure that each item has data or a key by looking at the data, which decodes
-        # every video again, known or not. Each of ours has both.
-        client.renderer._validate_mm_uuids = _no_look
-        models = Models(client, [BaseModelPath(name, args.model) for name in names])
-        # vLLM's front end asks the environment for one of its variables at every token. Its own
-        # workers keep them once they have started; its API server does not.
-        enable_envs_cache()
-        encoder = PromptEncoder(client.renderer.tokenizer)
-        encode_with(encoder, client.renderer)
-        chat = _chat(client, models)
-        tool_chat = None
-        if profile.server.tools != "off":
-            tools.register()
-            tool_chat = _chat(client, models, tools.TEMPLATE, tools.SERVED)
-        # As vLLM's own server does: what the boot left is not walked at each collection.
-        freeze_gc_heap()
-        engine = VLLMEngine(client, chat, encoder, room, tool_chat)
-        await engine.warm_up()
-        for name, adapter in adapters.items():
-            try:
-                await engine.load_adapter(name, adapter)
-            except APIError as error:
-                raise BootError(f"adapters.lora_modules.{name}: {error.message}") from None
-        yield engine
-
-
-def _chat(
-    client: EngineClient,
-    models: Models,
-    template: str | None = None,
-    options: Mapping[str, Any] = MappingProxyType({}),
-) -> Chat:
-    """Return vLLM's chat serving, under ``template`` or the model's own."""
-    given = {
-        "request_logger": None,
-        "chat_template": template,
-        "chat_template_content_format": "auto",
-        **options,
-    }
-    renderer = OnlineRenderer(model_config=client.model_config, renderer=client.renderer, **given)
-    renderer.warmup()
-    return Chat(client, models, "assistant", online_renderer=renderer, **given)
