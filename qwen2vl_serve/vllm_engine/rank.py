@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
@@ -143,7 +144,16 @@ async def _end(client: AsyncLLM, processes: list[psutil.Process]) -> None:
 
 
 def _take_away(processes: list[psutil.Process]) -> None:
-    _, left = psutil.wait_procs(processes, timeout=_LEFT_SECONDS)
+    deadline = time.monotonic() + _LEFT_SECONDS
+    while (left := [one for one in processes if _runs(one)]) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
     for process in left:
         with suppress(psutil.Error):
             process.kill()
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether a process holds anything; a zombie, which its parent has not looked at, does not."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
