@@ -8,16 +8,19 @@ It says ``ready`` after the start and after each command.
 from __future__ import annotations
 
 import json
+import os
 import sys
-
-import ray
-from ray import serve
-
-from qwen2vl_serve.fleet.application import SEAM, FleetOptions, application
 
 
 def main(port: str, given: str) -> int:
+    # A machine that is busy with other tests starts Ray's processes slowly.
+    os.environ |= {"RAY_raylet_start_wait_time_s": "120", "RAY_agent_register_timeout_ms": "120000", "RAY_USAGE_STATS_ENABLED": "0"}
     fields = json.loads(given)
+    import ray
+    from ray import serve
+
+    from qwen2vl_serve.fleet.application import SEAM, FleetOptions, application
+
     seam = fields.pop("seam", SEAM)
     options = FleetOptions(**fields)
     ray.init(

@@ -144,14 +144,14 @@ def test_the_first_replica_is_below_the_bound(
 ) -> None:
     """There is always one, as the bound is never below the mean."""
     chosen = order(key, loads, slack, at_ease)
-    assert loads[chosen[0]] < bound(loads.values(), slack, at_ease)
+    assert loads[chosen[0]] < bound(sum(loads.values()), len(loads), slack, at_ease)
     assert sorted(chosen) == sorted(loads)
 
 
 @given(KEYS.filter(bool), LOADS)
 def test_the_preferred_replica_is_taken_unless_it_is_busy(key: str, loads: dict[str, int]) -> None:
     """And then the next that is not."""
-    most = bound(loads.values())
+    most = bound(sum(loads.values()), len(loads))
     free = [name for name in ranked(key, loads) if loads[name] < most]
     assume(free)
     assert order(key, loads)[0] == free[0]
@@ -171,7 +171,7 @@ def test_one_hot_key_does_not_overload_a_replica(
     """However many ask about one picture at once, none has more than the bound allows."""
     loads = {f"r{number}": 0 for number in range(replicas)}
     for _ in range(min(requests, 300)):
-        most = bound(loads.values(), slack)
+        most = bound(sum(loads.values()), replicas, slack)
         first = order("hot", loads, slack)[0]
         loads[first] += 1
         assert loads[first] <= max(most, AT_EASE)

@@ -87,10 +87,12 @@ def ranked(key: str, replicas: Collection[str]) -> list[str]:
     return sorted(replicas, key=weight, reverse=True)
 
 
-def bound(loads: Collection[int], slack: float = SLACK, at_ease: int = AT_EASE) -> int:
-    """Return how many requests, a new one included, a replica may have at once."""
-    mean = (sum(loads) + 1) / max(len(loads), 1)
-    return max(at_ease, math.ceil(slack * mean))
+def bound(total: int, replicas: int, slack: float = SLACK, at_ease: int = AT_EASE) -> int:
+    """Return how many requests, a new one included, a replica may have at once.
+
+    ``total`` are those that all replicas have without it.
+    """
+    return max(at_ease, math.ceil(slack * (total + 1) / max(replicas, 1)))
 
 
 def order(
@@ -104,7 +106,7 @@ def order(
     preferred = ranked(key, loads)
     if not key:
         return sorted(loads, key=lambda replica: (loads[replica], replica))
-    most = bound(loads.values(), slack, at_ease)
+    most = bound(sum(loads.values()), len(loads), slack, at_ease)
     free = [replica for replica in preferred if loads[replica] < most]
     busy = [replica for replica in preferred if loads[replica] >= most]
     return free + sorted(busy, key=loads.__getitem__)

@@ -24,7 +24,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwen2vl_serve.admission import Refused
 from qwen2vl_serve.auth import Keys
@@ -50,7 +50,8 @@ class FleetOptions(BaseModel):
 
     ``profile`` is a name, or a path that is the same on every machine; ``set`` is set in it as by
     ``--set``. There are ``replicas`` at least and ``max_replicas`` at most: as many as it takes for
-    each to have ``target_ongoing_requests``, those that wait included. ``slack`` and ``at_ease``
+    each to have ``target_ongoing_requests``, those that wait included. One takes the cards of the
+    profile where ``hardware.device`` is ``cuda``, and none elsewhere. ``slack`` and ``at_ease``
     bound a replica's load; see ``affinity.bound``.
     """
 
@@ -102,7 +103,7 @@ def application(options: FleetOptions, seam: str) -> serve.Application:
     profile = load_profile(options.profile, list(options.set))
     refuse_what_is_one_servers(profile)
     limits = profile.limits
-    cards = profile.workers if profile.hardware.device != "cpu" else 0
+    cards = profile.workers if profile.hardware.device == "cuda" else 0
     grace = profile.server.shutdown_timeout
     replicas = Replicas.options(
         # Who waits for a place waits in the replica, in its key's turn, not in Ray.
@@ -164,17 +165,24 @@ class Replicas:
         """Raise where Ray is to start another replica in the place of this one."""
         await self.replica.check()
 
-    async def shutdown(self) -> None:
-        """End the engine."""
+    async def __del__(self) -> None:
+        """End the engine; Ray awaits it when the last answer has ended."""
         await self.replica.close()
 
 
-async def _entrance(scope: Scope, receive: Receive, send: Send) -> None:
-    """Lead Ray's proxy to the gateway of this process."""
-    if scope["type"] == "lifespan":
-        return
-    gateways: Any = serve.get_replica_context().servable_object
-    await gateways.gateway.app(scope, receive, send)
+def _entrance() -> ASGIApp:
+    """Return what leads Ray's proxy to the gateway of its process."""
+
+    async def enter(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            for phase in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{phase}.complete"})
+            return
+        gateways: Any = serve.get_replica_context().servable_object
+        await gateways.gateway.app(scope, receive, send)
+
+    return enter
 
 
 @serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0.5})
