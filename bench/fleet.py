@@ -56,8 +56,9 @@ def compare(arguments: argparse.Namespace) -> None:
         arguments.users, arguments.peak, turns=arguments.turns, popular=arguments.popular
     )
     requests = trace(habits, arguments.seconds, arguments.seed)
-    print(f"{arguments.users:g} users a day, {habits.requests:.1f} requests a second at the busiest "
-          f"time (peak {arguments.peak:g}); {len(requests)} requests simulated\n")  # fmt: skip
+    busiest = f"{habits.requests:.1f} requests a second at the busiest time"
+    print(f"{arguments.users:g} users a day, {busiest} (peak {arguments.peak:g})")
+    print(f"{len(requests)} requests simulated\n")
     print("| replicas | routing | hit rate | p50, s | p99, s | most at one |")
     print("| --- | --- | --- | --- | --- | --- |")
     for replicas in arguments.sizes:

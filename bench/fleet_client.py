@@ -17,7 +17,7 @@ from bench.fleet_traffic import Request
 from bench.overload_client import TOKENS, ask, pictures
 from bench.servers import HOST, BenchError
 
-_KNOWN = re.compile(rb'^qwen2vl_cache_(hits|misses)_total\{(.*)\} (\S+)$', re.MULTILINE)
+_KNOWN = re.compile(rb"^qwen2vl_cache_(hits|misses)_total\{(.*)\} (\S+)$", re.MULTILINE)
 
 
 async def timed(port: int, request: bytes) -> float:
@@ -52,8 +52,7 @@ async def measured(
     crowd: list[float] = []
 
     async def client(mine: Iterator[bytes]) -> None:
-        for request in mine:
-            crowd.append(await timed(port, request))
+        crowd.extend([await timed(port, request) for request in mine])
 
     share = [known[number::places] * 2 for number in range(places)]
     await asyncio.gather(*(client(iter(one)) for one in share))

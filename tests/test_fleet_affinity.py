@@ -1,4 +1,4 @@
-"""What decides which replica answers: keys of requests, the order of replicas, the bound on load."""
+"""What decides which replica answers: keys of requests, the order of replicas, their bound."""
 
 from __future__ import annotations
 

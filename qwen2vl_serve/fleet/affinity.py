@@ -44,7 +44,9 @@ def content_key(body: bytes) -> str:
             return ""
         user = message.get("role") == "user"
         if user and (shown := _first_medium(message.get("content"))) is not None:
-            return blake3(_text(request.get("model")) + b"\0" + shown.encode(errors="replace")).hexdigest()
+            return blake3(
+                _text(request.get("model")) + b"\0" + shown.encode(errors="replace")
+            ).hexdigest()
         seen.update(_text(message.get("role")) + _text(message.get("content")))
         if user:
             return seen.hexdigest()

@@ -24,7 +24,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen2vl_serve.admission import Refused
 from qwen2vl_serve.auth import Keys
@@ -179,8 +179,16 @@ def _entrance() -> ASGIApp:
                 await receive()
                 await send({"type": f"lifespan.{phase}.complete"})
             return
+
+        async def send_without_id(message: Message) -> None:
+            # Ray's proxy adds the header itself, with the id that the scope names.
+            if message["type"] == "http.response.start":
+                headers = [one for one in message["headers"] if one[0] != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
         gateways: Any = serve.get_replica_context().servable_object
-        await gateways.gateway.app(scope, receive, send)
+        await gateways.gateway.app(scope, receive, send_without_id)
 
     return enter
 

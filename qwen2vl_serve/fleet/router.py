@@ -32,7 +32,9 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray ships no types
         AffinityRouter.known = [one.replica_id.unique_id for one in replicas]
 
     async def choose_replicas(
-        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         """Return the replicas one by one, the best first."""
         there = {one.replica_id.unique_id: one for one in candidate_replicas}
