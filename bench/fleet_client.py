@@ -9,7 +9,7 @@ import re
 import statistics
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.fleet_model import WARM, Outcome, Service
@@ -35,7 +35,7 @@ async def timed(port: int, request: bytes) -> float:
 
 async def measured(
     port: int, model: str, requests: int, places: int, cached: int
-) -> tuple[Service, Mapping[str, Any]]:
+) -> tuple[Service, dict[str, Any]]:
     """Return the times of a server's answers about new and known pictures, and the conditions.
 
     With one client each of so many pictures is asked about twice; then ``places`` clients ask

@@ -1,7 +1,8 @@
 """``python -m tests.fleet_process PORT OPTIONS``: a fleet on a Ray cluster of its own, on loopback.
 
 OPTIONS are ``FleetOptions`` as JSON, and ``seam``. Lines on standard input are commands:
-``deploy`` starts every process anew, as an operator's new version does; the end of input ends it.
+``deploy`` starts every process anew, as an operator's new version does, with the options that follow
+as JSON; the end of input ends it.
 It says ``ready`` after the start and after each command.
 """
 
@@ -29,7 +30,8 @@ def main(port: str, given: str) -> int:
     serve.run(application(options, seam), name="fleet")
     print("ready", flush=True)
     for line in sys.stdin:
-        if line.strip() == "deploy":
+        if line.startswith("deploy"):
+            options = options.model_copy(update=json.loads(line.removeprefix("deploy") or "{}"))
             serve.run(application(options, seam), name="fleet")
         print("ready", flush=True)
     serve.shutdown()

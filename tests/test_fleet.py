@@ -23,6 +23,7 @@ import pytest
 import requests
 import yaml
 
+from bench.traffic import drawn_jpeg
 from tests.fleet_environment import ray_environment
 from tests.thirdparty.environments import Environment, NoNetwork
 
@@ -30,10 +31,6 @@ ROOT = Path(__file__).parents[1]
 START_SECONDS = 400
 CHAT = "/v1/chat/completions"
 REPLICAS = 3
-PNG = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABAAQMAAACQp+OdAAAABlBMVEX///8AAABVwtN+"
-    "AAAAD0lEQVR4nGNgGAWjgPYAAALAAAFp1Mr3AAAAAElFTkSuQmCC"
-)
 
 
 @dataclass
@@ -55,11 +52,11 @@ class FleetProcess:
             if not self._said.wait_for(lambda: self.lines.count("ready") >= times, START_SECONDS):
                 pytest.fail("the fleet did not start:\n" + "\n".join(self.lines[-30:]))
 
-    def deploy(self) -> None:
+    def deploy(self, **options: Any) -> None:
         """Start everything anew, one after the other, and return when that is done."""
         before = self.lines.count("ready")
         assert self.process.stdin is not None
-        self.process.stdin.write("deploy\n")
+        self.process.stdin.write(f"deploy {json.dumps(options)}\n")
         self.process.stdin.flush()
         self.ready(before + 1)
 
@@ -200,10 +197,7 @@ def test_a_stream_comes_as_it_is_made(fleet: FleetProcess) -> None:
 
 def test_an_upload_is_found_by_every_replica(fleet: FleetProcess) -> None:
     """Asked until each replica has described it; a picture by its id is answered."""
-    import base64
-
-    data = base64.b64decode(PNG.partition(",")[2])
-    form = {"files": {"file": ("a.png", data)}, "data": {"purpose": "vision"}}
+    form = {"files": {"file": ("a.jpg", drawn_jpeg(1))}, "data": {"purpose": "vision"}}
     uploaded = requests.post(fleet.root + "/v1/files", timeout=30, **form)  # type: ignore[arg-type]
     assert uploaded.status_code == 200, uploaded.text
     file_id = uploaded.json()["id"]
@@ -234,8 +228,9 @@ def test_a_client_that_leaves_ends_its_generation(fleet: FleetProcess) -> None:
 class Load:
     """Clients that ask again and again until told to stop; what each answer was."""
 
-    def __init__(self, fleet: FleetProcess, clients: int = 8) -> None:
+    def __init__(self, fleet: FleetProcess, clients: int = 8, **fields: Any) -> None:
         self.fleet = fleet
+        self.fields = fields
         self.stopped = threading.Event()
         self.statuses = Counter[Any]()
         self.pool = ThreadPoolExecutor(clients)
@@ -246,7 +241,7 @@ class Load:
         while not self.stopped.is_set():
             number += 1
             try:
-                answer = self.fleet.ask(f"client {client}, question {number}")
+                answer = self.fleet.ask(f"client {client}, question {number}", **self.fields)
                 self.statuses[answer.status_code if answer.status_code != 200 else "ok"] += 1
                 if answer.status_code != 200:
                     self.statuses[answer.text[:200]] += 1

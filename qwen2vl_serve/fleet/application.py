@@ -44,6 +44,9 @@ SEAM = "qwen2vl_serve.vllm_engine"
 LEAVE_SECONDS = 10.0
 """Beside ``server.shutdown_timeout``: until a replica that ends is killed."""
 
+MOST_AT_GATEWAY = 10_000
+"""Requests that one gateway has at once; they wait there for replicas."""
+
 
 class FleetOptions(BaseModel):
     """``args`` of the application.
@@ -105,7 +108,9 @@ def application(options: FleetOptions, seam: str) -> serve.Application:
     limits = profile.limits
     cards = profile.workers if profile.hardware.device == "cuda" else 0
     grace = profile.server.shutdown_timeout
-    replicas = Replicas.options(
+    replicas = serve.deployment(
+        Replicas,
+        name="Replicas",
         # Who waits for a place waits in the replica, in its key's turn, not in Ray.
         max_ongoing_requests=limits.max_in_flight + limits.max_queued + 1,
         graceful_shutdown_timeout_s=grace + LEAVE_SECONDS,
@@ -116,10 +121,15 @@ def application(options: FleetOptions, seam: str) -> serve.Application:
         ),
         **options.count(),
     ).bind(options.profile, options.set, seam)
-    gateways = Gateways.options(
-        num_replicas=options.gateways, graceful_shutdown_timeout_s=grace + 2 * LEAVE_SECONDS
+    gateways = serve.deployment(
+        serve.ingress(_entrance)(Gateways),
+        name="Gateways",
+        num_replicas=options.gateways,
+        max_ongoing_requests=MOST_AT_GATEWAY,
+        ray_actor_options={"num_cpus": 0.5},
+        graceful_shutdown_timeout_s=grace + 2 * LEAVE_SECONDS,
     )
-    return gateways.bind(options.profile, options.set, replicas)  # type: ignore[no-any-return]
+    return gateways.bind(options.profile, options.set, replicas)
 
 
 def refuse_what_is_one_servers(profile: Profile) -> None:
@@ -146,7 +156,6 @@ def refuse_what_is_one_servers(profile: Profile) -> None:
         )
 
 
-@serve.deployment
 class Replicas:
     """One engine, and all of our application above it."""
 
@@ -193,8 +202,6 @@ def _entrance() -> ASGIApp:
     return enter
 
 
-@serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0.5})
-@serve.ingress(_entrance)
 class Gateways:
     """The door, without an engine."""
 

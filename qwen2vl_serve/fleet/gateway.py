@@ -7,6 +7,7 @@ any machine.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
@@ -28,6 +29,8 @@ from qwen2vl_serve.fleet.asking import REPLICA_HEADER, Ask, Messages, plain_scop
 from qwen2vl_serve.fleet.figures import together
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.uploads import FORM_BYTES, RECEIVE_SECONDS
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """Most replicas that are asked about one request."""
@@ -111,7 +114,8 @@ class Gateway:
                 async with asyncio.timeout(FIGURES_SECONDS):
                     async with aclosing(self.answers(Ask("", sent, b"", replica=name))) as batches:
                         said = [one async for batch in batches for one in batch]
-            except (ReplicaLost, Refused, TimeoutError):
+            except (ReplicaLost, Refused, TimeoutError) as error:
+                logger.warning("replica %s does not tell its figures: %r", name, error)
                 return name, b""
             if (name.encode() not in dict(said[0]["headers"]).values()) or said[0]["status"] != 200:
                 return name, b""
