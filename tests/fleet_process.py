@@ -1,9 +1,8 @@
 """``python -m tests.fleet_process PORT OPTIONS``: a fleet on a Ray cluster of its own, on loopback.
 
 OPTIONS are ``FleetOptions`` as JSON, and ``seam``. Lines on standard input are commands:
-``deploy`` starts every process anew, as an operator's new version does, with the options that follow
-as JSON; the end of input ends it.
-It says ``ready`` after the start and after each command.
+``deploy`` starts every process anew, as an operator's new version does, with the options that
+follow as JSON; the end of input ends it. It says ``ready`` after the start and after each command.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qwen2vl_serve.admission import Refused
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.fleet import known
 from qwen2vl_serve.fleet.affinity import AT_EASE, SLACK
 from qwen2vl_serve.fleet.asking import Ask, Messages
 from qwen2vl_serve.fleet.gateway import Gateway, ReplicaLost
@@ -209,7 +210,7 @@ class Gateways:
         self.handle = replicas.options(method_name="answer", stream=True)
         loaded = load_profile(profile, list(settings))
         keys = Keys(loaded.api_keys(), KeysFile(loaded.keys_path))
-        self.gateway = Gateway(loaded, keys, self.answers, lambda: AffinityRouter.known)
+        self.gateway = Gateway(loaded, keys, self.answers, lambda: known.replicas)
 
     async def answers(self, ask: Ask) -> AsyncGenerator[Messages, None]:
         """Have Ray choose a replica, and yield what it says."""

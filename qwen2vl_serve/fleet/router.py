@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from qwen2vl_serve.fleet import known
 from qwen2vl_serve.fleet.affinity import AT_EASE, SLACK, order
 from qwen2vl_serve.fleet.asking import Ask
 
 
 class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray ships no types
     """Chooses replicas by what they have cached, bounded by their load; see ``affinity``."""
-
-    known: ClassVar[Sequence[str]] = ()
-    """The replicas that this process may ask; one deployment a process."""
 
     def initialize_state(self, slack: float = SLACK, at_ease: int = AT_EASE) -> None:
         """Take the bounds that the deployment's ``request_router_kwargs`` set."""
@@ -29,7 +27,7 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray ships no types
     def update_replicas(self, replicas: list[Any]) -> None:
         """Take note of who is there."""
         super().update_replicas(replicas)
-        AffinityRouter.known = [one.replica_id.unique_id for one in replicas]
+        known.replicas = [one.replica_id.unique_id for one in replicas]
 
     async def choose_replicas(
         self,
