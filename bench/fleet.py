@@ -26,8 +26,6 @@ from bench.fleet_model import POLICIES, Outcome, Service, fewest, simulate
 from bench.fleet_traffic import DAY_SECONDS, Habits, trace
 
 SIZES = (10, 100, 1000)
-DEFAULT = Path(__file__).with_name("fleet_service.json")
-"""Times of the demo profile on two cores, as ``measure`` wrote them."""
 
 
 def service_of(path: Path) -> Service:
@@ -142,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (one, two):
         command.add_argument("--model", default="demo")
     for command in (two, three):
-        command.add_argument("--service", type=Path, default=DEFAULT, metavar="FILE")
+        command.add_argument(
+            "--service", type=Path, required=True, metavar="FILE", help="as measure wrote it"
+        )
         command.add_argument("--seconds", type=_above, default=300.0, help="of traffic (300)")
         command.add_argument("--turns", type=_above, default=3.0, help="a conversation (3)")
         command.add_argument("--seed", type=int, default=1)
