@@ -118,7 +118,7 @@ def running(environment: Environment, **options: Any) -> Iterator[FleetProcess]:
         process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(60)
-        for one in [*children, psutil.Process()][:-1]:
+        for one in children:
             with contextlib.suppress(psutil.Error):
                 one.kill()
         process.kill()
