@@ -24,10 +24,19 @@ class BodyReader:
     """Reads bodies that hold JSON; ``overloaded`` makes the error of there being no room.
 
     ``resize`` sets its bounds: bytes of one body, seconds until it is there, bytes of all.
+    ``kind`` is what they hold instead of JSON, ``setting`` the profile's field that bounds one.
     """
 
-    def __init__(self, overloaded: Callable[[Refused], APIError]) -> None:
+    def __init__(
+        self,
+        overloaded: Callable[[Refused], APIError],
+        *,
+        kind: str = "application/json",
+        setting: str = "limits.max_body_bytes",
+    ) -> None:
         self._overloaded = overloaded
+        self._kind = kind
+        self._setting = setting
         self._room = Bodies(0)
         self.max_bytes = 0
         self.seconds = 0.0
@@ -44,12 +53,10 @@ class BodyReader:
         self._room.capacity = max(most_held, max_bytes)
 
     async def read(self, request: Request) -> bytes:
-        """Return a JSON body, within the limits of size and time."""
+        """Return a body, within the limits of size and time."""
         kind = request.headers.get("content-type", "")
-        if kind.partition(";")[0].strip().lower() != "application/json":
-            raise UnsupportedContentType(
-                f"The content type is {kind[:60]!r}; send application/json."
-            )
+        if kind.partition(";")[0].strip().lower() != self._kind:
+            raise UnsupportedContentType(f"The content type is {kind[:60]!r}; send {self._kind}.")
         encoding = request.headers.get("content-encoding", "identity")
         if encoding.strip().lower() != "identity":
             raise UnsupportedContentType(
@@ -86,5 +93,5 @@ class BodyReader:
     def _too_large(self, size: int) -> RequestTooLarge:
         return RequestTooLarge(
             f"The body holds {size} bytes or more; at most {self.max_bytes} are read: "
-            "send smaller or fewer pictures, or raise limits.max_body_bytes in the profile."
+            f"send smaller or fewer pictures, or raise {self._setting} in the profile."
         )

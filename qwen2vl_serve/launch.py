@@ -91,7 +91,7 @@ def serve(
     profile = with_adapters(profile, named_adapters(profile))
     keys = Keys(profile.api_keys(), KeysFile(profile.keys_path))
     traces = tracing.tracer()
-    os.environ.update(_environment(profile))
+    os.environ.update(engine_environment(profile))
     listener = _listen(profile)
     # Port 0 has become a real one, which address and log file are named after.
     profile = profile.at_port(listener.getsockname()[1])
@@ -284,8 +284,10 @@ def _config(app: FastAPI, profile: Profile) -> uvicorn.Config:
     return config
 
 
-def media_loader(profile: Profile) -> MediaLoader:
+def media_loader(profile: Profile, *, shared: bool = False) -> MediaLoader:
     """Return the loader for the profile's ``media`` and ``files`` sections.
+
+    ``shared``: other servers use the folder for uploads as well.
 
     Raises:
         PreflightError: the folder for uploads cannot be used.
@@ -312,7 +314,7 @@ def media_loader(profile: Profile) -> MediaLoader:
         frame_rules(media),
         video_limits,
         folders=media.allowed_local_paths,
-        files=_file_store(profile.files),
+        files=_file_store(profile.files, shared=shared),
         formats=frozenset(name for name, ours in FORMATS.items() if ours in media.formats),
         fast_decode=media.fast_decode,
         budget=MediaBudget(
@@ -323,7 +325,7 @@ def media_loader(profile: Profile) -> MediaLoader:
     )
 
 
-def _file_store(files: FilesSection) -> FileStore | None:
+def _file_store(files: FilesSection, *, shared: bool) -> FileStore | None:
     if files.max_files == 0:
         return None
     folder = None if files.folder is None else Path(files.folder).expanduser()
@@ -333,6 +335,7 @@ def _file_store(files: FilesSection) -> FileStore | None:
             max_files=files.max_files,
             max_bytes=files.max_bytes,
             ttl_seconds=files.ttl_seconds,
+            shared=shared,
         )
     except OSError as error:
         raise PreflightError(
@@ -400,7 +403,7 @@ def _picture() -> str:
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _environment(profile: Profile) -> dict[str, str]:
+def engine_environment(profile: Profile) -> dict[str, str]:
     """Return what vLLM's processes must find in their environment before vLLM is imported."""
     chosen = {
         "VLLM_MEDIA_CONNECTOR": "qwen2vl_serve",

@@ -101,6 +101,12 @@ class Profile(Section):
             raise contradiction(
                 "has no use with hardware.device cpu; leave it out", "hardware.cards"
             )
+        if engine.distributed_executor_backend == "ray" and hardware.device == "cpu":
+            # vLLM asks Ray for cards by a name, and has none for CPUs.
+            raise contradiction(
+                "needs NVIDIA cards, and hardware.device is cpu; leave it out",
+                "engine.distributed_executor_backend",
+            )
         if hardware.cards is not None and hardware.cards != self.workers:
             engines = engine.data_parallel_size
             times = f" × engine.data_parallel_size {engines}" if engines > 1 else ""

@@ -87,6 +87,7 @@ LAYERS: dict[str, int] = {
     "launch": 4,
     "bench": 4,
     "demo": 4,
+    "fleet": 4,
     # L5
     "cli": 5,
 }

@@ -349,6 +349,17 @@ def test_log_file_has_a_place_of_its_own(monkeypatch):
     assert profile.log_path == Path("/tmp/x.log")
 
 
+def test_ray_as_executor_needs_cards():
+    """On CPUs it is refused before vLLM is asked; with cards it reaches vLLM by its own name."""
+    two = ["engine.distributed_executor_backend=ray", "engine.tensor_parallel_size=2"]
+    told = refusal("demo", [*two, "hardware.device=cpu"])
+    assert "engine.distributed_executor_backend" in told
+    assert "needs NVIDIA cards" in told
+    profile = load_profile("demo", [*two, "hardware.device=cuda"])
+    assert profile.engine_args()["distributed_executor_backend"] == "ray"
+    assert "--distributed-executor-backend ray" in shlex.join(profile.vllm_command())
+
+
 def test_cpu_settings_reach_vllm_by_environment():
     profile = load_profile(
         "single-3090",

@@ -26,6 +26,9 @@ from qwen2vl_serve.media.lru import CacheFigures
 SWEEP_SECONDS = 60.0
 """How late an expired file may leave the disk; it is not served in the meantime."""
 
+UNFINISHED_SECONDS = 3600.0
+"""What was written aside so long ago in a shared folder is nobody's any more."""
+
 _FILE_ID = re.compile(r"file-[0-9a-f]{64}")
 _UNFINISHED = ".upload-"
 _LONGEST_HEAD = 64 * 1024
@@ -53,14 +56,23 @@ class FileStore:
     """Files within a quota; thread-safe. What was unused the longest makes room for what is new.
 
     Without a ``folder`` they lie in a temporary one that ``close`` removes. A folder belongs to one
-    server: what it holds is read once, here. Raises ``OSError`` when it cannot be used.
+    server: what it holds is read once, here. Raises ``OSError`` when it cannot be used. Where it is
+    ``shared`` with others, on a disk that all of them mount, each finds what any of them took; who
+    makes room knows only its own uses.
 
     Each file has an owner; to any other it is not there. All share the quota.
     """
 
     def __init__(
-        self, folder: Path | None, *, max_files: int, max_bytes: int, ttl_seconds: float
+        self,
+        folder: Path | None,
+        *,
+        max_files: int,
+        max_bytes: int,
+        ttl_seconds: float,
+        shared: bool = False,
     ) -> None:
+        self._shared = shared and folder is not None
         self.max_files = max_files
         self.max_bytes = max_bytes
         self.ttl_seconds = ttl_seconds
@@ -110,6 +122,7 @@ class FileStore:
             self._forget(file.id)
             unfinished.replace(self._path(file.id))
             self._remember(file)
+            self._look_around()
             self._expire()
             self._make_room()
         return file
@@ -148,6 +161,7 @@ class FileStore:
     def listing(self, owner: str = "") -> Sequence[StoredFile]:
         """Return an owner's files, the newest first."""
         with self._lock:
+            self._look_around()
             self._expire()
             files = [file for file in self._files.values() if file.owner == owner]
         return sorted(files, key=lambda file: (-file.created_at, file.id))
@@ -178,7 +192,25 @@ class FileStore:
             if self._temporary and self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _look_around(self) -> None:
+        """Take note of what others that share the folder took and removed."""
+        if not self._shared or self._folder is None:
+            return
+        names = {path.name for path in self._folder.glob("file-*")}
+        for name in self._files.keys() - names:
+            self._forget(name)
+        for name in names - self._files.keys():
+            self._look_at(name)
+
+    def _look_at(self, file_id: str) -> None:
+        """Take note of what others that share the folder did with one file."""
+        self._forget(file_id)
+        if _FILE_ID.fullmatch(file_id) and (file := _head(self._path(file_id))) is not None:
+            self._remember(file)
+
     def _find(self, file_id: str, owner: str) -> StoredFile:
+        if self._shared:
+            self._look_at(file_id)
         file = self._files.get(file_id)
         if file is not None and file.expires_at <= time.time():
             self._remove(file)
@@ -215,7 +247,10 @@ class FileStore:
     def _read_folder(self, folder: Path) -> None:
         """Take over what an earlier server left; what it left unfinished goes."""
         for path in folder.glob(f"{_UNFINISHED}*"):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # finished by the other server meanwhile
+                age = time.time() - path.stat().st_mtime
+                if not self._shared or age > UNFINISHED_SECONDS:
+                    path.unlink()
         found = [file for path in folder.glob("file-*") if (file := _head(path)) is not None]
         for file in sorted(found, key=lambda file: file.created_at):
             self._remember(file)

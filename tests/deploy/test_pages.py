@@ -20,7 +20,7 @@ from tests.markdown import ROOT, Block, Document
 
 PAGES = [Document("docs/deploy.md"), Document("docs/deploy.zh-CN.md")]
 BIN = Path(sys.executable).parent
-MARKS = {"engine", "root", "cluster"}
+MARKS = {"engine", "root", "cluster", "ray"}
 page = pytest.mark.parametrize("document", PAGES, ids=str)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -189,6 +191,57 @@ def test_what_a_crash_left_is_cleared(store: Callable[..., FileStore], tmp_path:
     assert left == {file.id, "notes.txt", "file-mine", f"file-{'5' * 64}"}
     (folder / file.id).write_bytes(whole[:-1])
     assert list(store().listing()) == []
+
+
+def test_servers_that_share_a_folder_find_each_others_files(
+    store: Callable[..., FileStore], clock: Clock
+) -> None:
+    """Uploaded, prolonged, listed and deleted by one, and so for the other; owners are kept."""
+    one, other = store(shared=True), store(shared=True)
+    mine = one.add(b"mine", "a.png", "vision", 10, owner="alice")
+    assert other.read(mine.id, "alice") == b"mine"
+    assert other.look_up(mine.id, "alice") == mine
+    with pytest.raises(NoSuchFile):
+        other.read(mine.id, "bob")
+    theirs = other.add(b"theirs", "b.png", "vision", 10)
+    assert [file.id for file in one.listing()] == [theirs.id]
+    clock.now += 5
+    other.add(b"theirs", "b.png", "vision", 10)
+    clock.now += 6
+    assert one.read(theirs.id) == b"theirs", "the other began its time anew"
+    other.delete(theirs.id)
+    for gone in (theirs, mine):
+        with pytest.raises(NoSuchFile):
+            one.find(gone.id, gone.owner)
+    assert one.listing() == []
+    assert (one.count(), one.size()) == (0, 0)
+
+
+def test_servers_that_share_a_folder_share_its_quota(
+    store: Callable[..., FileStore], tmp_path: Path
+) -> None:
+    """Three files are kept, whoever took them; an id that is no name of a file is no path."""
+    one, other = store(shared=True), store(shared=True)
+    for number in range(5):
+        (one, other)[number % 2].add(b"%d" % number, "a", "vision")
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+    assert {file.id for file in one.listing()} == {file.id for file in other.listing()}
+    with pytest.raises(NoSuchFile):
+        one.find("../kept")
+
+
+def test_what_another_server_has_not_finished_is_left_alone(
+    store: Callable[..., FileStore], tmp_path: Path
+) -> None:
+    """In a shared folder only what is an hour old is a crash's."""
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    old, new = folder / ".upload-old", folder / ".upload-new"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * files.UNFINISHED_SECONDS,) * 2)
+    store(shared=True)
+    assert [path.exists() for path in (old, new)] == [False, True]
 
 
 def test_a_smaller_quota_holds_for_what_lies_there(store: Callable[..., FileStore]) -> None:

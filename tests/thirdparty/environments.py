@@ -63,13 +63,13 @@ def python_environment(requirements: Path) -> Environment:
     """Return the environment that holds exactly what ``requirements`` pins; make it if need be."""
 
     def make(folder: Path) -> None:
-        run(_uv("venv", "--no-project", "--python", sys.executable, str(folder)))
+        run(uv("venv", "--no-project", "--python", sys.executable, str(folder)))
         run(
-            _uv("pip", "install", "--no-deps", "--only-binary", ":all:", "--link-mode", "copy",
+            uv("pip", "install", "--no-deps", "--only-binary", ":all:", "--link-mode", "copy",
                 "--python", str(Environment(folder).python), "-r", str(requirements))
         )  # fmt: skip
 
-    return Environment(_made("python", [requirements], make))
+    return Environment(made("python", [requirements], make))
 
 
 def npm_packages(node: Path) -> Path:
@@ -84,14 +84,14 @@ def npm_packages(node: Path) -> Path:
         words = ["ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder)]
         run([str(node / "bin" / "node"), str(npm), *words])
 
-    return _made("npm", files, make)
+    return made("npm", files, make)
 
 
-def _made(name: str, files: Sequence[Path], make: Callable[[Path], None]) -> Path:
-    """Return the folder for these files; several test sessions may ask at once."""
+def made(name: str, files: Sequence[Path | str], make: Callable[[Path], None]) -> Path:
+    """Return the folder for these files, or texts; several test sessions may ask at once."""
     digest = hashlib.sha256(sys.version.encode())
     for file in files:
-        digest.update(file.read_bytes())
+        digest.update(file.encode() if isinstance(file, str) else file.read_bytes())
     folder = cache() / f"{name}-{digest.hexdigest()[:16]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     whole = folder / ".whole"
@@ -112,7 +112,8 @@ def _remove_unused(folder: Path) -> None:
             shutil.rmtree(whole.parent)
 
 
-def _uv(*words: str) -> list[str]:
+def uv(*words: str) -> list[str]:
+    """Return the command of uv with these words."""
     return [sys.executable, "-m", "uv", "--quiet", "--no-config", *words]
 
 

@@ -1,0 +1,166 @@
+"""How a fleet behaves before it is rented: ``python -m bench.fleet``.
+
+    python -m bench.fleet measure 8000 --json service.json     times of a running server's answers
+    python -m bench.fleet replay 8000 --service service.json --replicas 2 --routing affinity
+    python -m bench.fleet simulate --service service.json --price 0.5
+
+``measure`` asks one server; ``replay`` sends conversations to a running fleet and tells beside what
+was measured what the model predicts; ``simulate`` compares routing policies for fleets of several
+sizes under the conversations of so many users a day, and finds the smallest fleet for each.
+"""
+
+# ruff: noqa: T201 -- a command prints its results
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.fleet_client import measured, replayed
+from bench.fleet_model import POLICIES, Outcome, Service, fewest, simulate
+from bench.fleet_traffic import DAY_SECONDS, Habits, trace
+
+SIZES = (10, 100, 1000)
+
+
+def service_of(path: Path) -> Service:
+    """Return the times that ``measure`` wrote.
+
+    Raises:
+        SystemExit: the file is not one of its.
+    """
+    try:
+        return Service(**json.loads(path.read_text())["service"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"fleet: {path}: not a file of bench.fleet measure ({error!r})") from None
+
+
+def row(outcome: Outcome, *more: str) -> str:
+    """Return a line of a table."""
+    figures = (f"{outcome.hit_rate:.3f}", *(f"{outcome.at(s):.2f}" for s in (0.5, 0.99)))
+    cells = (str(outcome.replicas), outcome.policy, *figures, str(outcome.most), *more)
+    return "| " + " | ".join(cells) + " |"
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Print what each policy does with fleets of several sizes, and what it costs."""
+    service = service_of(arguments.service)
+    habits = Habits.of_users(
+        arguments.users, arguments.peak, turns=arguments.turns, popular=arguments.popular
+    )
+    requests = trace(habits, arguments.seconds, arguments.seed)
+    busiest = f"{habits.requests:.1f} requests a second at the busiest time"
+    print(f"{arguments.users:g} users a day, {busiest} (peak {arguments.peak:g})")
+    print(f"{len(requests)} requests simulated\n")
+    print("| replicas | routing | hit rate | p50, s | p99, s | most at one |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for replicas in arguments.sizes:
+        for policy in POLICIES:
+            print(row(simulate(requests, replicas, service, policy)), flush=True)
+    print(f"\np99 of at most {arguments.p99:g} s, {arguments.price:g} an hour and card:\n")
+    print("| routing | replicas | hit rate | p99, s | per 1,000 pictures |")
+    print("| --- | --- | --- | --- | --- |")
+    pictures_a_day = arguments.users * arguments.turns
+    for policy in POLICIES:
+        least = fewest(requests, service, policy, arguments.p99, max(arguments.sizes))
+        if least is None:
+            print(f"| {policy} | more than {max(arguments.sizes)} | | | |")
+            continue
+        found = simulate(requests, least, service, policy)
+        cost = least * arguments.price * DAY_SECONDS / 3600 / pictures_a_day * 1000
+        cells = f"{found.hit_rate:.3f} | {found.at(0.99):.2f} | {cost:.4f}"
+        print(f"| {policy} | {least} | {cells} |", flush=True)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print and keep the times of a server's answers."""
+    service, told = asyncio.run(measured(arguments.port, arguments.model, arguments.requests,
+                                         arguments.places, arguments.cached))  # fmt: skip
+    kept = {"conditions": told | {"at": time.strftime("%Y-%m-%d")}, "service": asdict(service)}
+    print(json.dumps(kept["conditions"], indent=1))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def replay(arguments: argparse.Namespace) -> None:
+    """Print what a running fleet does with conversations, beside the prediction."""
+    service = service_of(arguments.service)
+    habits = Habits(arguments.rate / arguments.turns, arguments.turns, arguments.pause, 0.2, 20)
+    requests = trace(habits, arguments.seconds, arguments.seed)
+    predicted = simulate(requests, arguments.replicas, service, arguments.routing)
+    found = asyncio.run(replayed(arguments.port, arguments.model, requests))
+    found.policy, found.replicas = arguments.routing, arguments.replicas
+    print("| replicas | routing | hit rate | p50, s | p99, s | most at one | |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(row(predicted, "predicted"))
+    print(row(found, f"measured, {len(found.seconds)} answers"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what is asked; 0."""
+    arguments = _parser().parse_args(argv)
+    arguments.run(arguments)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m bench.fleet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("measure", help="measure a running server's answers")
+    one.set_defaults(run=measure)
+    one.add_argument("port", type=int)
+    one.add_argument("--requests", type=_whole, default=40, help="new pictures (40)")
+    one.add_argument("--places", type=_whole, default=8, help="answers it gives at once (8)")
+    one.add_argument("--cached", type=_whole, default=2000, help="pictures it caches (2000)")
+    one.add_argument("--json", type=Path, metavar="FILE", help="where the times are kept")
+    two = commands.add_parser("replay", help="compare a running fleet with the model")
+    two.set_defaults(run=replay)
+    two.add_argument("port", type=int)
+    two.add_argument("--replicas", type=_whole, required=True)
+    two.add_argument("--routing", choices=[*POLICIES], default="affinity")
+    two.add_argument("--rate", type=_above, default=4.0, help="requests a second (4)")
+    two.add_argument("--pause", type=_above, default=5.0, help="seconds between turns (5)")
+    three = commands.add_parser("simulate", help="compare policies and sizes")
+    three.set_defaults(run=compare)
+    three.add_argument("--users", type=_above, default=1e6, help="a day (1e6)")
+    three.add_argument("--peak", type=_above, default=3.0, help="busiest time over mean (3)")
+    three.add_argument("--popular", type=float, default=0.2, help="share of shared pictures (0.2)")
+    three.add_argument("--sizes", type=_whole, nargs="+", default=list(SIZES))
+    three.add_argument("--p99", type=_above, default=1.0, help="seconds, to be kept (1)")
+    three.add_argument("--price", type=_above, default=1.0, help="of a replica an hour (1)")
+    for command in (one, two):
+        command.add_argument("--model", default="demo")
+    for command in (two, three):
+        command.add_argument(
+            "--service", type=Path, required=True, metavar="FILE", help="as measure wrote it"
+        )
+        command.add_argument("--seconds", type=_above, default=300.0, help="of traffic (300)")
+        command.add_argument("--turns", type=_above, default=3.0, help="a conversation (3)")
+        command.add_argument("--seed", type=int, default=1)
+    return made
+
+
+def _whole(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, is {text}")
+    return number
+
+
+def _above(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be more than 0, is {text}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

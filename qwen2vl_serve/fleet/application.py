@@ -1,0 +1,226 @@
+"""The fleet as a Ray Serve application: ``import_path: qwen2vl_serve.fleet.application:fleet``.
+
+Two deployments: ``Gateways`` take HTTP from Ray's proxies, ``Replicas`` have an engine each. What
+their numbers, cards and autoscaling are is said in Ray's own file; see ``deploy/ray``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.config import RequestRouterConfig
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qwen2vl_serve.admission import Refused
+from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.fleet import known
+from qwen2vl_serve.fleet.affinity import AT_EASE, SLACK
+from qwen2vl_serve.fleet.asking import Ask, Messages
+from qwen2vl_serve.fleet.gateway import Gateway, ReplicaLost
+from qwen2vl_serve.fleet.replica import Replica
+from qwen2vl_serve.fleet.router import AffinityRouter, RandomRouter
+from qwen2vl_serve.keys_file import KeysFile
+from qwen2vl_serve.profile import Profile, load_profile
+
+ROUTERS = {"affinity": AffinityRouter, "random": RandomRouter}
+
+SEAM = "qwen2vl_serve.vllm_engine"
+
+LEAVE_SECONDS = 10.0
+"""Beside ``server.shutdown_timeout``: until a replica that ends is killed."""
+
+MOST_AT_GATEWAY = 10_000
+"""Requests that one gateway has at once; they wait there for replicas."""
+
+
+class FleetOptions(BaseModel):
+    """``args`` of the application.
+
+    ``profile`` is a name, or a path that is the same on every machine; ``set`` is set in it as by
+    ``--set``. There are ``replicas`` at least and ``max_replicas`` at most: as many as it takes for
+    each to have ``target_ongoing_requests``, those that wait included. One takes the cards of the
+    profile where ``hardware.device`` is ``cuda``, and none elsewhere. ``slack`` and ``at_ease``
+    bound a replica's load; see ``affinity.bound``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: str
+    set: tuple[str, ...] = ()
+    replicas: PositiveInt = 1
+    max_replicas: PositiveInt | None = None
+    target_ongoing_requests: PositiveFloat = 32
+    replica_cpus: NonNegativeFloat = 1
+    gateways: PositiveInt = 1
+    routing: Literal["affinity", "random"] = "affinity"
+    slack: Annotated[float, Field(ge=1)] = SLACK
+    at_ease: PositiveInt = AT_EASE
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}, below replicas {self.replicas}")
+        return self
+
+    def count(self) -> dict[str, Any]:
+        """Return how many replicas Ray is to run, in its words."""
+        if self.max_replicas is None:
+            return {"num_replicas": self.replicas}
+        return {
+            "autoscaling_config": {
+                "min_replicas": self.replicas,
+                "initial_replicas": self.replicas,
+                "max_replicas": self.max_replicas,
+                "target_ongoing_requests": self.target_ongoing_requests,
+            }
+        }
+
+
+def fleet(args: FleetOptions) -> serve.Application:
+    """Return the application.
+
+    Raises:
+        ProfileError: the profile is not valid.
+        PreflightError: what it asks for is one server's own.
+    """
+    return application(args, SEAM)
+
+
+def application(options: FleetOptions, seam: str) -> serve.Application:
+    """Return the application whose replicas start their engine by the module ``seam``."""
+    profile = load_profile(options.profile, list(options.set))
+    refuse_what_is_one_servers(profile)
+    limits = profile.limits
+    cards = profile.workers if profile.hardware.device == "cuda" else 0
+    grace = profile.server.shutdown_timeout
+    replicas = serve.deployment(
+        Replicas,
+        name="Replicas",
+        # Who waits for a place waits in the replica, in its key's turn, not in Ray.
+        max_ongoing_requests=limits.max_in_flight + limits.max_queued + 1,
+        graceful_shutdown_timeout_s=grace + LEAVE_SECONDS,
+        ray_actor_options={"num_cpus": options.replica_cpus, "num_gpus": cards},
+        request_router_config=RequestRouterConfig(
+            request_router_class=ROUTERS[options.routing],
+            request_router_kwargs={"slack": options.slack, "at_ease": options.at_ease},
+        ),
+        **options.count(),
+    ).bind(options.profile, options.set, seam)
+    gateways = serve.deployment(
+        serve.ingress(_entrance)(Gateways),
+        name="Gateways",
+        num_replicas=options.gateways,
+        max_ongoing_requests=MOST_AT_GATEWAY,
+        ray_actor_options={"num_cpus": 0.5},
+        graceful_shutdown_timeout_s=grace + 2 * LEAVE_SECONDS,
+    )
+    return gateways.bind(options.profile, options.set, replicas)
+
+
+def refuse_what_is_one_servers(profile: Profile) -> None:
+    """Return if replicas can serve the profile side by side.
+
+    Raises:
+        PreflightError: they cannot; names the field.
+    """
+    if profile.batches.enabled:
+        raise PreflightError(
+            "batches.enabled: the batches of a folder are one server's; turn them off for a fleet, "
+            "and run one server with batches beside it."
+        )
+    if profile.files.max_files and profile.files.folder is None:
+        raise PreflightError(
+            "files.folder: an upload has to be found by every replica; name a folder on a disk "
+            "that all machines mount, or turn uploads off with files.max_files=0."
+        )
+    if profile.engine.distributed_executor_backend == "ray":
+        raise PreflightError(
+            "engine.distributed_executor_backend: a replica is a process with the cards of its "
+            "machine (mp); a model over several machines is a group of its own, as in "
+            "deploy/kubernetes/overlays/several-nodes."
+        )
+
+
+class Replicas:
+    """One engine, and all of our application above it."""
+
+    async def __init__(self, profile: str, settings: Sequence[str], seam: str) -> None:  # type: ignore[misc]
+        name = serve.get_replica_context().replica_id.unique_id
+        self.replica = Replica(load_profile(profile, list(settings)), name, seam)
+        await self.replica.start()
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[Messages, None]:
+        """Yield the ASGI messages of an answer."""
+        async with aclosing(self.replica.answer(ask)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def check_health(self) -> None:
+        """Raise where Ray is to start another replica in the place of this one."""
+        await self.replica.check()
+
+    async def __del__(self) -> None:
+        """End the engine; Ray awaits it when the last answer has ended."""
+        await self.replica.close()
+
+
+def _entrance() -> ASGIApp:
+    """Return what leads Ray's proxy to the gateway of its process."""
+
+    async def enter(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            for phase in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{phase}.complete"})
+            return
+
+        async def send_without_id(message: Message) -> None:
+            # Ray's proxy adds the header itself, with the id that the scope names.
+            if message["type"] == "http.response.start":
+                headers = [one for one in message["headers"] if one[0] != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        gateways: Any = serve.get_replica_context().servable_object
+        await gateways.gateway.app(scope, receive, send_without_id)
+
+    return enter
+
+
+class Gateways:
+    """The door, without an engine."""
+
+    def __init__(self, profile: str, settings: Sequence[str], replicas: DeploymentHandle) -> None:
+        self.handle = replicas.options(method_name="answer", stream=True)
+        loaded = load_profile(profile, list(settings))
+        keys = Keys(loaded.api_keys(), KeysFile(loaded.keys_path))
+        self.gateway = Gateway(loaded, keys, self.answers, lambda: known.replicas)
+
+    async def answers(self, ask: Ask) -> AsyncGenerator[Messages, None]:
+        """Have Ray choose a replica, and yield what it says."""
+        said = self.handle.remote(ask)
+        try:
+            async for batch in said:
+                yield batch
+        except BackPressureError:
+            raise Refused("full", "Too many requests wait for a replica") from None
+        except (RayActorError, RayTaskError, DeploymentUnavailableError) as error:
+            raise ReplicaLost(str(error)) from error
+        finally:
+            said.cancel()

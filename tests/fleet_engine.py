@@ -1,0 +1,54 @@
+"""Scripted engines for the replicas of a fleet: they remember what they were shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from qwen2vl_serve.engine import Medium
+from qwen2vl_serve.profile import Profile
+from qwen2vl_serve.protocol import ChatRequest, ImagePart
+from tests.fake_engine import FakeEngine
+
+
+class RememberingEngine(FakeEngine):
+    """Says ``hit`` or ``miss`` of a request's beginning, its process, and more words of a ``long``.
+
+    What it caches is what an engine caches: the first picture, or the first message.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    async def _words(
+        self, request: ChatRequest, media: Sequence[Medium]
+    ) -> AsyncGenerator[str, None]:
+        known = _beginning(request) in self.seen
+        self.seen.add(_beginning(request))
+        last = str(request.messages[-1].content)
+        self.words = ["hit " if known else "miss ", f"{os.getpid()} "]
+        self.pause = 0.0
+        if "long" in last:
+            self.words += ["word "] * 40
+            self.pause = 0.05
+        words, pause = self.words, self.pause
+        async for word in super()._words(request, media):
+            self.words, self.pause = words, pause
+            yield word
+
+
+def _beginning(request: ChatRequest) -> str:
+    content = request.messages[0].content
+    for part in content if not isinstance(content, str) else ():
+        if isinstance(part, ImagePart):
+            return part.image_url.address
+    return str(content)
+
+
+@asynccontextmanager
+async def start_engine(profile: Profile) -> AsyncIterator[FakeEngine]:
+    """Start one; SIGUSR2 is its end, as that of vLLM's process is."""
+    engine = RememberingEngine()
+    yield engine
