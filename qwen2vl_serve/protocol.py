@@ -376,6 +376,7 @@ class AssistantMessage(_Strict):
     reasoning: str | None = None
     reasoning_content: str | None = None
     parsed: Any = None
+    provider_specific_fields: dict[str, Any] | None = None  # where LiteLLM keeps these
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,9 @@
-"""A fleet on a real Ray cluster on loopback, over scripted engines: three replicas, one address."""
+"""A fleet on a real Ray cluster on loopback, over scripted engines: three replicas, one address.
+
+``FLEET=1 pytest tests/test_fleet.py`` runs it. It takes an environment with Ray (70 MB) and several
+minutes, and on busy cores Ray gives up its start; what needs no cluster is tested each time in
+``test_fleet_*.py``.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +33,8 @@ from tests.fleet_environment import ray_environment
 from tests.thirdparty.environments import Environment, NoNetwork
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(not os.environ.get("FLEET"), reason="asked for by FLEET=1")
+
 START_SECONDS = 400
 CHAT = "/v1/chat/completions"
 REPLICAS = 3

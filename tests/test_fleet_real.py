@@ -1,6 +1,6 @@
 """Two replicas with the demo model on vLLM's CPU engine behind Ray: too heavy to run unasked.
 
-``FLEET_REAL=1 pytest tests/test_fleet_real.py -s`` takes some 3 GiB and several minutes and prints
+``FLEET=1 pytest tests/test_fleet_real.py -s`` takes some 3 GiB and several minutes and prints
 its figures.
 """
 
@@ -19,9 +19,7 @@ from bench.fleet_client import known
 from bench.traffic import drawn_jpeg
 from tests.test_fleet import FleetProcess, Load, content, environment, eventually, running
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("FLEET_REAL"), reason="heavy: asked for by FLEET_REAL=1"
-)
+pytestmark = pytest.mark.skipif(not os.environ.get("FLEET"), reason="asked for by FLEET=1")
 __all__ = ["environment"]
 PICTURES, TURNS = 12, 4
 

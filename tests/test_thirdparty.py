@@ -55,8 +55,9 @@ EXPECTED = {
 
 STATUS = {"wrong key": "401", "no such model": "404", "too long": "400"}
 STREAMS = {"stream", "stream helper"}
-CALL_TOOLS = {"openai_sdk.py", "langchain_chat.py", "llama_index_like.py", "vercel_ai.mjs"}
-"""LiteLLM 1.106 calls tools only with the package ``mcp``, which it does not bring."""
+CALL_TOOLS = {
+    "openai_sdk.py", "langchain_chat.py", "llama_index_like.py", "litellm_sdk.py", "vercel_ai.mjs"
+}  # fmt: skip
 EVERYWHERE = {"text", "picture", "address", "several", "structured", *STATUS}
 
 PAGES = [Document("docs/clients.md"), Document("docs/clients.zh-CN.md")]

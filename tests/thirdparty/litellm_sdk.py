@@ -137,6 +137,46 @@ response = completion(
 )
 print(repr(Fields.model_validate_json(response.choices[0].message.content)))
 
+# --- tools
+tools = [
+    {
+        "type": "function",
+        "function": {
+            "name": "in_stock",
+            "description": "How many sheets of paper of a colour are in stock.",
+            "parameters": {
+                "type": "object",
+                "properties": {"colour": {"type": "string", "enum": ["red", "blue"]}},
+                "required": ["colour"],
+            },
+        },
+    }
+]
+question = [content[0], {"type": "text", "text": "What colour is the circle?"}]
+messages = [{"role": "user", "content": question}]
+response = completion(
+    model="hosted_vllm/qwen2-vl-demo",
+    messages=messages,
+    tools=tools,
+    tool_choice="required",
+    parallel_tool_calls=False,
+    temperature=0,
+)
+message = response.choices[0].message
+messages.append(message)
+for call in message.tool_calls:
+    print(call.function.name, call.function.arguments)
+    messages.append(
+        {
+            "tool_call_id": call.id,
+            "role": "tool",
+            "name": call.function.name,
+            "content": "12 sheets",
+        }
+    )
+response = completion(model="hosted_vllm/qwen2-vl-demo", messages=messages, temperature=0)
+print(response.choices[0].message.content)
+
 # --- wrong key
 try:
     completion(
