@@ -36,6 +36,14 @@ from bench.soak_server import Kill, Life, Supervisor, kill_engine_core
 from bench.soak_traffic import Crowd, Outcome
 from qwen2vl_serve.profile import load_profile
 
+KILL_MINUTES = 10
+
+SMALL_CACHES = (
+    "engine.kv_cache_memory_bytes=67108864",
+    "engine.mm_processor_cache_gb=0.02",
+)
+"""Such as fill within a minute: as long as a cache fills, its process grows."""
+
 CLIENTS = 6
 SCRAPE_SECONDS = 5.0
 SETTLE_SECONDS = 15.0
@@ -197,6 +205,7 @@ def command(port: int, at: Site, scripted: bool) -> list[str]:
     ]
     if scripted:
         return [sys.executable, "-m", "tests.serve_fake", "--port", str(port), "up", *fields]
+    fields += SMALL_CACHES
     profile = load_profile("demo", [f"host={HOST}", f"port={port}"])
     return [*our_command(profile), *(word for one in fields for word in ("--set", one))]
 
@@ -212,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     port = free_port()
     kills = arguments.kills
     if kills is None:
-        kills = max(round(arguments.minutes / 4), 1)
+        kills = max(round(arguments.minutes / KILL_MINUTES) - 1, 1)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, site() as at:
         environment = {**os.environ, "XDG_STATE_HOME": folder, "VLLM_NO_USAGE_STATS": "1"}
         supervisor = Supervisor(command(port, at, arguments.scripted), environment)
@@ -259,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--minutes", type=float, default=30.0, help="how long (30)")
-    made.add_argument("--kills", type=int, help="of the engine (one every 4 minutes)")
+    made.add_argument("--kills", type=int, help=f"of the engine (one every {KILL_MINUTES} minutes)")
     made.add_argument("--seed", type=int, default=0, help="another seed, other requests (0)")
     made.add_argument("--scripted", action="store_true", help="with the tests' scripted engine")
     made.add_argument("--log", metavar="FILE", help="write every outcome there")
