@@ -106,7 +106,7 @@ def test_a_closed_asynchronous_stream_frees_its_place(server: ServerProcess) -> 
 
     async def stop(way: str) -> None:
         async with AsyncClient(server.url, server.api_key) as client:
-            stream = await client.stream("Describe it.", min_tokens=2000, max_tokens=2000)
+            stream = await client.stream("Describe it.", min_tokens=3500, max_tokens=3500)
             async for _ in stream:
                 assert await asyncio.to_thread(held) == 1
                 if way == "close":
@@ -126,7 +126,7 @@ def test_a_closed_asynchronous_stream_frees_its_place(server: ServerProcess) -> 
 
 def test_a_blocking_stream_that_is_closed_frees_its_place(server: ServerProcess) -> None:
     with Client(server.url, server.api_key) as client:
-        with client.stream("Describe it.", min_tokens=2000, max_tokens=2000) as stream:
+        with client.stream("Describe it.", min_tokens=3500, max_tokens=3500) as stream:
             pieces = iter(stream)  # kept: dropping it closes the stream
             next(pieces)
             assert server.metric('qwen2vl_admission_in_flight{kind="chat"}') == 1

@@ -140,7 +140,7 @@ def test_one_killed_under_load_and_the_other_serves(two: ServerProcess) -> None:
             "messages": asked(f"Stream number {number}"),
             "stream": True,
             "ignore_eos": True,
-            "max_tokens": 700,
+            "max_tokens": 2000,
         }
         url = f"{two.url}/chat/completions"
         with requests.post(url, json=body, stream=True, timeout=120) as answer:
@@ -149,7 +149,7 @@ def test_one_killed_under_load_and_the_other_serves(two: ServerProcess) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         streams = [pool.submit(stream, number) for number in range(6)]
-        eventually(lambda: min(figures(two, "vllm:num_requests_running")) >= 2, 30)
+        eventually(lambda: min(figures(two, "vllm:num_requests_running")) >= 2, 60)
         killed.kill()
         lost_when.append(time.monotonic())
         # Asked while the engine dies: of none has anything been sent.

@@ -30,7 +30,7 @@ from PIL import Image
 
 from qwen2vl_serve.errors import InvalidImage, InvalidImageURL
 from qwen2vl_serve.keys_file import KeyLimits, KeysFile
-from qwen2vl_serve.launch import _environment, media_loader, server_url
+from qwen2vl_serve.launch import engine_environment, media_loader, server_url
 from qwen2vl_serve.profile import load_profile
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.conftest import ServerProcess
@@ -515,6 +515,6 @@ def test_an_eager_engine_on_a_cpu_compiles_nothing(
     monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
     monkeypatch.setattr("qwen2vl_serve.launch.vllm_build", lambda: build)
     profile = load_profile("demo", [f"engine.enforce_eager={str(eager).lower()}"])
-    assert ("TORCH_COMPILE_DISABLE" in _environment(profile)) == off
+    assert ("TORCH_COMPILE_DISABLE" in engine_environment(profile)) == off
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "0")
-    assert "TORCH_COMPILE_DISABLE" not in _environment(profile)
+    assert "TORCH_COMPILE_DISABLE" not in engine_environment(profile)
