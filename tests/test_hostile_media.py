@@ -8,7 +8,9 @@ real engine.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import socket
 import ssl
@@ -99,10 +101,19 @@ def guarded(site: Site) -> Iterator[Running]:
 
 
 @pytest.fixture
-def fetching(site: Site) -> Iterator[Running]:
+def closed_port() -> int:
+    """A port that nobody has, nor is given: it is below those of connections (32768 and up)."""
+    for port in range(20_000 + os.getpid() % 6_000, 32_000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    pytest.fail("all ports are taken")
+
+
+@pytest.fixture
+def fetching(site: Site, closed_port: int) -> Iterator[Running]:
     """A server that may fetch from the site."""
     with serving(
-        f"media.allowed_ports=[{site.port}, {site.port + 1}]",
+        f"media.allowed_ports=[{site.port}, {closed_port}]",
         "media.allowed_networks=[127.0.0.0/8]",
         "media.max_download_bytes=100000",
         "media.download_seconds=1.0",
@@ -184,7 +195,9 @@ def test_a_redirect_loop_ends(fetching: Running, site: Site) -> None:
 # E. Fetching.
 
 
-def test_a_certificate_of_nobody_is_refused(site: Site, tmp_path: Path, fetching: Running) -> None:
+def test_a_certificate_of_nobody_is_refused(
+    closed_port: int, tmp_path: Path, fetching: Running
+) -> None:
     """TLS is checked: a site that signs for itself reads as one that is not there."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*self_signed(tmp_path))
@@ -197,22 +210,22 @@ def test_a_certificate_of_nobody_is_refused(site: Site, tmp_path: Path, fetching
             except OSError as error:  # SSLError is one
                 handshakes.append(type(error).__name__)
 
-    with socket.create_server(("127.0.0.1", site.port + 1)) as listener:
+    with socket.create_server(("127.0.0.1", closed_port)) as listener:
         thread = threading.Thread(target=answer, args=(listener,), daemon=True)
         thread.start()
-        url = f"https://127.0.0.1:{site.port + 1}/"
+        url = f"https://127.0.0.1:{closed_port}/"
         error = refused(fetching, asked(image(url)), "invalid_image_url")
         thread.join(5)
     assert handshakes, "the server did not even try"
-    closed = f"http://127.0.0.1:{site.port + 1}/"
+    closed = f"http://127.0.0.1:{closed_port}/"
     assert refused(fetching, asked(image(closed)), "invalid_image_url") == error
 
 
 def test_blocked_refused_missing_and_unresolved_read_the_same(
-    fetching: Running, site: Site
+    fetching: Running, site: Site, closed_port: int
 ) -> None:
     """To the letter, so that nobody can scan a network by it."""
-    closed = f"http://127.0.0.1:{site.port + 1}/"
+    closed = f"http://127.0.0.1:{closed_port}/"
     answers = {
         refused(fetching, asked(image(url)), "invalid_image_url")["message"]
         for url in (
