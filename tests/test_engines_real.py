@@ -149,7 +149,14 @@ def test_one_killed_under_load_and_the_other_serves(two: ServerProcess) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         streams = [pool.submit(stream, number) for number in range(6)]
-        eventually(lambda: min(figures(two, "vllm:num_requests_running")) >= 2, 60)
+        seen: list[list[float]] = []
+
+        def both_busy() -> bool:
+            seen.append(figures(two, "vllm:num_requests_running"))
+            return min(seen[-1]) >= 2 or all(one.done() for one in streams)
+
+        eventually(both_busy, 60)
+        assert min(seen[-1]) >= 2, seen
         killed.kill()
         lost_when.append(time.monotonic())
         # Asked while the engine dies: of none has anything been sent.
