@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import requests
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 from tests.hostile.sites import Sites, sites
 
@@ -37,9 +37,7 @@ BOOT_SECONDS = 300
 
 def pytest_configure() -> None:
     """Judge no example by its time: a shared machine may stop for seconds in any of them."""
-    settings.register_profile(
-        "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-    )
+    settings.register_profile("untimed", deadline=None)
     settings.load_profile("untimed")
 
 
@@ -151,6 +149,21 @@ def end(server: ServerProcess) -> None:
     server.process.wait(10)
 
 
+@contextlib.contextmanager
+def demo_server(*settings: str, key: str | None = None) -> Iterator[ServerProcess]:
+    """The demo profile under ``settings`` on the real engine, ready; at the end it stops with 0."""
+    environment = None if key is None else {"QWEN2VL_API_KEY": key}
+    words = (f"--set={one}" for one in settings)
+    running = start_server("--profile", "demo", *words, environment=environment)
+    running.api_key = key
+    try:
+        running.wait_ready()
+        yield running
+        assert running.stop() == 0, "\n".join(running.lines[-10:])
+    finally:
+        end(running)
+
+
 @pytest.fixture(scope="session")
 def hostile_sites() -> Iterator[Sites]:
     """The sites on loopback that hostile addresses lead to."""
@@ -174,13 +187,8 @@ def server(
         "batches.enabled=true",
         f"batches.folder={tmp_path_factory.mktemp('batches')}",
     )
-    running = start_server("--profile", "demo", *(f"--set={one}" for one in settings))
-    try:
-        running.wait_ready()
+    with demo_server(*settings) as running:
         yield running
-        assert running.stop() == 0, "\n".join(running.lines[-10:])
-    finally:
-        end(running)
 
 
 @pytest.fixture(scope="session")
@@ -192,17 +200,10 @@ def fetching_server() -> Iterator[tuple[ServerProcess, int]]:
     settings = (
         "media.allowed_networks=[127.0.0.1/32]",
         f"media.allowed_ports=[80, 443, {port}]",
-        "server.api_keys=[sk-your-key]",
         "server.tools=experimental",
     )
-    running = start_server("--profile", "demo", *(f"--set={one}" for one in settings))
-    running.api_key = "sk-your-key"
-    try:
-        running.wait_ready()
+    with demo_server(*settings, key="sk-your-key") as running:
         yield running, port
-        assert running.stop() == 0, "\n".join(running.lines[-10:])
-    finally:
-        end(running)
 
 
 @pytest.fixture

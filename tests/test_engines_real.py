@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 
-from tests.conftest import ServerProcess, end, start_server
+from tests.conftest import ServerProcess, demo_server
 from tests.served import eventually
 from tests.test_vllm_engine import asked, picture
 
@@ -31,17 +31,13 @@ def two() -> Iterator[ServerProcess]:
         f"engine.kv_cache_memory_bytes={ENGINE_BYTES}",
         f"adapters.lora_modules={json.dumps({'sailor': str(SAILOR)})}",
     )
-    running = start_server("--profile", "demo", *(f"--set={one}" for one in fields))
-    try:
-        running.wait_ready()
+    with demo_server(*fields) as running:
         processes = psutil.Process(running.process.pid).children(recursive=True)
         yield running
         processes += psutil.Process(running.process.pid).children(recursive=True)
         assert running.stop() == 0, "\n".join(running.lines[-10:])
         # Python's own tracker of shared memory ends a moment after what it tracks.
         eventually(lambda: all(is_zombie(one) for one in processes))
-    finally:
-        end(running)
 
 
 def is_zombie(process: psutil.Process) -> bool:
@@ -155,7 +151,7 @@ def test_one_killed_under_load_and_the_other_serves(two: ServerProcess) -> None:
             seen.append(figures(two, "vllm:num_requests_running"))
             return min(seen[-1]) >= 2 or all(one.done() for one in streams)
 
-        eventually(both_busy, 60)
+        eventually(both_busy, 30)
         assert min(seen[-1]) >= 2, seen
         killed.kill()
         lost_when.append(time.monotonic())

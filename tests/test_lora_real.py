@@ -15,7 +15,8 @@ import pytest
 
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.torchvision_ops import declare_missing_operators
-from tests.conftest import ServerProcess, end, start_server
+from tests.conftest import ServerProcess, demo_server
+from tests.logprobs import logprobs
 from tests.served import eventually
 from tests.test_vllm_engine import asked, data_url, drawing, picture
 
@@ -40,14 +41,8 @@ def lora_server(later: Path) -> Iterator[ServerProcess]:
         f"adapters.allowed_paths=[{later}]",
         f"engine.max_cpu_loras={HELD}",
     ]
-    options = [word for field in fields for word in ("--set", field)]
-    running = start_server("--profile", "demo", *options, environment={"QWEN2VL_API_KEY": OPERATOR})
-    try:
-        running.wait_ready()
+    with demo_server(*fields, key=OPERATOR) as running:
         yield running
-        assert running.stop() == 0, "\n".join(running.lines[-10:])
-    finally:
-        end(running)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +136,6 @@ def merged(adapter: Path) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", ["sailor", "mirror"])
 def test_served_as_if_merged(client: openai.OpenAI, name: str) -> None:
     """Every token's log-probability is that of transformers with the adapter in its weights."""
-    torch: Any = importlib.import_module("torch")
     # This size is a multiple of 28 within the model's bounds: nobody resizes it.
     image = drawing("red", size=(224, 196))
     part = {"type": "image_url", "image_url": {"url": data_url(image)}}
@@ -152,17 +146,8 @@ def test_served_as_if_merged(client: openai.OpenAI, name: str) -> None:
     assert told is not None
     assert told.content
     model, processor = merged(SHIPPED / name)
-    content = [{"type": "image"}, {"type": "text", "text": COLOUR}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
     said = str(answer.choices[0].message.content)
-    inputs = processor(text=[text + said + "<|im_end|>"], images=[image], return_tensors="pt")
-    with torch.inference_mode():
-        logits = model(**inputs).logits[0].log_softmax(-1)
-    ids = inputs["input_ids"][0]
-    count = len(told.content)
-    expected = [float(logits[-count - 1 + k, ids[-count + k]]) for k in range(count)]
+    expected = logprobs((model, processor), image, COLOUR, said, len(told.content))
     assert [one.logprob for one in told.content] == pytest.approx(expected, abs=5e-3)
 
 

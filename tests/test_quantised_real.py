@@ -21,7 +21,8 @@ from qwen2vl_serve.demo.quantise import Method
 from qwen2vl_serve.plan.architectures import Quantisation, published
 from qwen2vl_serve.plan.refusals import refusal
 from qwen2vl_serve.torchvision_ops import declare_missing_operators
-from tests.conftest import ServerProcess, end, start_server
+from tests.conftest import ServerProcess, demo_server
+from tests.logprobs import logprobs
 from tests.test_vllm_engine import asked, data_url, drawing, picture
 
 ROOT = Path(__file__).parents[1]
@@ -44,17 +45,6 @@ class Served:
         return str(self.say(question, *parts).choices[0].message.content)
 
 
-def serve(*settings: str) -> Iterator[ServerProcess]:
-    options = [word for one in settings for word in ("--set", one)]
-    running = start_server("--profile", "demo", *options)
-    try:
-        running.wait_ready()
-        yield running
-        assert running.stop() == 0, "\n".join(running.lines[-10:])
-    finally:
-        end(running)
-
-
 @pytest.fixture(scope="module", params=["awq", "gptq"])
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -64,7 +54,7 @@ def served(
     folder = tmp_path_factory.mktemp(method)
     made = quantise.quantise_demo(method)
     quantise.write(folder, made)
-    for running in serve(f"model={folder}", "model.dtype=half"):
+    with demo_server(f"model={folder}", "model.dtype=half") as running:
         client = openai.OpenAI(base_url=running.url, api_key="none", max_retries=0)
         yield Served(made, running, client)
 
@@ -98,7 +88,6 @@ def transformers_with(network: Any) -> tuple[Any, Any]:
 
 def test_served_as_the_codes_say(served: Served) -> None:
     """Every token's log-probability is that of the matrices that the codes stand for."""
-    torch: Any = importlib.import_module("torch")
     question = "What colour is the circle?"
     # This size is a multiple of 28 within the model's bounds: nobody resizes it.
     image = drawing("red", size=(224, 196))
@@ -106,17 +95,8 @@ def test_served_as_the_codes_say(served: Served) -> None:
     answer = served.say(question, part, logprobs=True)
     told = answer.choices[0].logprobs.content
     model, processor = transformers_with(served.made.network)
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
     said = str(answer.choices[0].message.content)
-    inputs = processor(text=[text + said + "<|im_end|>"], images=[image], return_tensors="pt")
-    with torch.inference_mode():
-        logits = model(**inputs).logits[0].log_softmax(-1)
-    ids = inputs["input_ids"][0]
-    count = len(told)
-    expected = [float(logits[-count - 1 + k, ids[-count + k]]) for k in range(count)]
+    expected = logprobs((model, processor), image, question, said, len(told))
     assert [one.logprob for one in told] == pytest.approx(expected, abs=0.02)
 
 
@@ -128,7 +108,7 @@ def test_true_widths_start_and_answer(name: str, tmp_path: Path) -> None:
     """Two layers of text and tower in their true widths, with the weights made up by vLLM."""
     assert hollow.main([name, "--out", str(tmp_path), "--layers", "2"]) == 0
     settings = (f"model={tmp_path}", "model.dtype=auto", "model.load_format=dummy")
-    for running in serve(*settings):
+    with demo_server(*settings) as running:
         client = openai.OpenAI(base_url=running.url, api_key="none", max_retries=0)
         answer = client.chat.completions.create(
             model=client.models.list().data[0].id,

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 import schemathesis
-from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.failures import FailureGroup
 from schemathesis.core.result import Ok
 from schemathesis.core.transport import Response
 
+from bench.fuzz.drawn import drawn
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.launch import media_loader
@@ -91,27 +90,7 @@ def raw(case: Case[Any]) -> bytes:
 
 def drawn_requests(count: int, number: int) -> Sequence[bytes]:
     """Return about ``count`` requests; equal numbers give equal requests."""
-    made: list[bytes] = []
-
-    @seed(number)
-    @settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        verbosity=Verbosity.quiet,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(requested())
-    def draw(case: Case[Any]) -> None:
-        made.append(raw(case))
-
-    try:
-        draw()
-    except Unsatisfiable:
-        if not made:
-            raise
-    return list(dict.fromkeys(made))
+    return drawn(requested().map(raw), count, number)
 
 
 def undocumented(request: bytes, status: int, kind: str, body: bytes) -> str | None:

@@ -6,13 +6,17 @@ from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis.errors import Unsatisfiable
 from hypothesis.strategies import SearchStrategy
 
 _Example = TypeVar("_Example", bound=Hashable)
 
 
 def drawn(strategy: SearchStrategy[_Example], count: int, number: int) -> Sequence[_Example]:
-    """Return about ``count`` examples, none twice; equal numbers give equal ones."""
+    """Return about ``count`` examples, none twice; equal numbers give equal ones.
+
+    Raises ``Unsatisfiable`` where the strategy gives none at all.
+    """
     made: list[_Example] = []
 
     @seed(number)
@@ -28,5 +32,9 @@ def drawn(strategy: SearchStrategy[_Example], count: int, number: int) -> Sequen
     def draw(example: _Example) -> None:
         made.append(example)
 
-    draw()
+    try:
+        draw()
+    except Unsatisfiable:  # few of many attempts passed its filters
+        if not made:
+            raise
     return list(dict.fromkeys(made))
