@@ -121,7 +121,7 @@ def test_a_closed_asynchronous_stream_frees_its_place(server: ServerProcess) -> 
         while held() or server.metric("vllm:num_requests_running"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert server.metric("vllm:generation_tokens_total") - before < 1900
+        assert server.metric("vllm:generation_tokens_total") - before < 3500  # not to the end
 
 
 def test_a_blocking_stream_that_is_closed_frees_its_place(server: ServerProcess) -> None:
