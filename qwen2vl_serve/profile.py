@@ -290,6 +290,7 @@ class Profile(Section):
                     (
                         "gpu_memory_utilization",
                         "kv_cache_dtype",
+                        "block_size",
                         "cpu_offload_gb",
                         "disable_custom_all_reduce",
                         "distributed_executor_backend",

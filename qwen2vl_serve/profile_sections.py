@@ -189,6 +189,12 @@ class EngineSection(Section):
     kv_cache_dtype: KVCacheDType | None = Field(
         default=None, description="Number format of the KV cache. Unset: `auto`, the model's own."
     )
+    block_size: Literal[16, 32, 64, 128] | None = Field(
+        default=None,
+        description="Tokens of one block of the KV cache. Only whole blocks of a known beginning "
+        "are reused, so short conversations want small ones; CPUs compute multiples of 32 faster. "
+        "Unset: 16 on cards, 128 on CPUs.",
+    )
     kv_cache_memory_bytes: Positive | None = Field(
         default=None,
         description="KV cache of each worker in bytes, instead of what "

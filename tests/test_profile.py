@@ -573,6 +573,7 @@ EVERYTHING = {
         "max_num_batched_tokens": 5,
         "enforce_eager": False,
         "kv_cache_dtype": "fp8",
+        "block_size": 32,
         "kv_cache_memory_bytes": 6,
         "cpu_offload_gb": 1.5,
         "enable_prefix_caching": False,

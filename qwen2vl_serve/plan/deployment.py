@@ -17,7 +17,7 @@ from qwen2vl_serve.vision import FRAME_FACTOR, PixelBudget, smart_resize
 
 DEFAULT_UTILISATION = 0.92
 CUDA_BLOCK, CPU_BLOCK = 16, 128
-"""Tokens of one block of the KV cache (``config/cache.py``, ``platforms/cpu.py``)."""
+"""Tokens of one block of the KV cache where the profile is silent (``config/cache.py``, ``platforms/cpu.py``)."""
 BFLOAT16_CAPABILITY = (8, 0)
 _PROFILED_FRAMES = 14
 NUMBER_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
@@ -118,7 +118,7 @@ def deployment(
         utilisation=engine.gpu_memory_utilization or DEFAULT_UTILISATION,
         kv_bytes_each=_kv_bytes(kv_dtype, dtype),
         kv_dtype=kv_dtype,
-        block=CUDA_BLOCK if on_cards else CPU_BLOCK,
+        block=engine.block_size or (CUDA_BLOCK if on_cards else CPU_BLOCK),
         eager=bool(engine.enforce_eager),
         split_vision=engine.mm_encoder_tp_mode != "data",
         picture=_largest(profile, architecture, length, batched, sequences),
