@@ -2,9 +2,9 @@
 
 A 12-megapixel JPEG of about 2.7 MB, as phones take them: sent again in each turn of a
 conversation, as every OpenAI client does; the same with ours knowing it by the id of an upload;
-and never seen before. ``bench.rounds`` tells how they are measured; with ``--ours
-media.fast_decode=true`` ours decodes at a fraction of the size. Reading a body of 4 MB is compared
-with Python's ``json`` in this process.
+never seen before; and no picture at all, which is the engine's own time. ``bench.rounds`` tells how
+they are measured; with ``--ours media.fast_decode=true`` ours decodes at a fraction of the size.
+Reading a body of 4 MB is compared with Python's ``json`` in this process.
 """
 
 # ruff: noqa: T201 -- a command prints its results
@@ -90,6 +90,19 @@ def _fresh(model: str, number: int) -> dict[str, Any]:
     return _conversation(model, 1_000_000 + number, 1)
 
 
+def _without(model: str, number: int, turns: int | None = None) -> dict[str, Any]:
+    """The same texts and no picture: what remains is the engine's own time."""
+    body = _conversation(model, 0, turns or number % TURNS + 2)
+    body["messages"][0]["content"] = (
+        f"{number // TURNS} {body['messages'][0]['content'][1]['text']}"
+    )
+    return body
+
+
+def _first_without(model: str, number: int) -> dict[str, Any] | None:
+    return _without(model, number, 1) if number % TURNS == 0 else None
+
+
 CASES = (
     Case(
         "12 MP JPEG again, turns 2 to 5",
@@ -105,6 +118,13 @@ CASES = (
         warm_up=TURNS,
         same_answers=False,
         by_id=True,
+    ),
+    Case(
+        "the same turns without a picture",
+        _without,
+        before=_first_without,
+        warm_up=TURNS,
+        same_answers=False,
     ),
     Case("12 MP JPEG, not seen before", _fresh, warm_up=3, same_answers=False),
 )
