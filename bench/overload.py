@@ -11,7 +11,8 @@ Where the machine itself stands still (``bench.pauses``), times that were met by
 and the seconds do not count; both are told.
 
 Clients that have no first token after 10 s close their connection. The client shares the cores with
-both servers; its own CPU time is told, and how much too late it sent.
+both servers; its own CPU time is told, and how much too late it sent. ``--apart`` keeps engines on
+other processors than servers and client, as a card is.
 """
 
 # ruff: noqa: T201 -- a command prints its results
@@ -46,7 +47,7 @@ from bench.overload_client import (
 from bench.overload_figures import Calm, Flood, Result, percentile, table
 from bench.pauses import Pauses, watched
 from bench.rounds import conditions, leave, plain
-from bench.servers import BenchError, Server, both
+from bench.servers import BenchError, Halves, Server, both
 
 TIMES = 10
 LEVELS = (4, 8, 16, 32)
@@ -60,8 +61,9 @@ OURS = ("limits.max_in_flight=16", "limits.queue_seconds=0.02")
 as the engine takes without becoming slow for each, and hardly any waiting."""
 
 LOOK_SECONDS = 0.25
-AFTER_SECONDS = 1.0
-"""After the last request of the flood the first good one is sent."""
+AFTER_SECONDS = 3.0
+"""After the last request of the flood the first good one is sent: an answer that was admitted at its
+end takes some two seconds to write."""
 
 KINDS: dict[str, Requests] = {"text": text, "pictures": pictures}
 
@@ -190,8 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory(prefix="overload-") as folder:
         try:
+            halves = Halves.of_machine() if arguments.apart else None
             with (
-                both(arguments.profile, Path(folder), ours) as servers,
+                both(arguments.profile, Path(folder), ours, halves) as servers,
                 asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
             ):
                 chosen = servers[1:] if arguments.ours_only else servers
@@ -200,7 +203,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BenchError as error:
             print(f"overload: {error}", file=sys.stderr)
             return 1
-    told = conditions(arguments.profile, ours, before, seconds=arguments.seconds, tokens=TOKENS)
+    told = conditions(
+        arguments.profile,
+        ours,
+        before,
+        seconds=arguments.seconds,
+        tokens=TOKENS,
+        engines="apart" if arguments.apart else "beside",
+    )
     print(table(results))
     for one in results:
         missed = ", ".join(one.missed())
@@ -234,6 +244,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="SECTION.FIELD=VALUE",
         help="set a field for ours alone, after " + " and ".join(OURS) + "; may be repeated",
+    )
+    made.add_argument(
+        "--apart",
+        action="store_true",
+        help="engines on one half of the processors, servers and client on the other",
     )
     made.add_argument("--as-shipped", action="store_true", help="set nothing for ours")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")

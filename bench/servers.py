@@ -10,10 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from qwen2vl_serve.profile import Profile, load_profile
 
@@ -23,6 +25,43 @@ HOST = "127.0.0.1"
 
 _PR_SET_PDEATHSIG = 1
 _CPU_CLOCK_OF_PROCESS = 2
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Processors of engines, and those of their HTTP servers and of the client.
+
+    A card computes beside the processors that its HTTP server uses; a CPU engine shares them, and
+    each of its threads waits for the one that was held up.
+    """
+
+    front: tuple[int, ...]
+    engine: tuple[int, ...]
+
+    @classmethod
+    def of_machine(cls) -> Halves:
+        """Halve what this process may use.
+
+        Raises:
+            BenchError: there is one processor only.
+        """
+        usable = sorted(os.sched_getaffinity(0))
+        if len(usable) == 1:
+            raise BenchError("there is one processor only: it cannot be halved")
+        middle = len(usable) // 2
+        return cls(tuple(usable[:middle]), tuple(usable[middle:]))
+
+    def part(self, servers: Iterable[psutil.Process]) -> None:
+        """Move this process and ``servers`` to the one half, the servers' children to the other."""
+        for server in servers:
+            children = server.children(recursive=True)
+            for process in (server, *children):
+                for thread in process.threads():
+                    with suppress(ProcessLookupError):  # threads come and go
+                        os.sched_setaffinity(
+                            thread.id, self.front if process is server else self.engine
+                        )
+        os.sched_setaffinity(0, self.front)
 
 
 class BenchError(Exception):
@@ -49,11 +88,12 @@ class Server:
 
 @contextmanager
 def both(
-    profile_name: str, folder: Path, ours: Sequence[str] = ()
+    profile_name: str, folder: Path, ours: Sequence[str] = (), halves: Halves | None = None
 ) -> Iterator[tuple[Server, Server]]:
     """Start stock vLLM and our server with one profile; yield (stock, ours).
 
     ``ours`` sets fields for ours alone, such as stock does not have (``media.fast_decode=true``).
+    With ``halves`` their engines compute on one and all else, this process too, on the other.
     Their output goes to ``stock.log`` and ``ours.log`` in ``folder``. Both are gone when the
     block is left, and also when this process is killed.
 
@@ -62,16 +102,22 @@ def both(
     """
     with ExitStack() as stack:
         running = []
+        variables = environment_for(folder)
+        if halves is not None:
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, halves.engine))
         ours_only = [word for field in ours for word in ("--set", field)]
         for name, command in (("stock", stock_command), ("ours", our_command)):
             profile = load_profile(profile_name, [f"host={HOST}", f"port={free_port()}"])
             log = folder / f"{name}.log"
             words = [*command(profile), *(ours_only if name == "ours" else ())]
-            process = stack.enter_context(run_process(words, log, environment_for(folder)))
+            process = stack.enter_context(run_process(words, log, variables))
             port, model = profile.server.port, profile.model.served_names[0]
             running.append((process, log, Server(name, port, process.pid, model)))
         for process, log, server in running:
             wait_ready(process, log, server)
+        if halves is not None:
+            stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
+            halves.part(psutil.Process(process.pid) for process, _, _ in running)
         (_, _, stock), (_, _, our_own) = running
         yield stock, our_own
 

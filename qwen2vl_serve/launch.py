@@ -408,6 +408,8 @@ def engine_environment(profile: Profile) -> dict[str, str]:
     chosen = {
         "VLLM_MEDIA_CONNECTOR": "qwen2vl_serve",
         "VLLM_NO_USAGE_STATS": "1",
+        # As `vllm serve` sets it: a fork would copy the locks that other threads hold.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         **profile.environment(),
     }
     if profile.engine.enforce_eager and vllm_build() == "cpu":

@@ -249,9 +249,6 @@ class Profile(Section):
         elif hardware.device == "cpu" and self.workers > 1:
             bind = one_cpu_each if self.engine.data_parallel_size == 1 else equal_shares
             variables["VLLM_CPU_OMP_THREADS_BIND"] = bind(self.workers)
-        if self.engine.data_parallel_size > 1:
-            # An engine starts while others have threads, whose locks a fork would copy as held.
-            variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         return variables
 
     def vllm_command(self) -> list[str]:

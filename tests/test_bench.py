@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -316,6 +317,33 @@ def test_a_server_that_fails_to_start_takes_the_other_with_it(
     log = tmp_path / "ours.log"
     (pid,) = log.read_text().split()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_engines_are_kept_apart_from_servers_and_client(tmp_path: Path) -> None:
+    """The server and this process on one half of the processors, its engine on the other."""
+    code = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True); time.sleep(600)"
+    )
+    usable = os.sched_getaffinity(0)
+    if len(usable) == 1:
+        with pytest.raises(BenchError, match="one processor"):
+            servers.Halves.of_machine()
+        return
+    halves = servers.Halves.of_machine()
+    assert {*halves.front, *halves.engine} == usable
+    assert not {*halves.front} & {*halves.engine}
+    log = tmp_path / "log"
+    try:
+        with servers.run_process([sys.executable, "-c", code], log, dict(os.environ)) as process:
+            engine = int(_within(60, lambda: log.exists() and log.read_text().strip()))
+            halves.part([psutil.Process(process.pid)])
+            assert os.sched_getaffinity(process.pid) == {*halves.front}
+            assert os.sched_getaffinity(engine) == {*halves.engine}
+            assert os.sched_getaffinity(0) == {*halves.front}
+    finally:
+        os.sched_setaffinity(0, usable)
 
 
 def test_a_killed_benchmark_leaves_no_server(tmp_path: Path) -> None:

@@ -505,6 +505,15 @@ def test_the_profiles_formats_and_folders_reach_the_loader(tmp_path: Path) -> No
         load("b.png")
 
 
+def test_engines_are_spawned_as_those_of_vllm_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On cards vLLM would fork a process with threads; an operator's own word goes before."""
+    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD", raising=False)
+    profile = load_profile("single-3090")
+    assert engine_environment(profile)["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in engine_environment(profile)
+
+
 @pytest.mark.parametrize(
     ("build", "eager", "off"), [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)]
 )

@@ -392,7 +392,7 @@ def test_several_engines_multiply_the_cards():
     assert words[words.index("--data-parallel-size") + 1] == "2"
     assert "data_parallel_size 2 = 16" in refusal("multi-gpu", ["engine.data_parallel_size=2"])
     assert profile.rehearsal().workers == 16
-    assert profile.environment() == {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    assert profile.environment() == {}
 
 
 def test_several_cpu_engines_share_the_processors_equally(monkeypatch):
