@@ -62,8 +62,8 @@ as the engine takes without becoming slow for each, and hardly any waiting."""
 
 LOOK_SECONDS = 0.25
 AFTER_SECONDS = 3.0
-"""After the last request of the flood the first good one is sent: an answer that was admitted at its
-end takes some two seconds to write."""
+"""After the last request of the flood the first good one is sent: an answer that was admitted at
+its end takes some two seconds to write."""
 
 KINDS: dict[str, Requests] = {"text": text, "pictures": pictures}
 

@@ -128,7 +128,7 @@ def test_no_two_pictures_are_alike() -> None:
 
 def test_a_photo_is_sent_again_in_every_turn() -> None:
     """The conversation's picture stays, its questions grow; the first turn is not measured."""
-    again, by_id, fresh = media.CASES
+    again, by_id, without, fresh = media.CASES
     assert (again.by_id, by_id.by_id) == (False, True)
     assert again.before is not None
     opening = again.before("m", 4)
@@ -139,6 +139,11 @@ def test_a_photo_is_sent_again_in_every_turn() -> None:
     assert pictures == {opening["messages"][0]["content"][0]["image_url"]["url"]}
     assert [len(body["messages"]) for body in turns] == [3, 5, 7, 9]
     assert fresh.body("m", 1)["messages"] != fresh.body("m", 2)["messages"]
+    bare = [without.body("m", number)["messages"] for number in range(4, 8)]
+    assert [len(messages) for messages in bare] == [3, 5, 7, 9]
+    assert [messages[1:] for messages in bare] == [body["messages"][1:] for body in turns]
+    assert len({messages[0]["content"] for messages in bare}) == 1
+    assert without.body("m", 8)["messages"][0] != bare[0][0]
 
 
 def test_a_photo_is_a_phones_photo() -> None:

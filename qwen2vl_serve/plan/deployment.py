@@ -17,7 +17,10 @@ from qwen2vl_serve.vision import FRAME_FACTOR, PixelBudget, smart_resize
 
 DEFAULT_UTILISATION = 0.92
 CUDA_BLOCK, CPU_BLOCK = 16, 128
-"""Tokens of one block of the KV cache where the profile is silent (``config/cache.py``, ``platforms/cpu.py``)."""
+"""Tokens of one block of the KV cache where the profile is silent.
+
+Source: ``config/cache.py``, ``platforms/cpu.py``.
+"""
 BFLOAT16_CAPABILITY = (8, 0)
 _PROFILED_FRAMES = 14
 NUMBER_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
