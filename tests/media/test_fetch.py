@@ -343,12 +343,20 @@ def test_waiting_for_room_is_not_the_other_sides_slowness(site: Site) -> None:
 
     Each piece waits for an hour of the event loop's clock, the transfer has a minute.
     """
-    site.answers["/"] = http("200 OK", b"x" * 1000)
-    waited = 0.0
+    waited, first_taken = 0.0, threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(http("200 OK", b"x" * 1000)[:-500])
+        first_taken.wait(60)
+        time.sleep(0.2)  # the fetcher waits for this piece with the clock running again
+        connection.sendall(b"x" * 500)
+
+    site.answers["/"] = answer
 
     async def take(size: int) -> None:
         nonlocal waited
         waited += 3600
+        first_taken.set()
         for _ in range(5):
             await asyncio.sleep(0)
 
