@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import islice
 
 from qwen2vl_serve.engine import Adapter, EngineState, Medium, ServedModel, Usage
 from qwen2vl_serve.errors import EngineUnavailable, ModelNotFound
@@ -15,7 +16,7 @@ from qwen2vl_serve.protocol import ChatRequest
 
 @dataclass
 class FakeEngine:
-    """Answers ``words``; ``failure`` is raised before word ``fail_at``.
+    """Answers ``words``, at most ``max_tokens``; ``failure`` is raised before word ``fail_at``.
 
     While ``hung`` it keeps what it has and gives nothing out, as a process that was stopped.
     """
@@ -128,7 +129,7 @@ class FakeEngine:
         self.media.append(media)
         self.running += 1
         try:
-            for index, word in enumerate(self.words):
+            for index, word in enumerate(islice(self.words, request.max_tokens)):
                 if self.failure is not None and index == self.fail_at:
                     raise self.failure
                 await asyncio.sleep(self.pause)

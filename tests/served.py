@@ -63,12 +63,12 @@ class Served:
         headers = options.pop("headers", {})
         if key:
             headers = {"Authorization": f"Bearer {key}", **headers}
-        return requests.request(method, self.root + path, headers=headers, timeout=20, **options)
+        return requests.request(method, self.root + path, headers=headers, timeout=60, **options)
 
     def chat(self, key: str = "", **fields: Any) -> requests.Response:
         return self.request("POST", "/v1/chat/completions", key, json={**HELLO, **fields})
 
-    def raw(self, *pieces: bytes, seconds: float = 10) -> bytes:
+    def raw(self, *pieces: bytes, seconds: float = 60) -> bytes:
         """Send bytes as they are; return all that comes until the server closes."""
         with socket.create_connection(("127.0.0.1", self.port), seconds) as client:
             for piece in pieces:
@@ -87,11 +87,13 @@ def drained(client: socket.socket) -> bytes:
     return found
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time allowed"
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Look every 10 ms; ``seconds`` are counted in looks, for a machine may stand still."""
+    for _ in range(round(seconds * 100)):
+        if condition():
+            return
         time.sleep(0.01)
+    assert condition(), "not within the time allowed"
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from qwen2vl_serve.launch import media_loader
 from qwen2vl_serve.profile import Profile, load_profile
 from tests.fake_engine import FakeEngine
 from tests.media.movies import data_url, movie
+from tests.served import eventually
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -38,11 +38,11 @@ class Running:
 
     def chat(self, body: Any = None, **options: Any) -> requests.Response:
         return requests.post(
-            f"{self.root}/v1/chat/completions", json=body or HELLO, timeout=20, **options
+            f"{self.root}/v1/chat/completions", json=body or HELLO, timeout=60, **options
         )
 
     def metrics(self) -> str:
-        return requests.get(f"{self.root}/metrics", timeout=10).text
+        return requests.get(f"{self.root}/metrics", timeout=60).text
 
 
 @contextmanager
@@ -80,13 +80,6 @@ def served(
 def api() -> Iterator[Running]:
     with running() as one:
         yield one
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time allowed"
-        time.sleep(0.01)
 
 
 def error_of(answer: requests.Response) -> dict[str, Any]:
@@ -145,7 +138,7 @@ def test_what_is_not_there_is_told_in_openais_shape(
     api: Running, method: str, path: str, status: int, code: str
 ) -> None:
     """Unknown paths, wrong methods and vLLM's other routes get a typed error with an id."""
-    answer = requests.request(method, api.root + path, timeout=10)
+    answer = requests.request(method, api.root + path, timeout=60)
     assert answer.status_code == status
     assert error_of(answer)["code"] == code
     assert answer.headers["x-request-id"]
@@ -156,7 +149,7 @@ def test_only_json_is_read(api: Running, kind: str | None) -> None:
     """A body that is not declared as JSON is refused with 415."""
     headers = {"content-type": kind} if kind else {}
     url = f"{api.root}/v1/chat/completions"
-    answer = requests.post(url, data=json.dumps(HELLO), headers=headers, timeout=10)
+    answer = requests.post(url, data=json.dumps(HELLO), headers=headers, timeout=60)
     assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_content_type")
 
 
@@ -175,7 +168,7 @@ def test_a_body_over_the_cap_is_cut(chunked: bool) -> None:
     with running(profile=profile) as api:
         url = f"{api.root}/v1/chat/completions"
         headers = {"content-type": "application/json"}
-        answer = requests.post(url, data=pieces if chunked else text, headers=headers, timeout=10)
+        answer = requests.post(url, data=pieces if chunked else text, headers=headers, timeout=60)
         error = error_of(answer)
         assert (answer.status_code, error["code"]) == (413, "request_too_large")
         assert "1000" in error["message"]
@@ -205,7 +198,7 @@ def test_the_stages_of_an_answer_are_told_in_its_head() -> None:
             assert told[last] >= (0.05 if last == "answer" else 0.015)
             assert answer.elapsed.total_seconds() >= told["total"] - 0.001
         assert "server-timing" not in api.chat({"messages": []}).headers
-        assert "server-timing" not in requests.get(f"{api.root}/v1/models", timeout=10).headers
+        assert "server-timing" not in requests.get(f"{api.root}/v1/models", timeout=60).headers
 
 
 def test_two_requests_may_carry_one_id(api: Running) -> None:
@@ -251,7 +244,10 @@ def test_a_stream_that_breaks_ends_with_an_error_and_without_done() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("pause", [0.05, 30], ids=["generating", "before the first token"])
 def test_a_client_that_leaves_stops_the_generation(stream: bool, pause: float) -> None:
-    """Within a second of a closed connection the engine's request is aborted."""
+    """Within a second of a closed connection the engine's request is aborted.
+
+    A hundred looks are the second: they stand still where the machine does.
+    """
     with running(FakeEngine(words=["word "] * 2000, pause=pause)) as api:
         body = json.dumps({**HELLO, "stream": stream}).encode()
         head = (
@@ -261,7 +257,6 @@ def test_a_client_that_leaves_stops_the_generation(stream: bool, pause: float) -
         with socket.create_connection(("127.0.0.1", api.port)) as client:
             client.sendall(head.encode() + body)
             eventually(lambda: api.engine.running == 1)
-            time.sleep(0.2)
         eventually(lambda: api.engine.running == 0, seconds=1)
         assert api.engine.aborted == 1
         eventually(lambda: "qwen2vl_requests_in_flight 0.0" in api.metrics())
@@ -271,11 +266,11 @@ def test_without_a_key_nothing_but_the_probes_answers() -> None:
     """Keys close every path, known or not, except liveness and readiness."""
     with running(keys=("sk-one", "sk-two")) as api:
         for path in ("/v1/models", "/metrics", "/version", "/docs", "/openapi.json", "/nothing"):
-            answer = requests.get(api.root + path, timeout=10)
+            answer = requests.get(api.root + path, timeout=60)
             assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
             assert answer.headers["www-authenticate"] == "Bearer"
         for path in ("/health/live", "/health/ready"):
-            assert requests.get(api.root + path, timeout=10).status_code == 200
+            assert requests.get(api.root + path, timeout=60).status_code == 200
         for key in ("sk-one", "sk-two"):
             assert api.chat(headers={"authorization": f"Bearer {key}"}).status_code == 200
 
@@ -301,16 +296,16 @@ def test_path_tricks_open_nothing(target: str) -> None:
 def test_a_dead_engine_is_not_ready_but_live() -> None:
     """Readiness asks the engine; liveness only the event loop."""
     with running(FakeEngine(dead=True)) as api:
-        ready = requests.get(f"{api.root}/health/ready", timeout=10)
+        ready = requests.get(f"{api.root}/health/ready", timeout=60)
         assert (ready.status_code, error_of(ready)["code"]) == (503, "engine_unavailable")
-        assert requests.get(f"{api.root}/health/live", timeout=10).status_code == 200
+        assert requests.get(f"{api.root}/health/live", timeout=60).status_code == 200
 
 
 def test_a_draining_server_takes_nothing_new() -> None:
     """While it drains, readiness is red and chats are refused with Retry-After."""
     with running() as api:
         api.app.state.api.draining = True
-        for answer in (api.chat(), requests.get(f"{api.root}/health/ready", timeout=10)):
+        for answer in (api.chat(), requests.get(f"{api.root}/health/ready", timeout=60)):
             assert (answer.status_code, error_of(answer)["code"]) == (503, "shutting_down")
             assert answer.headers["retry-after"]
 
@@ -352,16 +347,16 @@ def test_a_stream_reports_its_videos_as_well(api: Running) -> None:
 def test_a_video_is_explained(api: Running) -> None:
     """What it costs and which budget would fit, without the engine."""
     url = f"{api.root}/v1/chat/completions/explain"
-    told = requests.post(url, json=shown(film(nframes=8)), timeout=20).json()
+    told = requests.post(url, json=shown(film(nframes=8)), timeout=60).json()
     (report,) = told["media"]
     assert told["visual_tokens"] == report["visual_tokens"]
     assert told["prompt_tokens"] == told["text_tokens"] + told["visual_tokens"]
     assert told["fits"]
     body = shown(film(nframes=16, max_pixels=100_000), max_tokens=4096 - 500)
-    tight = requests.post(url, json=body, timeout=20).json()
+    tight = requests.post(url, json=body, timeout=60).json()
     assert not tight["fits"]
     body["messages"][0]["content"][0]["max_pixels"] = tight["largest_max_pixels"]
-    assert requests.post(url, json=body, timeout=20).json()["fits"]
+    assert requests.post(url, json=body, timeout=60).json()["fits"]
 
 
 def test_a_video_is_shrunk_to_fit(api: Running) -> None:
@@ -413,7 +408,7 @@ def test_metrics_count_answers_by_route_status_and_code(api: Running) -> None:
         return float(found[0].rpartition(" ")[2]) if found else 0.0
 
     before = count()
-    requests.get(f"{api.root}/v1/models/unknown", timeout=10)
+    requests.get(f"{api.root}/v1/models/unknown", timeout=60)
     assert count() == before + 1
 
 
@@ -431,7 +426,7 @@ def test_metrics_count_media_by_kind_and_outcome() -> None:
 
 def test_the_openapi_document_describes_the_chat_body(api: Running) -> None:
     """The schema served at /openapi.json resolves and names the fields clients send."""
-    document = requests.get(f"{api.root}/openapi.json", timeout=10).json()
+    document = requests.get(f"{api.root}/openapi.json", timeout=60).json()
     schemas = document["components"]["schemas"]
     assert {"messages", "model", "stream", "response_format"} <= set(
         schemas["ChatRequest"]["properties"]

@@ -99,6 +99,6 @@ def test_with_a_key_the_page_is_closed_as_the_rest() -> None:
     with served(load_profile("demo"), Keys(("sk-one",))) as api:
         assert api.request("GET", "/docs").status_code == 401
         answer = requests.get(
-            api.root + "/docs", headers={"Authorization": "Bearer sk-one"}, timeout=10
+            api.root + "/docs", headers={"Authorization": "Bearer sk-one"}, timeout=60
         )
         assert answer.status_code == 200

@@ -87,7 +87,7 @@ def test_what_exists_is_answered_as_documented(server: Served) -> None:
 
 def test_every_operation_and_every_error_is_documented(server: Served) -> None:
     """No operation is left as the framework describes it, and each code stands somewhere."""
-    document = requests.get(f"{server.root}/openapi.json", timeout=10).json()
+    document = requests.get(f"{server.root}/openapi.json", timeout=60).json()
     for path, operations_ in document["paths"].items():
         for method, operation in operations_.items():
             where = f"{method} {path}"

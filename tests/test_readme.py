@@ -122,7 +122,7 @@ def test_a_line_of_make_names_a_target(line: str) -> None:
 
 def test_the_metrics_of_vllm_that_the_documents_name_exist(server: ServerProcess) -> None:
     """vLLM's own names, as the running engine exports them."""
-    text = requests.get(f"{server.root}/metrics", timeout=10).text
+    text = requests.get(f"{server.root}/metrics", timeout=60).text
     exported = set(re.findall(r"^# TYPE (vllm:\S+)", text, re.MULTILINE))
     documents = (Document("docs/http-api.md"), Document("docs/http-api.zh-CN.md"))
     for document in documents:

@@ -121,7 +121,7 @@ def send(api: Running, place: str, secret: str) -> None:
             api.root + path,
             data=data,
             headers=headers,
-            timeout=20,
+            timeout=60,
         )
     except requests.exceptions.ChunkedEncodingError:
         assert place == "crash in a stream"

@@ -26,7 +26,7 @@ from qwen2vl_serve import uploads
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.keys_file import KeysFile
 from qwen2vl_serve.profile import load_profile
-from tests.served import served
+from tests.served import drained, served
 from tests.test_app import Running, error_of, eventually, running
 
 
@@ -65,12 +65,12 @@ def client(api: Running) -> openai.OpenAI:
 def upload(api: Running, data: bytes, **fields: str) -> requests.Response:
     form = {"purpose": "vision", **fields}
     files = {"file": ("a.png", data)}
-    return requests.post(f"{api.root}/v1/files", files=files, data=form, timeout=20)
+    return requests.post(f"{api.root}/v1/files", files=files, data=form, timeout=60)
 
 
 def raw_upload(api: Running, body: Any, kind: str = "multipart/form-data; boundary=x") -> Any:
     headers = {"content-type": kind}
-    return requests.post(f"{api.root}/v1/files", data=body, headers=headers, timeout=20)
+    return requests.post(f"{api.root}/v1/files", data=body, headers=headers, timeout=60)
 
 
 def show(api: Running, *parts: dict[str, Any], **fields: Any) -> requests.Response:
@@ -187,7 +187,7 @@ def test_the_longest_unused_makes_room_for_new_files() -> None:
         ids = [upload(api, png(one)).json()["id"] for one in ("red", "lime")]
         assert show(api, {"type": "file", "file": {"file_id": ids[0]}}).status_code == 200
         ids.append(upload(api, png("blue")).json()["id"])
-        listed = requests.get(f"{api.root}/v1/files", timeout=10).json()
+        listed = requests.get(f"{api.root}/v1/files", timeout=60).json()
         assert {file["id"] for file in listed["data"]} == {ids[0], ids[2]}
         size = sum(file["bytes"] for file in listed["data"])
         assert "qwen2vl_files 2.0\n" in api.metrics()
@@ -209,12 +209,12 @@ def test_the_longest_unused_makes_room_for_new_files() -> None:
 )
 def test_only_pictures_are_kept(api: Running, data: bytes, words: str) -> None:
     """Anything else is refused by name, and leaves nothing behind."""
-    before = requests.get(f"{api.root}/v1/files", timeout=10).json()["data"]
+    before = requests.get(f"{api.root}/v1/files", timeout=60).json()["data"]
     answer = upload(api, data)
     error = error_of(answer)
     assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_image", "file")
     assert words in error["message"]
-    assert requests.get(f"{api.root}/v1/files", timeout=10).json()["data"] == before
+    assert requests.get(f"{api.root}/v1/files", timeout=60).json()["data"] == before
 
 
 def test_a_picture_of_too_many_pixels_is_refused() -> None:
@@ -244,7 +244,7 @@ def test_an_endless_upload_is_cut_while_it_streams() -> None:
     """The server answers long before the client is done, and keeps nothing of what follows."""
     with (
         server("files.max_file_bytes=100000") as api,
-        socket.create_connection(("127.0.0.1", api.port), timeout=20) as raw,
+        socket.create_connection(("127.0.0.1", api.port), timeout=60) as raw,
     ):
         raw.sendall(
             b"POST /v1/files HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
@@ -311,7 +311,7 @@ def test_only_forms_are_read(api: Running, kind: str) -> None:
 def test_a_compressed_form_is_refused(api: Running) -> None:
     """It could unpack to anything."""
     headers = {"content-type": "multipart/form-data; boundary=x", "content-encoding": "gzip"}
-    answer = requests.post(f"{api.root}/v1/files", data=b"x", headers=headers, timeout=10)
+    answer = requests.post(f"{api.root}/v1/files", data=b"x", headers=headers, timeout=60)
     assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_content_type")
 
 
@@ -346,7 +346,7 @@ def test_a_form_needs_a_boundary(api: Running, boundary: str) -> None:
 )
 def test_a_lists_parameters_are_checked(api: Running, query: str, param: str) -> None:
     """Out of bounds or unknown is refused, not ignored."""
-    answer = requests.get(f"{api.root}/v1/files?{query}", timeout=10)
+    answer = requests.get(f"{api.root}/v1/files?{query}", timeout=60)
     error = error_of(answer)
     assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
 
@@ -379,7 +379,7 @@ def test_a_pdf_is_uploaded_and_its_pages_shown(api: Running) -> None:
     shown = api.engine.requests[-1].messages[0].content
     assert [one.type for one in shown] == ["text", *["image_url"] * 3]
     body = {"messages": [{"role": "user", "content": [{**document, "pages": "1-3"}]}]}
-    told = requests.post(f"{api.root}/v1/chat/completions/explain", json=body, timeout=20).json()
+    told = requests.post(f"{api.root}/v1/chat/completions/explain", json=body, timeout=60).json()
     assert len(told["media"]) == 3
     refused = show(api, document)
     assert (refused.status_code, error_of(refused)["code"]) == (400, "too_many_items")
@@ -390,7 +390,7 @@ def test_a_pdf_is_uploaded_and_its_pages_shown(api: Running) -> None:
 def test_uploads_can_be_off() -> None:
     """With ``files.max_files: 0`` the routes say so, and an id is unknown."""
     with server("files.max_files=0") as api:
-        for answer in (upload(api, png()), requests.get(f"{api.root}/v1/files", timeout=10)):
+        for answer in (upload(api, png()), requests.get(f"{api.root}/v1/files", timeout=60)):
             error = error_of(answer)
             assert (answer.status_code, error["code"]) == (404, "not_found")
             assert "files.max_files" in error["message"]
@@ -400,12 +400,12 @@ def test_uploads_can_be_off() -> None:
 def test_a_slow_upload_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A form that does not come to its end is given up with 408."""
     monkeypatch.setattr(uploads, "RECEIVE_SECONDS", 0.3)
-    with server() as api, socket.create_connection(("127.0.0.1", api.port), timeout=20) as raw:
+    with server() as api, socket.create_connection(("127.0.0.1", api.port), timeout=60) as raw:
         raw.sendall(
             b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n"
             b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
         )
-        answer = raw.recv(65536)
+        answer = drained(raw)
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"request_timeout" in answer
 
@@ -455,7 +455,7 @@ def test_uploads_that_wait_take_turns_by_key(
     alice, bob = file.add("alice"), file.add("bob")
     with served(load_profile("demo"), Keys(file=file)) as api, ExitStack() as stack:
         line = api.app.state.api.uploads
-        line.resize(1, 1, 8, 20.0)
+        line.resize(1, 1, 8, 600.0)
         seen: list[str] = []
         enter = line.place
 
@@ -479,7 +479,7 @@ def test_uploads_that_wait_take_turns_by_key(
 
 def begun_upload(port: int, key: str) -> socket.socket:
     """Send the beginning of an upload and no more."""
-    line = socket.create_connection(("127.0.0.1", port), timeout=20)
+    line = socket.create_connection(("127.0.0.1", port), timeout=60)
     line.sendall(
         f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
         "Content-Length: 5000\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n"
@@ -488,27 +488,32 @@ def begun_upload(port: int, key: str) -> socket.socket:
     return line
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+def test_an_upload_that_breaks_off_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither a file nor an unfinished one, in the folder or the temporary one."""
-    with server(f"files.folder={tmp_path}") as api:
-        spooled = {path.name for path in Path(tempfile.gettempdir()).glob("tmp*")}
+    folder, spool = tmp_path / "files", tmp_path / "spool"
+    spool.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(spool))
+    with server(f"files.folder={folder}") as api:
         with socket.create_connection(("127.0.0.1", api.port)) as raw:
             body = PURPOSE + FILE[:-2] + bytes(3_000_000)
             raw.sendall(
                 b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n"
                 b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" + body
             )
+            eventually(lambda: "qwen2vl_requests_in_flight 1.0" in api.metrics())
             time.sleep(0.3)
         eventually(lambda: "qwen2vl_requests_in_flight 0.0" in api.metrics())
-        assert list(tmp_path.iterdir()) == []
-        assert {path.name for path in Path(tempfile.gettempdir()).glob("tmp*")} <= spooled
+        assert list(folder.iterdir()) == []
+        assert list(spool.iterdir()) == []
 
 
 def test_files_need_a_key_like_everything_else() -> None:
     """With keys set, no route of files is open; each key sees the same files."""
     with running(keys=("sk-one", "sk-two")) as api:
         assert upload(api, png()).status_code == 401
-        assert requests.get(f"{api.root}/v1/files", timeout=10).status_code == 401
+        assert requests.get(f"{api.root}/v1/files", timeout=60).status_code == 401
         ours, theirs = (
             openai.OpenAI(base_url=f"{api.root}/v1", api_key=key, max_retries=0)
             for key in ("sk-one", "sk-two")
@@ -519,7 +524,7 @@ def test_files_need_a_key_like_everything_else() -> None:
 
 def test_the_openapi_document_describes_the_form(api: Running) -> None:
     """What clients are generated from names the fields of an upload."""
-    document = requests.get(f"{api.root}/openapi.json", timeout=10).json()
+    document = requests.get(f"{api.root}/openapi.json", timeout=60).json()
     body = json.dumps(document["paths"]["/v1/files"]["post"]["requestBody"])
     assert '"file"' in body
     assert '"purpose"' in body

@@ -50,7 +50,7 @@ def target(server: ServerProcess, hostile_sites: Sites) -> Target:
 def limited(hostile_sites: Sites) -> Iterator[Target]:
     """Keys and small limits: what is decided before an engine is asked."""
     profile = load_profile("demo", [*SETTINGS, *hostile_sites.settings()])
-    engine = FakeEngine(words=["word "] * 16, pause=0.02)
+    engine = FakeEngine(words=["word "] * 16, pause=0.1)  # of most cases one word comes
     with served(profile, Keys([KEY]), engine) as api:
         yield Target(api.root, hostile_sites, KEY)
 
