@@ -79,6 +79,7 @@ class ServerProcess:
     """A `serve` command under test: its address, its lines, its exit."""
 
     process: subprocess.Popen[str]
+    reader: threading.Thread
     lines: list[str] = field(default_factory=list)
     api_key: str | None = None
     url: str = ""
@@ -103,15 +104,21 @@ class ServerProcess:
 
     def metric(self, line_start: str) -> float:
         """Return the value of the first metric line that begins with ``line_start``."""
-        text = requests.get(f"{self.root}/metrics", timeout=10).text
+        text = requests.get(f"{self.root}/metrics", timeout=60).text
         for line in text.splitlines():
             if line.startswith(line_start):
                 return float(line.rpartition(" ")[2])
         raise AssertionError(f"no metric {line_start}")
 
-    def stop(self, seconds: float = 60) -> int:
+    def ended(self, seconds: float = 60) -> int:
+        """Wait for its end and its last line; return the exit status."""
+        status = self.process.wait(seconds)
+        self.reader.join(seconds)
+        return status
+
+    def stop(self, seconds: float = 120) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(seconds)
+        return self.ended(seconds)
 
 
 def start_server(
@@ -131,22 +138,23 @@ def start_server(
         env={**os.environ, **(environment or {})},
         start_new_session=True,
     )
-    server = ServerProcess(process)
+    lines: list[str] = []
 
     def collect() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            server.lines.append(line.rstrip("\n"))
+            lines.append(line.rstrip("\n"))  # noqa: PERF401  # others look at it meanwhile
 
-    threading.Thread(target=collect, daemon=True).start()
-    return server
+    reader = threading.Thread(target=collect, daemon=True)
+    reader.start()
+    return ServerProcess(process, reader, lines)
 
 
 def end(server: ServerProcess) -> None:
     """Leave no process of the server behind, however the test went."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.process.pid, signal.SIGKILL)
-    server.process.wait(10)
+    server.process.wait(60)
 
 
 @contextlib.contextmanager

@@ -2,14 +2,13 @@
 
 A scripted engine; the launcher and all above the seam are the real ones.
 
-MODE: ``up``, ``long`` (a stream takes 30 s), ``slow-boot`` (hangs while starting), ``no-boot``
-(fails while starting), ``dies`` (is gone a second after the start) or ``hangs`` (moves no more from
-then on). SIGUSR1 makes any engine hang, SIGUSR2 move again, SIGRTMIN is its end.
+MODE: ``up``, ``long`` (a stream takes 5 minutes), ``slow-boot`` (hangs while starting) or
+``no-boot`` (fails while starting). SIGUSR1 makes any engine hang, SIGUSR2 move again, SIGRTMIN is
+its end.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -31,15 +30,11 @@ def main(port: str, mode: str, *overrides: str) -> int:
     async def start_engine(profile: Profile) -> AsyncIterator[FakeEngine]:
         print("words of the engine that belong into its log")
         if mode == "slow-boot":
-            time.sleep(60)  # as vLLM does: it blocks the event loop while it waits
+            time.sleep(600)  # as vLLM does: it blocks the event loop while it waits
         if mode == "no-boot":
             print("ERROR 11-20 [x.py:1] ValueError: No available memory for the cache blocks")
             raise RuntimeError("Engine core initialization failed. See root cause above.")
-        engine = FakeEngine(words=["word "] * (600 if mode == "long" else 40), pause=0.05)
-        if mode == "dies":
-            asyncio.get_running_loop().call_later(1, setattr, engine, "dead", True)
-        if mode == "hangs":
-            asyncio.get_running_loop().call_later(1, setattr, engine, "hung", True)
+        engine = FakeEngine(words=["word "] * (6000 if mode == "long" else 40), pause=0.05)
         signal.signal(signal.SIGUSR1, lambda *_: setattr(engine, "hung", True))
         signal.signal(signal.SIGUSR2, lambda *_: setattr(engine, "hung", False))
         signal.signal(signal.SIGRTMIN, lambda *_: setattr(engine, "dead", True))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from qwen2vl_serve import boot_log
 from qwen2vl_serve.boot_log import BootLog
+from tests.served import eventually
 
 # The shape of vLLM 0.32's lines; figures are made up.
 BOOT = """\
@@ -40,7 +42,7 @@ def test_each_phase_is_one_line(log: Path) -> None:
         boot.enter("import")
         boot.enter("engine")
         append(log, BOOT)
-        time.sleep(0.5)
+        eventually(lambda: any(line.startswith("warm-up") for line in lines))
     phases = [line.split()[0] for line in lines]
     assert phases == ["import", "engine", "weights", "weights", "weights", "memory", "warm-up"]
     assert "4/4 files, 100 %" in lines[4]
@@ -53,8 +55,9 @@ def test_the_engines_own_figures_are_kept(log: Path) -> None:
         append(log, BOOT)
         for gib in ("3.9", "4.07", "4.01"):
             append(log, f"INFO [runner.py:5] Model loading took {gib} GiB memory and 3.2 seconds\n")
-        time.sleep(0.5)
-    assert (boot.weights_gib, boot.kv_tokens) == (4.07, 52_304)
+        append(log, BOOT.replace("52,304", "52,305"))
+        eventually(lambda: boot.kv_tokens == 52_305)
+    assert boot.weights_gib == 4.07
 
 
 def test_a_line_written_in_pieces_is_read_once(log: Path) -> None:
@@ -63,8 +66,8 @@ def test_a_line_written_in_pieces_is_read_once(log: Path) -> None:
     with BootLog(log, lines.append, verbose=True):
         append(log, "Loading weights ")
         time.sleep(0.3)
-        append(log, "took 1 seconds\n")
-        time.sleep(0.3)
+        append(log, "took 1 seconds\nthe end\n")
+        eventually(lambda: "the end" in lines)
     assert lines.count("Loading weights took 1 seconds") == 1
 
 
@@ -125,39 +128,62 @@ def test_the_plans_advice_is_told_where_memory_is_short(log: Path) -> None:
     assert "media.max_pixels" not in boot.cause(other, lambda: "set media.max_pixels=1")
 
 
-def wait_for(lines: list[str], count: int) -> list[str]:
-    """Wait until so many stalls are told."""
-    deadline = time.monotonic() + 20
-    while len(found := [line for line in lines if line.startswith("stall")]) < count:
-        assert time.monotonic() < deadline, lines
-        time.sleep(0.02)
-    return found
+class Clock:
+    """Stands in for the module's ``time``; moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
-def test_a_silent_boot_is_told_with_its_phase_and_the_usual_reason(log: Path) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    one = Clock()
+    monkeypatch.setattr(boot_log, "time", one)
+    return one
+
+
+def stalls(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith("stall")]
+
+
+def test_a_silent_boot_is_told_with_its_phase_and_the_usual_reason(log: Path, clock: Clock) -> None:
     """Twice, the second after twice the time; a worker that vLLM waits for is named."""
     lines: list[str] = []
-    with BootLog(log, lines.append, verbose=False, stall_seconds=0.2) as boot:
+    nccl = "INFO 11-20 [pynccl.py:148] vLLM is using nccl==2.27.5"
+    waiting = "INFO 11-20 [shm.py:1] No available shared memory broadcast block found in"
+    with BootLog(log, lines.append, verbose=True, stall_seconds=60) as boot:
         boot.enter("engine")
-        append(log, "INFO 11-20 [pynccl.py:148] vLLM is using nccl==2.27.5\n")
-        first = wait_for(lines, 1)[0]
-        append(log, "INFO 11-20 [shm.py:1] No available shared memory broadcast block found in\n")
-        second = wait_for(lines, 2)[1]
-    assert first.startswith("stall   connect: nothing happened for 0 s while connecting")
+        append(log, f"{nccl}\n")
+        eventually(lambda: any(line.startswith("connect") for line in lines))
+        clock.now += 60
+        eventually(lambda: len(stalls(lines)) == 1)
+        append(log, f"{waiting}\n")
+        eventually(lambda: waiting in lines)
+        clock.now += 60
+        eventually(lambda: len(stalls(lines)) == 2)
+    first, second = stalls(lines)
+    assert first.startswith("stall   connect: nothing happened for 60 s while connecting")
     assert "NCCL_P2P_DISABLE=1" in first
     assert "does not answer" not in first
+    assert second.startswith("stall   connect: nothing happened for 120 s")
     assert "vLLM says that a worker does not answer" in second
 
 
-def test_a_line_in_the_log_is_a_sign_of_life(log: Path) -> None:
-    """After it the time begins anew: longer than that in all, and no stall."""
+def test_a_line_in_the_log_is_a_sign_of_life(log: Path, clock: Clock) -> None:
+    """After it the time begins anew: longer than that in all, and no stall before a silence."""
     lines: list[str] = []
-    with BootLog(log, lines.append, verbose=False, stall_seconds=3) as boot:
+    with BootLog(log, lines.append, verbose=True, stall_seconds=60) as boot:
         boot.enter("weights")
-        for step in range(16):
+        for step in range(5):
+            clock.now += 50
             append(log, f"step {step}\n")
-            time.sleep(0.2)
-        assert not any(line.startswith("stall") for line in lines)
+            eventually(lambda step=step: f"step {step}" in lines)  # type: ignore[misc]
+        assert stalls(lines) == []
+        clock.now += 61
+        eventually(lambda: len(stalls(lines)) == 1)
 
 
 def test_a_server_that_is_ready_does_not_stall(log: Path) -> None:
@@ -174,8 +200,8 @@ def test_a_server_that_is_ready_does_not_stall(log: Path) -> None:
 def test_a_phase_does_not_begin_again(log: Path) -> None:
     """One of eight workers is later than the others."""
     lines: list[str] = []
-    with BootLog(log, lines.append, verbose=False):
-        append(log, BOOT + BOOT)
-        time.sleep(0.5)
+    with BootLog(log, lines.append, verbose=False) as boot:
+        append(log, BOOT + BOOT.replace("52,304", "52,305"))
+        eventually(lambda: boot.kv_tokens == 52_305)
     phases = [line.split()[0] for line in lines if "files" not in line]
     assert phases == ["weights", "memory", "warm-up"]

@@ -50,7 +50,7 @@ def test_a_client_that_leaves_ends_the_block():
         async def block():
             async with WhileConnected(line.receive):
                 try:
-                    await asyncio.sleep(60)
+                    await asyncio.sleep(3600)
                 finally:
                     cleaned.append(True)
 
@@ -61,7 +61,7 @@ def test_a_client_that_leaves_ends_the_block():
         await asyncio.sleep(0)
         assert asyncio.current_task().cancelling() == 0
 
-    asyncio.run(asyncio.wait_for(run(), 5))
+    asyncio.run(asyncio.wait_for(run(), 60))
 
 
 def test_the_cancellation_of_another_is_not_mistaken():
@@ -69,7 +69,7 @@ def test_the_cancellation_of_another_is_not_mistaken():
 
     async def block(line):
         async with WhileConnected(line.receive):
-            await asyncio.sleep(60)
+            await asyncio.sleep(3600)
 
     async def run(leaves):
         line = Line()
@@ -106,7 +106,7 @@ def test_a_stream_whose_client_leaves_closes_its_source():
             try:
                 yield "{}"
                 line.gone.set()
-                await asyncio.sleep(60)
+                await asyncio.sleep(3600)
             finally:
                 closed.append(True)
 
@@ -116,4 +116,4 @@ def test_a_stream_whose_client_leaves_closes_its_source():
         bodies = [m["body"] for m in line.sent if m["type"] == "http.response.body"]
         assert bodies == [b"data: {}\n\n", b"data: {}\n\n"]
 
-    asyncio.run(asyncio.wait_for(run(), 5))
+    asyncio.run(asyncio.wait_for(run(), 60))

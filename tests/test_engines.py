@@ -255,7 +255,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(member, "FIRST_PAUSE", 0.02)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
@@ -450,7 +450,7 @@ def test_one_that_hangs_may_be_left_to_recover() -> None:
 
 async def until_checked(engines: Engines, condition: Callable[[], bool]) -> None:
     """Wait as the launcher does, looking after the engines all the while."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await engines.check()
             await asyncio.sleep(0.02)
@@ -521,7 +521,7 @@ def test_an_adapter_does_not_wait_for_an_engine_that_dies_meanwhile(
     monkeypatch.setattr(member, "_LOOK_SECONDS", 0.02)
 
     async def never(_name: str, _adapter: Adapter) -> ServedModel:
-        await asyncio.sleep(60)
+        await asyncio.sleep(3600)
         raise AssertionError
 
     async def test(engines: Engines) -> None:
@@ -529,7 +529,7 @@ def test_an_adapter_does_not_wait_for_an_engine_that_dies_meanwhile(
         loading = asyncio.create_task(engines.load_adapter("ocr", ADAPTER))
         await asyncio.sleep(0.05)
         crowd[0].dead = True
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await loading).id == "ocr"
         await until(lambda: engines.states == ["serving", "serving"])
         assert "ocr" in crowd[0].adapters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import multiprocessing
+import socket
 import sqlite3
 import subprocess
 import threading
@@ -25,6 +26,7 @@ from qwen2vl_serve.errors import InvalidValue, PreflightError, QuotaUnavailable,
 from qwen2vl_serve.keys_file import KeyLimits
 from qwen2vl_serve.quota import Quotas
 from qwen2vl_serve.quota_sqlite import SQLiteStorage
+from tests.quota_process import take
 from tests.served import eventually
 
 DATABASES = itertools.count()
@@ -55,11 +57,16 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = ["--port", "0", "--unixsocket", place, "--dir", folder, "--databases", "1000"]
     process = subprocess.Popen([program, *options, "--save", ""], stdout=subprocess.DEVNULL)
     try:
-        eventually(place.exists)
+        eventually(lambda: _listens(place))
         yield f"redis+unix://{place}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
+
+
+def _listens(place: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as line:
+        return line.connect_ex(str(place)) == 0
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
@@ -314,30 +321,25 @@ def test_requests_at_once_stay_within_the_limit(costs: list[int], limit: int) ->
     assert left(quotas, who, "tokens") == limit - admitted
 
 
-def _take(address: str, times: int, admitted: Any) -> None:
-    quotas = Quotas(address, Clock())
-    who = caller(requests_per_minute=100)
-    for _ in range(times):
-        try:
-            use(quotas, who, 0, None)
-        except RateLimited:
-            continue
-        with admitted.get_lock():
-            admitted.value += 1
-
-
 def test_processes_share_one_count(tmp_path: Path) -> None:
     """Four processes over one file admit the limit together, exactly."""
     context = multiprocessing.get_context("spawn")
     admitted = context.Value("i", 0)
     address = f"sqlite:///{tmp_path / 'shared.sqlite'}"
-    workers = [context.Process(target=_take, args=(address, 40, admitted)) for _ in range(4)]
+    workers = [context.Process(target=take, args=(address, 40, admitted)) for _ in range(4)]
     for one in workers:
         one.start()
     for one in workers:
-        one.join(60)
+        one.join(300)
         assert one.exitcode == 0
     assert admitted.value == 100
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a held file does not give up while the machine stands still."""
+    turn = SQLiteStorage.turn.__wrapped__  # type: ignore[attr-defined]  # a context manager's own
+    monkeypatch.setattr(turn, "__defaults__", (600.0,))
 
 
 @pytest.fixture
@@ -352,20 +354,20 @@ def held(tmp_path: Path) -> Iterator[tuple[Quotas, threading.Event]]:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         taken.set()
-        let_go.wait(10)
+        let_go.wait(600)
         other.execute("COMMIT")
         other.close()
 
     holder = threading.Thread(target=hold)
     holder.start()
-    taken.wait(10)
+    assert taken.wait(60)
     yield quotas, let_go
     let_go.set()
     holder.join()
 
 
 def test_a_held_file_makes_the_request_wait_and_nothing_else(
-    held: tuple[Quotas, threading.Event],
+    held: tuple[Quotas, threading.Event], patient: None
 ) -> None:
     """The event loop turns on while another process counts."""
     quotas, let_go = held
@@ -395,7 +397,9 @@ def test_a_file_that_is_held_for_ever_is_told(held: tuple[Quotas, threading.Even
     assert not quotas.inside
 
 
-def test_a_client_that_leaves_while_its_reservation_waits_is_settled(tmp_path: Path) -> None:
+def test_a_client_that_leaves_while_its_reservation_waits_is_settled(
+    tmp_path: Path, patient: None
+) -> None:
     """What the thread reserves after the client has left is settled behind it."""
     quotas = Quotas(f"sqlite:///{tmp_path / 'q.sqlite'}", Clock())
     who = caller(tokens_per_minute=100)
@@ -406,7 +410,7 @@ def test_a_client_that_leaves_while_its_reservation_waits_is_settled(tmp_path: P
     def hold() -> None:
         with storage.turn():
             held.set()
-            let_go.wait(10)
+            let_go.wait(600)
 
     async def run() -> None:
         entered, reserve = asyncio.Event(), asyncio.Event()
@@ -422,7 +426,7 @@ def test_a_client_that_leaves_while_its_reservation_waits_is_settled(tmp_path: P
         await entered.wait()
         holder = threading.Thread(target=hold)
         holder.start()
-        held.wait(10)
+        assert held.wait(60)
         reserve.set()
         await asyncio.sleep(0.05)
         task.cancel()

@@ -41,11 +41,17 @@ def descriptors() -> Iterator[None]:
 
 
 def good(server: ServerProcess, path: str = "/chat/completions/explain") -> float:
-    """Ask as a good client does; return the seconds until the answer."""
-    begun = time.monotonic()
-    answer = requests.post(server.url + path, json=HELLO, timeout=20)
-    assert answer.status_code == 200, answer.text
-    return time.monotonic() - begun
+    """Ask three times as a good client does; return the seconds until the soonest answer.
+
+    What the slow ones do to it they do each time; a machine that stands still does not.
+    """
+    taken = []
+    for _ in range(3):
+        begun = time.monotonic()
+        answer = requests.post(server.url + path, json=HELLO, timeout=60)
+        assert answer.status_code == 200, answer.text
+        taken.append(time.monotonic() - begun)
+    return min(taken)
 
 
 def test_slow_connections_do_not_stop_a_good_one(
@@ -57,7 +63,7 @@ def test_slow_connections_do_not_stop_a_good_one(
     server = launch_server(
         "up", "limits.header_seconds=300", "limits.body_seconds=300", command=command
     )
-    server.wait_ready(60)
+    server.wait_ready()
     process = psutil.Process(server.process.pid)
     port = int(server.root.rpartition(":")[2])
     good(server)
@@ -65,7 +71,7 @@ def test_slow_connections_do_not_stop_a_good_one(
     with contextlib.ExitStack() as stack:
         slow = []
         for number in range(SLOW):
-            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60))
             one.sendall(SLOW_BODY if number % 2 else SLOW_HEAD)
             slow.append(one)
         eventually(lambda: process.num_fds() >= files + SLOW - 5, 60)

@@ -16,15 +16,15 @@ from urllib.parse import urlsplit
 from tests.hostile.case import Body, Outcome
 from tests.hostile.sites import Sites
 
-SECONDS = 30.0
+SECONDS = 60.0
 """No answer may take longer."""
 
-SETTLED_SECONDS = 5.0
+SETTLED_SECONDS = 20.0
 """Within so long after a case nothing of it may be left."""
 
 WARM_UP_SECONDS = 300.0
 
-PATIENCE = 15.0
+PATIENCE = 45.0
 """How long a client that is slow on purpose may be borne with."""
 
 _GAUGES = re.compile(

@@ -137,7 +137,7 @@ def test_expired_files_leave_the_disk_though_nobody_asks(
     one.close()
     sweeper = next((t for t in threading.enumerate() if t is one._sweeper), None)
     if sweeper is not None:
-        sweeper.join(5)
+        sweeper.join(60)
         assert not sweeper.is_alive()
 
 

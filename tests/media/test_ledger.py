@@ -53,7 +53,7 @@ def test_everyone_ends_within_the_capacity(requests):
         for task, (*_, cancelled) in zip(tasks, requests, strict=True):
             if cancelled:
                 task.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             ends = await asyncio.gather(*tasks, return_exceptions=True)
         for end, (pieces, *_, cancelled) in zip(ends, requests, strict=True):
             if sum(pieces) > SHARE:
