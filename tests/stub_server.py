@@ -188,7 +188,7 @@ def stalled_events(handler: Handler) -> None:
     """Send one chunk of text, then nothing until the test lets it proceed."""
     start_events(handler)
     send_piece(handler, chunk("word"))
-    handler.stub.proceed.wait(60)
+    handler.stub.proceed.wait(600)
     handler.close_connection = True
 
 
@@ -240,7 +240,7 @@ def whole_stream(*texts: str) -> list[bytes]:
 
 
 def _until_left(handler: Handler, piece: bytes, gap: float) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         handler.wfile.write(piece)
         handler.wfile.flush()

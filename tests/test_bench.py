@@ -305,7 +305,13 @@ def test_a_server_that_fails_to_start_takes_the_other_with_it(
 ) -> None:
     """The error names the side and its last lines; no process is left."""
     sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-    broken = "import time; time.sleep(2); 1/0"
+    log = tmp_path / "ours.log"
+    broken = (
+        "import time; from pathlib import Path\n"
+        f"log = Path({str(log)!r})\n"
+        "while not (log.exists() and log.read_text()): time.sleep(0.05)\n"
+        "1/0"
+    )
     monkeypatch.setattr(servers, "stock_command", lambda _: [sys.executable, "-c", broken])
     monkeypatch.setattr(servers, "our_command", lambda _: [sys.executable, "-c", sleeper])
     with (
@@ -313,7 +319,6 @@ def test_a_server_that_fails_to_start_takes_the_other_with_it(
         servers.both("demo", tmp_path),
     ):
         pass
-    log = tmp_path / "ours.log"
     (pid,) = log.read_text().split()
     assert not Path(f"/proc/{pid}").exists()
 
@@ -331,10 +336,10 @@ def test_a_killed_benchmark_leaves_no_server(tmp_path: Path) -> None:
     log = tmp_path / "log"
     bench = subprocess.Popen([sys.executable, "-c", code, str(log)])
     try:
-        pid = _within(30, lambda: log.exists() and log.read_text().strip())
+        pid = _within(120, lambda: log.exists() and log.read_text().strip())
         bench.kill()
         bench.wait()
-        _within(10, lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid))
+        _within(60, lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid))
     finally:
         bench.kill()
 

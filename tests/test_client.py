@@ -37,7 +37,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def asking(
-    *script: stub.Step, timeout: float = 20, max_retries: int = 2, api_key: str | None = None
+    *script: stub.Step, timeout: float = 60, max_retries: int = 2, api_key: str | None = None
 ) -> Iterator[tuple[Client, stub.Stub]]:
     with (
         stub.running(*script) as server,

@@ -27,9 +27,12 @@ from qwen2vl_client.sse import ServerSentEvent, SSEDecoder
 
 from tests import stub_server as stub
 
+PATIENCE = (1.5, 6.0, 24.0)
+"""Seconds of a timeout under test: where the machine stands still, the next tells."""
+
 
 @contextlib.contextmanager
-def asking(*script: stub.Step, timeout: float = 20) -> Iterator[tuple[Client, stub.Stub]]:
+def asking(*script: stub.Step, timeout: float = 60) -> Iterator[tuple[Client, stub.Stub]]:
     with (
         stub.running(*script) as server,
         Client(server.url, "", "stub-model", timeout=timeout, max_retries=0) as client,
@@ -119,10 +122,10 @@ class TestSSEDecoder:
 
     def test_a_long_line_in_many_pieces_is_read_in_linear_time(self) -> None:
         decoder = SSEDecoder()
-        started = time.monotonic()
+        started = time.thread_time()
         for _ in range(100_000):
             assert decoder.feed(b"x" * 40) == []
-        assert time.monotonic() - started < 15
+        assert time.thread_time() - started < 15
 
 
 class TestStream:
@@ -132,7 +135,7 @@ class TestStream:
         def step(handler: stub.Handler) -> None:
             stub.start_events(handler)
             stub.send_piece(handler, stub.chunk("first "))
-            assert handler.stub.proceed.wait(10)
+            assert handler.stub.proceed.wait(60)
             for piece in stub.whole_stream("second"):
                 stub.send_piece(handler, piece)
             handler.wfile.write(b"0\r\n\r\n")
@@ -171,7 +174,7 @@ class TestStream:
         with asking(stub.endless_events) as (client, server):
             with client.stream("x") as stream:
                 assert next(iter(stream)) == "word "
-            assert server.client_left.wait(15)
+            assert server.client_left.wait(60)
             assert list(stream) == []
             with pytest.raises(APIResponseError, match="has not ended"):
                 _ = stream.answer
@@ -182,13 +185,13 @@ class TestStream:
             for _ in client.stream("x"):
                 break
             gc.collect()
-            assert server.client_left.wait(15)
+            assert server.client_left.wait(60)
 
     def test_a_stream_nobody_reads_ends_the_generation(self) -> None:
         with asking(stub.endless_events) as (client, server):
             client.stream("x")
             gc.collect()
-            assert server.client_left.wait(15)
+            assert server.client_left.wait(60)
 
     def test_another_thread_can_stop_a_waiting_stream(self) -> None:
         """The loop ends without an error although the server sends nothing."""
@@ -197,9 +200,7 @@ class TestStream:
             pieces = iter(stream)
             assert next(pieces) == "word"
             threading.Timer(0.3, stream.close).start()
-            started = time.monotonic()
-            assert list(pieces) == []
-            assert time.monotonic() - started < 15
+            assert list(pieces) == [], "and no APITimeoutError"
 
     @pytest.mark.parametrize("chunked", [True, False])
     def test_a_stream_that_breaks_off_is_an_error(self, chunked: bool) -> None:
@@ -258,25 +259,38 @@ class TestStream:
 
     def test_the_timeout_bounds_the_wait_for_each_piece(self) -> None:
         """A long answer may take longer than the timeout; a stalled one may not."""
-        slow = stub.events(stub.whole_stream(*"abcdef"), pause=0.25)
-        with asking(slow, timeout=1.5) as (client, _):
-            started = time.monotonic()
-            assert len(list(client.stream("x"))) == 6
-            assert time.monotonic() - started > 1.5
-        with asking(stub.stalled_events, timeout=0.3) as (client, _):
-            stream = client.stream("x")
-            with pytest.raises(APITimeoutError):
-                list(stream)
-        assert stream.text == "word"
+        for timeout in PATIENCE:
+            pieces = stub.whole_stream(*"abcdef")
+            slow = stub.events(pieces, pause=timeout / 6)
+            with asking(slow, timeout=timeout) as (client, _):
+                started = time.monotonic()
+                try:
+                    found = list(client.stream("x"))
+                except APITimeoutError:
+                    continue
+                assert len(found) == 6
+                assert time.monotonic() - started > timeout
+                break
+        else:
+            raise AssertionError("each timeout cut a stream that moved")
+        for timeout in PATIENCE:
+            words: list[str] = []
+            with (
+                asking(stub.stalled_events, timeout=timeout) as (client, _),
+                pytest.raises(APITimeoutError),
+            ):
+                words.extend(client.stream("x"))
+            if words == ["word"]:
+                break
+        else:
+            raise AssertionError("the first word never came")
 
     def test_a_connection_left_open_after_the_end_is_not_waited_for(self) -> None:
         def step(handler: stub.Handler) -> None:
             stub.start_events(handler)
             for piece in stub.whole_stream("a"):
                 stub.send_piece(handler, piece)
-            handler.stub.proceed.wait(60)
+            handler.stub.proceed.wait(600)
 
         with asking(step) as (client, _):
-            started = time.monotonic()
-            assert list(client.stream("x")) == ["a"]
-            assert time.monotonic() - started < 15
+            assert list(client.stream("x")) == ["a"], "and no APITimeoutError"

@@ -382,7 +382,7 @@ def test_serve_tells_how_far_it_is(hub: LoopbackHub) -> None:
         lines.append(line)
         if line.startswith("ready"):
             done.terminate()
-    assert done.wait(30) == 0, lines
+    assert done.wait(120) == 0, lines
     told = [line for line in lines if line.startswith("fetch")]
     assert "12.1 MB of 12.1 MB" in told[-2]
     assert COMMIT in told[-1]

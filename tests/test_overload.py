@@ -21,6 +21,7 @@ from bench import overload, overload_client
 from bench.overload_client import TOKENS, Outcome, ask, closed_loop, open_loop, pictures, text
 from bench.overload_figures import Calm, Flood, Result, percentile, table
 from bench.pauses import Pauses, watched
+from tests.served import eventually
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
@@ -111,10 +112,11 @@ def test_a_flood_does_not_wait_for_answers() -> None:
         async with answering(*WHOLE, pause=0.1) as port:
             begun = time.monotonic()
             flood = await open_loop(port, text("demo"), 100.0, 1.0)
+            taken = time.monotonic() - begun
             calm = await closed_loop(port, text("demo"), 2, 1.0)
         assert 60 <= len(flood) <= 140
         assert {one.end for one in flood} == {"answered"}
-        assert time.monotonic() - begun < 10
+        assert taken < len(flood) * 0.5 * 0.8, "one after another, half a second each"
         assert len(calm) <= 6, "two clients, half a second for an answer"
 
     asyncio.run(run())
@@ -218,7 +220,8 @@ def test_pauses_are_seen() -> None:
     """A watcher that is stopped for a while, as all would be, tells when."""
     with watched() as pauses:
         children = psutil.Process().children()
-        time.sleep(0.5)
+        for child in children:
+            eventually(lambda child=child: child.num_ctx_switches().voluntary > 300)  # type: ignore[misc]
         begun = time.monotonic()
         for child in children:
             child.suspend()
