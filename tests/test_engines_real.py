@@ -58,7 +58,7 @@ def cores(server: ServerProcess) -> list[psutil.Process]:
 
 def figures(server: ServerProcess, name: str) -> list[float]:
     """Return one of vLLM's figures of both engines, summed over all labels but the engine."""
-    text = requests.get(f"{server.root}/metrics", timeout=10).text
+    text = requests.get(f"{server.root}/metrics", timeout=120).text
     sums = [0.0, 0.0]
     for engine, value in re.findall(rf'^{name}{{.*?engine="(\d)".*?}} (\S+)$', text, re.MULTILINE):
         sums[int(engine)] += float(value)
@@ -73,7 +73,7 @@ def by_whom(server: ServerProcess, messages: list[Any], **fields: Any) -> tuple[
     """Ask; return which engine answered and what."""
     before = answered(server)
     body = {"model": "demo", "messages": messages, "max_tokens": 24, "temperature": 0, **fields}
-    answer = requests.post(f"{server.url}/chat/completions", json=body, timeout=60)
+    answer = requests.post(f"{server.url}/chat/completions", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     # The figure is counted when the front end has seen the last token.
     eventually(lambda: sum(answered(server)) > sum(before))
@@ -84,14 +84,14 @@ def by_whom(server: ServerProcess, messages: list[Any], **fields: Any) -> tuple[
 def test_engines_are_told_apart(two: ServerProcess) -> None:
     """Both are up, each with cores and figures of its own."""
     assert len(cores(two)) == 2
-    ready = requests.get(f"{two.root}/health/ready", timeout=5).json()
+    ready = requests.get(f"{two.root}/health/ready", timeout=120).json()
     assert ready == {"status": "ready", "engines": ["serving", "serving"]}
     usable = sorted(psutil.Process().cpu_affinity())
     if len(usable) > 1:
         log = Path(re.sub(r"^log\s+", "", two.lines[0])).read_text("utf-8")
         places = re.findall(r"local_rank=0, core ids=\[([\d, ]+)\]", log)
         assert len(set(places)) == 2, places
-    text = requests.get(f"{two.root}/metrics", timeout=10).text
+    text = requests.get(f"{two.root}/metrics", timeout=120).text
     for engine in (0, 1):
         assert f'vllm:num_requests_running{{engine="{engine}"' in text
         assert re.search(rf'vllm:cache_config_info{{.*engine="{engine}"', text)
@@ -136,7 +136,7 @@ def test_one_killed_under_load_and_the_other_serves(two: ServerProcess) -> None:
             "messages": asked(f"Stream number {number}"),
             "stream": True,
             "ignore_eos": True,
-            "max_tokens": 2000,
+            "max_tokens": 3900,
         }
         url = f"{two.url}/chat/completions"
         with requests.post(url, json=body, stream=True, timeout=120) as answer:
@@ -149,10 +149,10 @@ def test_one_killed_under_load_and_the_other_serves(two: ServerProcess) -> None:
 
         def both_busy() -> bool:
             seen.append(figures(two, "vllm:num_requests_running"))
-            return min(seen[-1]) >= 2 or all(one.done() for one in streams)
+            return seen[-1] == [3, 3] or all(one.done() for one in streams)
 
-        eventually(both_busy, 30)
-        assert min(seen[-1]) >= 2, seen
+        eventually(both_busy, 120)
+        assert seen[-1] == [3, 3], seen
         killed.kill()
         lost_when.append(time.monotonic())
         # Asked while the engine dies: of none has anything been sent.
@@ -165,7 +165,7 @@ def test_one_killed_under_load_and_the_other_serves(two: ServerProcess) -> None:
         error = json.loads(events[-1].removeprefix("data: "))["error"]
         assert error["code"] == "engine_unavailable"
         assert "another serves" in error["message"]
-    ready = requests.get(f"{two.root}/health/ready", timeout=5)
+    ready = requests.get(f"{two.root}/health/ready", timeout=120)
     assert ready.status_code == 200
     if time.monotonic() - lost_when[0] < 5:
         assert ready.json() == {"status": "degraded", "engines": ["serving", "starting"]}
@@ -175,10 +175,10 @@ def test_one_killed_under_load_and_the_other_serves(two: ServerProcess) -> None:
     assert any("engine 1 is lost and is started anew; 1 of 2 serve" in one for one in two.lines)
 
     def back() -> bool:
-        states = requests.get(f"{two.root}/health/ready", timeout=5).json()["engines"]
+        states = requests.get(f"{two.root}/health/ready", timeout=120).json()["engines"]
         return bool(states == ["serving", "serving"])
 
-    eventually(back, 120)
+    eventually(back, 300)
     assert cores(two)[1].pid != killed.pid
     eventually(lambda: any("engine 1 serves again; 2 of 2" in one for one in two.lines))
     whom = {by_whom(two, asked(f"After that, {number}"))[0] for number in range(4)}

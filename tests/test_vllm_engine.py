@@ -27,6 +27,7 @@ from qwen2vl_serve.plan.capacity import capacity
 from qwen2vl_serve.profile import load_profile
 from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
 from tests.conftest import ServerProcess
+from tests.served import eventually
 
 
 def data_url(image: Image.Image, kind: str = "PNG") -> str:
@@ -212,16 +213,19 @@ def test_a_video_is_its_frames(client: openai.OpenAI) -> None:
 
 
 def test_a_client_that_leaves_frees_the_engine(server: ServerProcess) -> None:
-    """A closed stream is aborted in the engine within a second."""
+    """A closed stream is aborted in the engine, which makes only a part of what was asked for.
+
+    In tokens, as seconds are another number of them on a busy machine; 8 answers take some time.
+    """
     body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
-    answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=30)
+    body |= {"n": 8, "temperature": 1}
+    before = server.metric("vllm:generation_tokens_total")
+    answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=60)
     next(answer.iter_content(64))
-    assert server.metric("vllm:num_requests_running") == 1
+    eventually(lambda: server.metric("vllm:num_requests_running") > 0)
     answer.close()
-    deadline = time.monotonic() + 1.5  # a second, and the figure's own refresh
-    while server.metric("vllm:num_requests_running"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+    assert server.metric("vllm:generation_tokens_total") - before < 8 * 3900
 
 
 class Endless:
@@ -279,30 +283,27 @@ def test_a_client_that_leaves_a_whole_answer_is_counted_as_gone(server: ServerPr
     gone = 'qwen2vl_requests_total{code="",route="/v1/chat/completions",status="499"}'
 
     def count() -> float:
-        text = requests.get(f"{server.root}/metrics", timeout=10).text
+        text = requests.get(f"{server.root}/metrics", timeout=60).text
         found = [line for line in text.splitlines() if line.startswith(gone)]
         return float(found[0].rpartition(" ")[2]) if found else 0.0
 
     before = count()
-    body = {"messages": asked("x"), "ignore_eos": True, "max_tokens": 3900}
+    body = {"messages": asked("x"), "ignore_eos": True, "max_tokens": 3900, "n": 8}
     with pytest.raises(requests.ReadTimeout):
-        requests.post(f"{server.url}/chat/completions", json=body, timeout=0.5)
-    deadline = time.monotonic() + 5
-    while count() != before + 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        requests.post(f"{server.url}/chat/completions", json=body | {"temperature": 1}, timeout=0.5)
+    eventually(lambda: count() == before + 1)
 
 
 def test_the_engines_figures_stand_beside_ours(server: ServerProcess) -> None:
     """/metrics carries vLLM's names unchanged and ours under one prefix."""
-    text = requests.get(f"{server.root}/metrics", timeout=10).text
+    text = requests.get(f"{server.root}/metrics", timeout=60).text
     for name in ("vllm:kv_cache_usage_perc", "vllm:time_to_first_token_seconds", "qwen2vl_"):
         assert f"\n{name}" in text
 
 
 def test_versions_are_told(server: ServerProcess) -> None:
     """/version names this server's version and the engine's."""
-    version = requests.get(f"{server.root}/version", timeout=10).json()
+    version = requests.get(f"{server.root}/version", timeout=60).json()
     assert version["engine"] == "vllm 0.32.0"
 
 
@@ -339,7 +340,7 @@ def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_1(
     server = launch_server("--profile", "demo")
     server.wait_ready()
     body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
-    answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=30)
+    answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=60)
     events = answer.iter_lines()
     next(events)
     children = psutil.Process(server.process.pid).children(recursive=True)
@@ -347,7 +348,7 @@ def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_1(
     os.kill(core.pid, signal.SIGKILL)
     rest = [line for line in events if line]
     assert json.loads(rest[-1].removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
-    assert server.process.wait(20) == 1
+    assert server.ended() == 1
     assert not psutil.pid_exists(core.pid) or psutil.Process(core.pid).status() == "zombie"
 
 
@@ -372,7 +373,7 @@ def test_sigterm_in_a_stream_finishes_it_or_says_that_it_does_not(
     assert short_text.endswith("data: [DONE]\n\n")
     last = json.loads(long_text.strip().split("\n\n")[-1].removeprefix("data: "))
     assert last["error"]["code"] == "shutting_down"
-    assert server.process.wait(20) == 0
+    assert server.ended() == 0
     (told,) = [line for line in server.lines if "shutting_down" in line]
     assert re.search(r" in=\d+ out=[1-9]\d* ttft=", told), told
 
@@ -391,7 +392,7 @@ def test_an_engine_that_stands_still_turns_readiness_red_and_ends_the_server(
     core.suspend()
     rest = [line for line in events if line]
     assert json.loads(rest[-1].removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
-    assert server.process.wait(60) == 1
+    assert server.ended() == 1
     assert not psutil.pid_exists(core.pid) or core.status() == psutil.STATUS_ZOMBIE
 
 
@@ -404,21 +405,15 @@ def test_an_idle_engine_is_asked_for_a_token_and_recovers(
     server.wait_ready()
 
     def status() -> int:
-        return requests.get(f"{server.root}/health/ready", timeout=5).status_code
-
-    def turns(wanted: int) -> None:
-        deadline = time.monotonic() + 15
-        while status() != wanted:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        return requests.get(f"{server.root}/health/ready", timeout=60).status_code
 
     time.sleep(4)
-    assert status() == 200
+    eventually(lambda: status() == 200)  # a machine that stood still turns it red for a moment
     core = core_of(server)
     core.suspend()
-    turns(503)
+    eventually(lambda: status() == 503)
     core.resume()
-    turns(200)
+    eventually(lambda: status() == 200)
     answer = requests.post(
         f"{server.url}/chat/completions", json={"messages": asked("Hello")}, timeout=60
     )
@@ -428,10 +423,7 @@ def test_an_idle_engine_is_asked_for_a_token_and_recovers(
     stream = requests.post(f"{server.url}/chat/completions", json=body, timeout=60).text
     last = json.loads(stream.split("\n\n")[-3].removeprefix("data: "))
     assert server.stop() == 0
-    deadline = time.monotonic() + 5
-    while len(told := [line for line in server.lines if " POST /v1/chat" in line]) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    told = [line for line in server.lines if " POST /v1/chat" in line]
     for line, usage in zip(told, (answer.json()["usage"], last["usage"]), strict=True):
         assert f"in={usage['prompt_tokens']} out={usage['completion_tokens']}" in line
     assert "visual=64" in told[1]

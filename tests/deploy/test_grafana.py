@@ -7,6 +7,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.conftest import ServerProcess
 from tests.deploy.debian import program
 from tests.deploy.test_nginx import free_port
 from tests.markdown import ROOT
+from tests.served import eventually
 from tests.test_vllm_engine import asked, picture
 
 FOLDER = ROOT / "deploy" / "grafana"
@@ -35,7 +37,7 @@ def expressions() -> dict[str, str]:
     found = {}
     for panel in PANELS:
         for target in panel["targets"]:
-            text = target["expr"].replace("$__rate_interval", "10s").replace("$instance", ".*")
+            text = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
             found[f"{panel['title']} {target['refId']}"] = text
     return found
 
@@ -47,7 +49,7 @@ def settings(folder: Path, target: str) -> Path:
     (folder / "key").write_text("")
     (folder / "alerts.yml").write_text((FOLDER / "alerts.yml").read_text("utf-8"))
     path = folder / "prometheus.yml"
-    path.write_text(text.replace("scrape_interval: 15s", "scrape_interval: 200ms"))
+    path.write_text(text.replace("scrape_interval: 15s", "scrape_interval: 1s"))
     return path
 
 
@@ -56,7 +58,7 @@ class Prometheus:
         self.root = f"http://127.0.0.1:{port}/api/v1"
 
     def query(self, expression: str) -> list[Any]:
-        answer = requests.get(f"{self.root}/query", params={"query": expression}, timeout=10).json()
+        answer = requests.get(f"{self.root}/query", params={"query": expression}, timeout=60).json()
         assert answer["status"] == "success", f"{expression}: {answer}"
         return list(answer["data"]["result"])
 
@@ -76,25 +78,25 @@ def prometheus(
     process = subprocess.Popen(words, stdout=log, stderr=log)
     one = Prometheus(port)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not _up(one):
             assert time.monotonic() < deadline, (folder / "log").read_text()
             assert process.poll() is None, (folder / "log").read_text()
             time.sleep(0.2)
         for _ in range(3):
             traffic(server)
-            time.sleep(0.7)
+            time.sleep(1.2)
         yield one
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         log.close()
 
 
 def _up(one: Prometheus) -> bool:
     try:
         return bool(one.query("up == 1"))
-    except requests.ConnectionError:
+    except requests.RequestException:
         return False
 
 
@@ -107,12 +109,12 @@ def traffic(server: ServerProcess) -> None:
         {"messages": asked("What colour is the circle?", picture("blue")), "max_tokens": 8},
         {"messages": []},
     ):
-        requests.post(chat, json=body, timeout=60)
+        requests.post(chat, json=body, timeout=120)
 
 
 def families(server: ServerProcess) -> set[str]:
     """Every name that a sample of ``/metrics`` can have, also of what has none yet."""
-    text = requests.get(f"{server.root}/metrics", timeout=10).text
+    text = requests.get(f"{server.root}/metrics", timeout=60).text
     endings = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
     found = set()
     for family in text_string_to_metric_families(text):
@@ -133,11 +135,18 @@ def test_every_name_is_one_that_the_server_has(server: ServerProcess) -> None:
 
 def test_every_panel_shows_something(prometheus: Prometheus) -> None:
     """Prometheus takes each expression and finds series for it after ordinary traffic."""
-    empty = []
-    for where, text in expressions().items():
-        if not prometheus.query(text) and not RARE & set(NAME.findall(text)):
-            empty.append(where)
-    assert empty == []
+
+    def empty() -> list[str]:
+        return [
+            where
+            for where, text in expressions().items()
+            if not prometheus.query(text) and not RARE & set(NAME.findall(text))
+        ]
+
+    # A rate wants two scrapes of the server, and a busy one may miss some.
+    with suppress(AssertionError):
+        eventually(lambda: not empty(), 10)
+    assert empty() == []
 
 
 def test_every_panel_has_a_place_of_its_own() -> None:
@@ -162,9 +171,17 @@ def test_every_panel_has_a_place_of_its_own() -> None:
 
 
 def test_no_alert_rings_for_a_server_that_is_well(prometheus: Prometheus) -> None:
-    """Every alert's expression is taken, and finds nothing wrong with the demo server."""
-    ringing = [alert["alert"] for alert in ALERTS if prometheus.query(alert["expr"])]
-    assert ringing == []
+    """Every alert's expression is taken, and finds nothing that stays wrong with the demo server.
+
+    A scrape that a busy machine missed is one, until the next.
+    """
+
+    def ringing() -> list[str]:
+        return [alert["alert"] for alert in ALERTS if prometheus.query(alert["expr"])]
+
+    with suppress(AssertionError):
+        eventually(lambda: not ringing(), 10)
+    assert ringing() == []
 
 
 def test_the_settings_pass_promtool(tmp_path: Path) -> None:
