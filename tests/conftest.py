@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import requests
 from hypothesis import settings
+from requests.adapters import HTTPAdapter
 
 from tests.hostile.sites import Sites, sites
 
@@ -104,7 +105,10 @@ class ServerProcess:
 
     def metric(self, line_start: str) -> float:
         """Return the value of the first metric line that begins with ``line_start``."""
-        text = requests.get(f"{self.root}/metrics", timeout=60).text
+        with requests.Session() as session:
+            # Where this process stands still before it has asked, the server closes.
+            session.mount("http://", HTTPAdapter(max_retries=3))
+            text = session.get(f"{self.root}/metrics", timeout=60).text
         for line in text.splitlines():
             if line.startswith(line_start):
                 return float(line.rpartition(" ")[2])

@@ -18,6 +18,8 @@ from tests.conftest import ServerProcess
 TURNS = 60
 WORDS = "and what else can you see in it, please, " * 7
 """Some 70 tokens a turn: 60 of them outgrow the demo's window of 4096."""
+TOKENS = 3500
+"""Of an answer that takes seconds."""
 
 
 @pytest.mark.parametrize("policy", ["summarise", "drop_oldest_images", "drop_oldest_turns"])
@@ -98,42 +100,46 @@ def test_dropping_pictures_by_the_server(server: ServerProcess, pictures: Path) 
     assert answer.json()["overflow"] == {"policy": "drop_oldest_images", "dropped_images": 56}
 
 
-def test_a_closed_asynchronous_stream_frees_its_place(server: ServerProcess) -> None:
-    """The server's gauge of answers that are worked on goes back to where it was."""
+@pytest.mark.parametrize("way", ["close", "leave", "blocking"])
+def test_a_closed_stream_frees_its_place(server: ServerProcess, way: str) -> None:
+    """The server's gauge of answers goes back to where it was, before the answer's last token.
+
+    Where this machine stands still, the answer may end before it is closed: then it is asked again.
+    """
 
     def held() -> float:
         return server.metric('qwen2vl_admission_in_flight{kind="chat"}')
 
-    async def stop(way: str) -> None:
+    def stop() -> float:
+        with Client(server.url, server.api_key) as client:
+            with client.stream("Describe it.", **asking) as stream:
+                pieces = iter(stream)  # kept: dropping it closes the stream
+                next(pieces)
+                return held()
+
+    async def stop_async() -> float:
         async with AsyncClient(server.url, server.api_key) as client:
-            stream = await client.stream("Describe it.", min_tokens=3500, max_tokens=3500)
+            stream = await client.stream("Describe it.", **asking)
             async for _ in stream:
-                assert await asyncio.to_thread(held) == 1
+                before = await asyncio.to_thread(held)
                 if way == "close":
                     await stream.close()
                 break
+            return before
 
-    for way in ("close", "leave"):
+    def frees() -> bool:
         before = server.metric("vllm:generation_tokens_total")
         assert held() == 0
-        asyncio.run(stop(way))
+        under_way = stop() if way == "blocking" else asyncio.run(stop_async())
         deadline = time.monotonic() + 60
         while held() or server.metric("vllm:num_requests_running"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert server.metric("vllm:generation_tokens_total") - before < 3500  # not to the end
+        made = server.metric("vllm:generation_tokens_total") - before
+        return under_way == 1 and made < TOKENS
 
-
-def test_a_blocking_stream_that_is_closed_frees_its_place(server: ServerProcess) -> None:
-    with Client(server.url, server.api_key) as client:
-        with client.stream("Describe it.", min_tokens=3500, max_tokens=3500) as stream:
-            pieces = iter(stream)  # kept: dropping it closes the stream
-            next(pieces)
-            assert server.metric('qwen2vl_admission_in_flight{kind="chat"}') == 1
-        deadline = time.monotonic() + 60
-        while server.metric('qwen2vl_admission_in_flight{kind="chat"}'):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    asking: dict[str, Any] = {"min_tokens": TOKENS, "max_tokens": TOKENS}
+    assert any(frees() for _ in range(5))
 
 
 def test_media_and_timings_of_the_real_server(server: ServerProcess, pictures: Path) -> None:
