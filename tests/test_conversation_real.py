@@ -111,11 +111,13 @@ def test_a_closed_stream_frees_its_place(server: ServerProcess, way: str) -> Non
         return server.metric('qwen2vl_admission_in_flight{kind="chat"}')
 
     def stop() -> float:
-        with Client(server.url, server.api_key) as client:
-            with client.stream("Describe it.", **asking) as stream:
-                pieces = iter(stream)  # kept: dropping it closes the stream
-                next(pieces)
-                return held()
+        with (
+            Client(server.url, server.api_key) as client,
+            client.stream("Describe it.", **asking) as stream,
+        ):
+            pieces = iter(stream)  # kept: dropping it closes the stream
+            next(pieces)
+            return held()
 
     async def stop_async() -> float:
         async with AsyncClient(server.url, server.api_key) as client:
