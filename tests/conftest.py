@@ -189,12 +189,12 @@ def server(
 ) -> Iterator[ServerProcess]:
     """The demo profile on the real engine, with all that is off by default; one a session.
 
-    It may fetch from one address of loopback, and loses patience sooner.
+    It may fetch from one address of loopback, and loses patience with slow sites sooner.
     """
     settings = (
         *hostile_sites.settings(),
         "media.download_seconds=5",
-        "limits.header_seconds=5",
+        "limits.header_seconds=15",
         "server.tools=experimental",
         "batches.enabled=true",
         f"batches.folder={tmp_path_factory.mktemp('batches')}",
