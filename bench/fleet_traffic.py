@@ -33,7 +33,7 @@ class Habits:
 
         ``peak`` is that time's rate over the mean.
         """
-        return cls(users_a_day / DAY_SECONDS * peak, **others)  # type: ignore[arg-type]
+        return cls(users_a_day / DAY_SECONDS * peak, **others)  # type: ignore[arg-type]  # fields of both types
 
     @property
     def requests(self) -> float:

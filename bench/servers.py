@@ -54,13 +54,12 @@ class Halves:
     def part(self, servers: Iterable[psutil.Process]) -> None:
         """Move this process and ``servers`` to the one half, the servers' children to the other."""
         for server in servers:
-            children = server.children(recursive=True)
-            for process in (server, *children):
-                for thread in process.threads():
-                    with suppress(ProcessLookupError):  # threads come and go
-                        os.sched_setaffinity(
-                            thread.id, self.front if process is server else self.engine
-                        )
+            for process in (server, *server.children(recursive=True)):
+                half = self.front if process is server else self.engine
+                with suppress(psutil.NoSuchProcess):  # processes come and go, and threads
+                    for thread in process.threads():
+                        with suppress(ProcessLookupError):
+                            os.sched_setaffinity(thread.id, half)
         os.sched_setaffinity(0, self.front)
 
 

@@ -100,6 +100,22 @@ def test_dropping_pictures_by_the_server(server: ServerProcess, pictures: Path) 
     assert answer.json()["overflow"] == {"policy": "drop_oldest_images", "dropped_images": 56}
 
 
+def test_a_short_conversation_computes_its_beginning_once(server: ServerProcess) -> None:
+    """A second turn of about 100 tokens takes the first's from the KV cache, in blocks of 32."""
+    first: list[Any] = [{"role": "user", "content": "What is a language model? Tell me, please."}]
+    said = [
+        {"role": "assistant", "content": "It writes."},
+        {"role": "user", "content": "And what else?"},
+    ]
+    asked = {"max_tokens": 1, "temperature": 0}
+    for messages in (first, first + said):
+        before = server.metric("vllm:prefix_cache_hits_total")
+        body = {"messages": messages, **asked}
+        answer = requests.post(f"{server.url}/chat/completions", json=body, timeout=120).json()
+    assert answer["usage"]["prompt_tokens"] < 128
+    assert server.metric("vllm:prefix_cache_hits_total") - before >= 32
+
+
 @pytest.mark.parametrize("way", ["close", "leave", "blocking"])
 def test_a_closed_stream_frees_its_place(server: ServerProcess, way: str) -> None:
     """The server's gauge of answers goes back to where it was, before the answer's last token.

@@ -189,6 +189,14 @@ def test_a_cache_that_is_given_in_bytes_is_taken() -> None:
     assert too_much.problems[0].field == "engine.kv_cache_memory_bytes"
 
 
+def test_the_cache_is_counted_in_the_profiles_blocks() -> None:
+    """Whole blocks only: 37,440 tokens of 16 are 37,376 of 128, and a request takes whole ones."""
+    given_bytes = {"kv_cache_memory_bytes": 2 * GIB}
+    assert plan(block_size=16, **given_bytes).kv_tokens.likely == 37440
+    large = plan(block_size=128, **given_bytes)
+    assert (large.deployment.block, large.kv_tokens.likely) == (128, 37376)
+
+
 def test_weights_packed_at_load_are_halved() -> None:
     """`quantization: fp8` packs a bfloat16 checkpoint, vision encoder included."""
     values = {
