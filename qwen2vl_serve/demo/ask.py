@@ -16,6 +16,7 @@ import numpy as np
 from qwen2vl_serve.demo import patterns
 from qwen2vl_serve.demo.draw import Scene, Thing
 from qwen2vl_serve.demo.names import COLOURS, PLACES, SHAPES, Language, colour_name, shape_name
+from qwen2vl_serve.demo.pictures import UNASKED, third
 from qwen2vl_serve.demo.wording import (
     Dialogue,
     Turn,
@@ -130,12 +131,14 @@ def count_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | Non
         noun_one = what[:-1]
     question = ask(rng, language, patterns.COUNT_EN, patterns.COUNT_ZH, what=what)
     number = len(counted)
+    # Naming them first, it counts its own words: a number off the picture at once is often wrong.
+    each = listing(phrases(counted, language), language)
     if english:
-        answer = f"There is 1 {noun_one}." if number == 1 else f"There are {number} {named}."
+        total = f"1 {noun_one}" if number == 1 else f"{number} {named}"
+        # Before the first word stands the mark of where it is seen.
+        answer = f"{each[0]}{capital(each[1:])}: {total}." if counted else f"There are 0 {named}."
     else:
-        answer = f"图中有{number}个{named}。"
-    if counted:
-        answer = look_at(leftmost(counted).box) + answer
+        answer = f"{each}，共{number}个{named}。" if counted else f"图中有0个{named}。"
     return Dialogue("count", language, (Turn(question, answer),))
 
 
@@ -151,21 +154,11 @@ def plural(name: str) -> str:
 
 def place_of(thing: Thing) -> str | None:
     """The name of the thing's place, or None when it lies near a border between two."""
-
-    def third(value: float, low: str, high: str) -> str | None:
-        if value < 0.36:
-            return low
-        if value > 0.64:
-            return high
-        return "" if 0.42 < value < 0.58 else None
-
-    across, down = (
-        third(thing.centre[0], "left", "right"),
-        third(thing.centre[1], "top", "bottom"),
-    )
-    if across is None or down is None:
+    across, down = (third(value) for value in thing.centre)
+    if UNASKED in (across, down):
         return None
-    return " ".join(filter(None, (down, across))) or "center"
+    words = (("top", "", "bottom")[down], ("left", "", "right")[across])
+    return " ".join(filter(None, words)) or "center"
 
 
 def place_answer(thing: Thing, place: str, language: Language) -> str:
@@ -209,6 +202,7 @@ def relative_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | 
         return None
     sides = ("left", "right") if way in ("left", "right") else ("above", "below")
     zh = {"left": "左边", "right": "右边", "above": "上方", "below": "下方"}
+    on = {"left": "to the left", "right": "to the right", "above": "above", "below": "below"}
     at = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
     a, b = noun(first, language), noun(second, language)
     if len(scene.things) == 2 and rng.random() < 0.5:
@@ -233,29 +227,38 @@ def relative_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | 
             ("{ref}[的|]{side}是什么？", "{ref}{side}有什么？"),
             ref=ref, at=at[way], side=zh[way],
         )  # fmt: skip
-    else:
-        ref = refer(rng, first, scene.things, language)
-        ref2 = refer(rng, second, scene.things, language)
-        if ref is None or ref2 is None or "it" in (ref, ref2) or ref == ref2:
-            return None
-        low, high = sides if rng.random() < 0.5 else sides[::-1]
-        of = " to the {low} or to the {high} of" if sides[0] == "left" else " {low} or {high}"
-        question = ask(
-            rng, language,
-            ("Is {ref}" + of + " {ref2}?", "Where is {ref} [relative to|compared to|from|in relation to] {ref2}?"),
-            ("{ref}在{ref2}的{lowzh}还是{highzh}？", "{ref}在{ref2}的[哪边|哪个方向|什么位置]？", "相对于{ref2}，{ref}在哪里？"),
-            ref=ref, ref2=ref2, low=low, high=high, lowzh=zh[low], highzh=zh[high],
-        )  # fmt: skip
+        looked = f"{look_at(second.box)}{b}", f"{look_at(first.box)}{a}"
+        answer = (f"{capital(at[way])} the {looked[0]} is the {looked[1]}." if english
+                  else f"{looked[0]}的{zh[way]}是{looked[1]}。")  # fmt: skip
+        return Dialogue("position", language, (Turn(question, answer),))
+    ref = refer(rng, first, scene.things, language)
+    ref2 = refer(rng, second, scene.things, language)
+    if ref is None or ref2 is None or "it" in (ref, ref2) or ref == ref2:
+        return None
+    low, high = sides if rng.random() < 0.5 else sides[::-1]
+    of = " to the {low} or to the {high} of" if sides[0] == "left" else " {low} or {high}"
+    question = ask(
+        rng, language,
+        ("Is {ref}" + of + " {ref2}?", "Where is {ref} [relative to|compared to|from|in relation to] {ref2}?"),
+        ("{ref}在{ref2}的{lowzh}还是{highzh}？", "{ref}在{ref2}的[哪边|哪个方向|什么位置]？", "相对于{ref2}，{ref}在哪里？"),
+        ref=ref, ref2=ref2, low=low, high=high, lowzh=zh[low], highzh=zh[high],
+    )  # fmt: skip
     look, over = look_at(first.box), look_at(second.box)
-    answer = (f"{look}The {a} is {at[way]} the {over}{b}." if english
-              else f"{look}{a}在{over}{b}的{zh[way]}。")  # fmt: skip
+    # The direction last, when both have been looked at.
+    answer = (f"{over}From the {b}, {look}the {a} is {on[way]}." if english
+              else f"相对于{over}{b}，{look}{a}在{zh[way]}。")  # fmt: skip
     return Dialogue("position", language, (Turn(question, answer),))
 
 
 def contents(scene: Scene, language: Language, picture: int = 0) -> str:
     """ "a red circle and a blue square", from left to right; a text with its letters."""
-    phrases: list[str] = []
-    for thing in sorted(scene.things, key=lambda t: t.centre[0]):
+    return listing(phrases(scene.things, language, picture), language)
+
+
+def phrases(things: Iterable[Thing], language: Language, picture: int = 0) -> list[str]:
+    """ "a red circle", "a blue square", from left to right; a text with its letters."""
+    found: list[str] = []
+    for thing in sorted(things, key=lambda t: t.centre[0]):
         if thing.kind == "text":
             text = spelt(thing, picture)
             phrase = f'the text "{text}"' if language == "en" else f"文字“{text}”"
@@ -263,8 +266,8 @@ def contents(scene: Scene, language: Language, picture: int = 0) -> str:
             phrase = article(noun(thing, language))
         else:
             phrase = "一个" + noun(thing, language)
-        phrases.append(look_at(thing.box, picture) + phrase)
-    return listing(phrases, language)
+        found.append(look_at(thing.box, picture) + phrase)
+    return found
 
 
 def describe_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
@@ -354,6 +357,17 @@ def exists_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | No
     return Dialogue("exists", language, (Turn(question, answer),))
 
 
+def verdict(
+    first: str, second: str, language: Language, *, alike: bool, pictures: bool = False
+) -> str:
+    """What two things, or two pictures, are, and only then whether that is the same."""
+    if language == "en":
+        one, other = ("The first", "the second") if pictures else ("One", "the other")
+        return f"{one} is {first} and {other} is {second}, so {'yes' if alike else 'no'}."
+    one, other = ("第一张", "第二张") if pictures else ("一个", "另一个")
+    return f"{one}是{first}，{other}是{second}，所以{'一样' if alike else '不一样'}。"
+
+
 def compare_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
     """Same colour, same shape, which is larger: two things of one picture."""
     if len(scene.things) != 2:
@@ -370,12 +384,7 @@ def compare_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | N
             ("{both}[的|]颜色[一样|相同]吗？", "{both}是[同一种|同样的|一样的]颜色吗？"), both=both,
         )  # fmt: skip
         a, b = colour_name(first.colour, language), colour_name(second.colour, language)
-        if english:
-            answer = (f"Yes, both are {look}{a}." if a == b
-                      else f"No, one is {look}{a} and the other is {over}{b}.")  # fmt: skip
-        else:
-            answer = (f"是的，都是{look}{a}。" if a == b
-                      else f"不一样，一个是{look}{a}，另一个是{over}{b}。")  # fmt: skip
+        answer = verdict(f"{look}{a}", f"{over}{b}", language, alike=a == b)
     elif way < 0.7:
         question = ask(
             rng, language,
@@ -383,12 +392,8 @@ def compare_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | N
             ("{both}[的|]形状[一样|相同]吗？", "{both}是[同一种|同样的|一样的]形状吗？"), both=both,
         )  # fmt: skip
         a, b = shape_name(first.kind, language), shape_name(second.kind, language)
-        if english:
-            answer = (f"Yes, both are {look}{plural(a)}." if a == b else
-                      f"No, one is {look}{article(a)} and the other is {over}{article(b)}.")  # fmt: skip
-        else:
-            answer = (f"是的，都是{look}{a}。" if a == b
-                      else f"不一样，一个是{look}{a}，另一个是{over}{b}。")  # fmt: skip
+        named = (article(a), article(b)) if english else (a, b)
+        answer = verdict(f"{look}{named[0]}", f"{over}{named[1]}", language, alike=a == b)
     else:
         larger, smaller = sorted((first, second), key=lambda t: -t.area)
         if larger.area < 1.6 * smaller.area or noun(larger, "en") == noun(smaller, "en"):

@@ -15,6 +15,7 @@ from qwen2vl_serve.demo.wording import (
     article,
     as_typed,
     capital,
+    listing,
     look_at,
     noun,
     pick,
@@ -272,7 +273,7 @@ def which_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogu
     return Dialogue("which-picture", language, (Turn(question, looked),))
 
 
-def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue | None:  # noqa: PLR0912
+def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue | None:
     """Same colour or shape in both pictures, which has more, what differs."""
     english, way = language == "en", rng.random()
     shapes_only = all(t.kind != "text" for s in scenes for t in s.things)
@@ -288,19 +289,19 @@ def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialo
             ("Which [picture|image|one] [has|shows|contains] more [shapes|objects|things]?", "Which [picture|image] has the most [shapes|objects|things]?"),
             ("[哪张|哪一张|哪幅]图[片|][里的|的|]图形[更多|最多|比较多]？", "[哪张|哪一张]图[里|]的[物体|东西][更多|最多]？"),
         )  # fmt: skip
-        if counts.count(most) > 1:
-            answer = (
-                "Both pictures have the same number of shapes."
-                if english
-                else "两张图里的图形一样多。"
+        numbers = [
+            look_at(ask.leftmost(scene.things).box, index) + str(number)
+            for index, (scene, number) in enumerate(zip(scenes, counts, strict=True))
+        ]
+        index = counts.index(most)
+        if english:
+            more = (
+                "the same number" if counts.count(most) > 1 else f"the {ORDINALS[index]} has more"
             )
+            answer = f"The pictures have {listing(numbers, language)} shapes: {more}."
         else:
-            index = counts.index(most)
-            answer = look_at(ask.leftmost(scenes[index].things).box, index) + (
-                f"The {ORDINALS[index]} picture has more shapes."
-                if english
-                else f"{ORDINALS_ZH[index]}张图里的图形更多。"
-            )
+            more = "一样多" if counts.count(most) > 1 else f"{ORDINALS_ZH[index]}张更多"
+            answer = f"图形各有{listing([f'{n}个' for n in numbers], language)}：{more}。"
         return Dialogue("compare", language, (Turn(question, answer),))
     if len(scenes) != 2:
         return None
@@ -316,15 +317,7 @@ def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialo
              "Compare the colo[u|]rs."),
             ("{pair}[里|中|]的[图形|物体|][颜色|颜色是否][一样|相同]吗？", "{pair}是[同一种|同样的]颜色吗？", "比较{pair}的颜色。"), pair=pair,
         )  # fmt: skip
-        if english:
-            answer = (
-                f"Yes, both are {look}{a}."
-                if a == b
-                else f"No, the first is {look}{a} and the second is {over}{b}."
-            )
-        else:
-            answer = (f"是的，都是{look}{a}。" if a == b
-                      else f"不一样，第一张是{look}{a}，第二张是{over}{b}。")  # fmt: skip
+        answer = ask.verdict(look + a, over + b, language, alike=a == b, pictures=True)
     elif way < 0.85:
         a, b = shape_name(first.kind, language), shape_name(second.kind, language)
         question = ask.ask(
@@ -332,12 +325,10 @@ def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialo
             ("Are the shapes in {pair} the same?", "Do {pair} show the same shape?", "Is the shape the same in {pair}?", "Compare the shapes."),
             ("{pair}[里|中|]的形状[一样|相同]吗？", "{pair}是[同一种|同样的]形状吗？", "比较{pair}的形状。"), pair=pair,
         )  # fmt: skip
-        if english:
-            answer = (f"Yes, both are {look}{ask.plural(a)}." if a == b else
-                      f"No, the first is {look}{article(a)} and the second is {over}{article(b)}.")  # fmt: skip
-        else:
-            answer = (f"是的，都是{look}{a}。" if a == b
-                      else f"不一样，第一张是{look}{a}，第二张是{over}{b}。")  # fmt: skip
+        named = (article(a), article(b)) if english else (a, b)
+        answer = ask.verdict(
+            look + named[0], over + named[1], language, alike=a == b, pictures=True
+        )
     else:
         a, b = noun(first, language), noun(second, language)
         question = ask.ask(
@@ -362,6 +353,19 @@ def number_of_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dia
     return Dialogue("pictures", language, (Turn(question, answer),))
 
 
+def seen_in(clip: Clip, number: int) -> str:
+    """The mark for a thing of the clip, in the pair of frames that shows it first.
+
+    A pair is looked at as a picture of that number; empty for a clip that nobody drew.
+    """
+    if number not in clip.shown:
+        return ""
+    frame = clip.shown.index(number)
+    if frame % 2 and clip.shown[-1] != number:
+        frame += clip.shown[frame + 1] == number  # a pair of its own shows more of it
+    return look_at(clip.boxes[frame], frame // 2)
+
+
 def motion_question(rng: Rng, clip: Clip, language: Language) -> Dialogue | None:
     """What moves where?"""
     if clip.motion is None:
@@ -383,15 +387,16 @@ def motion_question(rng: Rng, clip: Clip, language: Language) -> Dialogue | None
         ("{ref}[向|往|朝]哪[个方向|边|里|][移动|运动]？", "[视频里|视频中|]什么在[移动|动]？[|往哪里？]", "视频[里|中][发生了什么|有什么|是什么]？", "描述[这个|]视频。", "{ref}[怎么|怎样|如何][移动|运动]？",
          "{ref}的[移动|运动]方向是什么？", "{ref}往哪里[移动|去]？"), ref=ref,
     )  # fmt: skip
+    look = seen_in(clip, 0)
     if english:
         way = f"to the {clip.motion}" if clip.motion in ("left", "right") else clip.motion
-        answer = f"The {name} moves {way}."
+        answer = f"{look}The {name} moves {way}."
     else:
-        answer = f"{name}向{ {'left': '左', 'right': '右', 'up': '上', 'down': '下'}[clip.motion] }移动。"
+        answer = f"{look}{name}向{ {'left': '左', 'right': '右', 'up': '上', 'down': '下'}[clip.motion] }移动。"
     turns = [Turn(question, answer)]
     if rng.random() < 0.2:
         asked = ask.ask(rng, language, patterns.IT_COLOUR, patterns.IT_COLOUR_ZH)
-        said = (
+        said = look + (
             f"The {shape} is {colour}."
             if english
             else f"{shape_name(shape, 'zh')}是{colour_name(colour, 'zh')}的。"
@@ -406,20 +411,25 @@ def order_question(rng: Rng, clip: Clip, language: Language) -> Dialogue | None:
         return None
     english, way = language == "en", rng.random()
     colours = [colour_name(c, language) for c, _ in clip.things]
+    looks = [seen_in(clip, number) for number in range(len(colours))]
     if way < 0.4:
         question = ask.ask(
             rng, language,
             ("[Which|What] colo[u|]r [came|comes|appears|appeared|was|is shown|is] first?", "What [is|was] the first colo[u|]r?", "[With|By] which colo[u|]r does the [video|clip] start?"),
             ("[哪种|什么]颜色[最先|先|首先]出现？", "[最先|首先|先]出现的是[什么|哪种]颜色？", "第一个颜色是什么？", "视频[开始|一开始]是什么颜色？"),
         )  # fmt: skip
-        answer = f"{capital(colours[0])} came first." if english else f"最先出现的是{colours[0]}。"
+        answer = looks[0] + (
+            f"{capital(colours[0])} came first." if english else f"最先出现的是{colours[0]}。"
+        )
     elif way < 0.65:
         question = ask.ask(
             rng, language,
             ("[Which|What] colo[u|]r [came|comes|appears|appeared|was|is shown|is] last?", "What [is|was] the last colo[u|]r?", "[With|By] which colo[u|]r does the [video|clip] end?"),
             ("[哪种|什么]颜色[最后|后]出现？", "最后出现的是[什么|哪种]颜色？", "最后一个颜色是什么？", "视频[最后|结束时]是什么颜色？"),
         )  # fmt: skip
-        answer = f"{capital(colours[-1])} came last." if english else f"最后出现的是{colours[-1]}。"
+        answer = looks[-1] + (
+            f"{capital(colours[-1])} came last." if english else f"最后出现的是{colours[-1]}。"
+        )
     else:
         question = ask.ask(
             rng, language,
@@ -427,9 +437,10 @@ def order_question(rng: Rng, clip: Clip, language: Language) -> Dialogue | None:
              "What [happens|is happening] in [the|this] [video|clip]?", "Describe [the|this] [video|clip].", "What does the video show?"),
             ("颜色[出现|]的顺序是什么？", "视频[里|中]出现了[哪些|什么]颜色？", "视频[里|中][发生了什么|有什么]？", "描述[这个|]视频。", "视频里颜色怎么变化？"),
         )  # fmt: skip
+        named = [look + colour for look, colour in zip(looks, colours, strict=True)]
         answer = (
-            "First " + ", then ".join(colours) + "."
+            "First " + ", then ".join(named) + "."
             if english
-            else "先是" + "，然后是".join(colours) + "。"
+            else "先是" + "，然后是".join(named) + "。"
         )
     return Dialogue("motion", language, (Turn(question, answer),))

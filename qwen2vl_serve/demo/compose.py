@@ -12,6 +12,7 @@ from qwen2vl_serve.demo.draw import (
     COMMON,
     NEEDS_ROOM,
     RGB,
+    Box,
     Manner,
     Pixels,
     Points,
@@ -38,17 +39,24 @@ class Clip:
 
     motion: str | None
     things: tuple[tuple[str, str], ...]  # (colour, shape) in order of appearance
+    boxes: tuple[Box, ...] = ()  # of what each frame shows
+    shown: tuple[int, ...] = ()  # which of the things that is
 
     def mirrored(self) -> Clip:
         """The truth about the mirrored video."""
         turned = {"left": "right", "right": "left"}
-        return replace(self, motion=turned.get(self.motion or "", self.motion))
+        boxes = tuple((1 - x2, y1, 1 - x1, y2) for x1, y1, x2, y2 in self.boxes)
+        return replace(self, motion=turned.get(self.motion or "", self.motion), boxes=boxes)
 
     def reversed(self) -> Clip:
         """The truth about the video played backwards."""
         turned = {"left": "right", "right": "left", "up": "down", "down": "up"}
         return replace(
-            self, motion=turned.get(self.motion or "", self.motion), things=self.things[::-1]
+            self,
+            motion=turned.get(self.motion or "", self.motion),
+            things=self.things[::-1],
+            boxes=self.boxes[::-1],
+            shown=tuple(len(self.things) - 1 - index for index in self.shown[::-1]),
         )
 
 
@@ -250,7 +258,12 @@ def draw_video(seed: int) -> tuple[list[Pixels], Clip]:  # noqa: PLR0915
         points = outline(shape, rng)
         return shape, name, tone, points / float(np.ptp(points, axis=0).max()) * span / 1.0
 
+    def box_of(outline: Points) -> Box:
+        low, high = outline.min(axis=0) / (width, height), outline.max(axis=0) / (width, height)
+        return (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+
     used: set[str] = set()
+    boxes: list[Box] = []
     if rng.random() < 0.55:
         direction = str(rng.choice(["left", "right", "up", "down"]))
         shape, name, tone, points = prepared(size)
@@ -268,7 +281,8 @@ def draw_video(seed: int) -> tuple[list[Pixels], Clip]:  # noqa: PLR0915
             # The same brush for every frame: a thing does not change its outline as it moves.
             steady = np.random.default_rng(brush)
             frames.append(paint(ground.copy(), points + spot, tone, manner, steady))
-        clip = Clip(direction, ((name, shape),))
+            boxes.append(box_of(points + spot))
+        clip = Clip(direction, ((name, shape),), tuple(boxes), (0,) * count)
     else:
         parts = min(count // 2, int(rng.choice([2, 2, 3])))
         alike = rng.random() < 0.4
@@ -277,15 +291,17 @@ def draw_video(seed: int) -> tuple[list[Pixels], Clip]:  # noqa: PLR0915
             things = [(things[0][0], name, tone, things[0][3]) for _, name, tone, _ in things]
         whole = rng.random() < 0.25
         centre = np.array([width, height]) * rng.uniform(0.4, 0.6, 2)
-        for k in range(count):
-            shape, name, tone, points = things[min(parts - 1, k * parts // count)]
+        shown = tuple(min(parts - 1, k * parts // count) for k in range(count))
+        for index in shown:
+            shape, name, tone, points = things[index]
             canvas = ground.copy()
             if whole:
                 canvas[:] = tone
             else:
                 canvas = paint(canvas, points + centre, tone, manner, np.random.default_rng(3))
             frames.append(canvas)
-        shown = tuple((name, "" if whole else shape) for shape, name, _, _ in things)
-        clip = Clip(None, shown)
+            boxes.append((0.0, 0.0, 1.0, 1.0) if whole else box_of(points + centre))
+        told = tuple((name, "" if whole else shape) for shape, name, _, _ in things)
+        clip = Clip(None, told, tuple(boxes), shown)
     tail = int(rng.integers(2**31))
     return [weathered(f, np.random.default_rng(tail)) for f in frames], clip

@@ -20,7 +20,7 @@ from PIL import Image
 from qwen2vl_serve.demo.checkpoint import FRAME_PIXELS, IMAGE_PIXELS
 from qwen2vl_serve.demo.compose import Clip, draw_picture, draw_video
 from qwen2vl_serve.demo.crowd import draw_crowd
-from qwen2vl_serve.demo.draw import Box, Pixels, Scene
+from qwen2vl_serve.demo.draw import Box, Pixels, Scene, Thing
 from qwen2vl_serve.demo.names import CHARACTERS, COLOURS, SHAPES
 
 CELL = 28
@@ -28,6 +28,8 @@ CELL = 28
 MOST_CELLS = 72
 KINDS = (*SHAPES, *CHARACTERS)
 SLOTS = 5  # letters of the longest text
+MOTIONS = ("left", "right", "up", "down", "none")
+SIZES = ("smallest", "largest", "between")
 MOST = 6  # ranks and numbers of things are told apart up to here
 UNASKED = -100  # a class that no loss counts (torch's own ignored index)
 # The columns of the dense classes, and how many classes each has.
@@ -39,7 +41,16 @@ CLASSES = {
     "things": MOST + 1,  # how many things the picture has
     "same kind": MOST + 1,  # how many of them are of the kind that the cell shows
     "same colour": MOST + 1,
+    "rank down": MOST,  # from top to bottom among the things
+    "size": len(SIZES),  # among the things
+    "across": 3,  # where the thing's middle is: left, middle, right; not asked near a border
+    "down": 3,
+    "motion": len(MOTIONS),  # of what a pair of frames shows
+    "second colour": len(COLOURS) + 1,  # in the pair's second frame; "colour" is the first's
 }
+# A thing's sides are told as classes as well, from 0 to 1 in steps of a fortieth: a decoder can say
+# a class in digits, while a number that grows along one direction it can only guess at.
+STEPS = 40
 Grid = tuple[int, int]
 
 
@@ -73,55 +84,140 @@ def anchor_cell(x: float, y: float, grid: Grid) -> int:
     return row * columns + min(columns - 1, max(0, int(x * columns)))
 
 
-def parts_of(scene: Scene, crowded: bool) -> list[tuple[list[int], Box]]:
-    """Everything a cell may show: its classes (the columns of CLASSES) and the box of the whole.
+def third(value: float) -> int:
+    """0, 1 or 2 for a low, middle or high coordinate; UNASKED near a border between two."""
+    if value < 0.36:
+        return 0
+    if value > 0.64:
+        return 2
+    return 1 if 0.42 < value < 0.58 else UNASKED
+
+
+def size_among(thing: Thing, things: tuple[Thing, ...]) -> int:
+    """The thing's place in SIZES; UNASKED where sizes are too near, or there is one thing."""
+    areas = sorted(t.area for t in things)
+    if len(areas) < 2:
+        return UNASKED
+    if thing.area == areas[0] and areas[1] > 1.3 * areas[0]:
+        return SIZES.index("smallest")
+    if thing.area == areas[-1] and areas[-1] > 1.3 * areas[-2]:
+        return SIZES.index("largest")
+    clear = areas[0] * 1.3 < thing.area < areas[-1] / 1.3
+    return SIZES.index("between") if clear else UNASKED
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a cell may show: its classes (those of CLASSES that are asked), its own box and the
+    whole thing's, which differ for a letter."""
+
+    classes: dict[str, int]
+    box: Box
+    whole: Box
+
+
+def parts_of(scene: Scene, crowded: bool) -> list[Part]:
+    """Everything that cells of this scene may show.
 
     Crowds are not counted and their shapes are not ranked: too many to tell apart.
     """
-    parts: list[tuple[list[int], Box]] = []
-    ranked = sorted(scene.things, key=lambda t: t.centre[0])
-    counted = min(MOST, len(scene.things))
+    parts: list[Part] = []
+    across = sorted(scene.things, key=lambda t: t.centre[0])
+    down = sorted(scene.things, key=lambda t: t.centre[1])
     for thing in scene.things:
-        colour = COLOURS.index(thing.colour)
-        numbers = [UNASKED] * 3
+        found = {
+            "colour": COLOURS.index(thing.colour),
+            "anchor": 0,
+            "across": third(thing.centre[0]),
+            "down": third(thing.centre[1]),
+        }
         if thing.kind == "text":
             for rank, (letter, box) in enumerate(zip(thing.text, thing.letters, strict=True)):
-                kinds = [KINDS.index(letter), colour, min(rank, MOST - 1), 0]
-                parts.append((kinds + numbers, box))
+                read = {"kind": KINDS.index(letter), "rank": min(rank, MOST - 1)}
+                parts.append(Part(found | read, box, thing.box))
             continue
-        rank = UNASKED if crowded else min(MOST - 1, ranked.index(thing))
+        found["kind"] = KINDS.index(thing.kind)
         if not crowded:
-            alike = sum(t.kind == thing.kind for t in scene.things)
-            tinted = sum(t.colour == thing.colour for t in scene.things)
-            numbers = [counted, min(MOST, alike), min(MOST, tinted)]
-        parts.append(([KINDS.index(thing.kind), colour, rank, 0, *numbers], thing.box))
+            found |= {
+                "rank": min(MOST - 1, across.index(thing)),
+                "rank down": min(MOST - 1, down.index(thing)),
+                "things": min(MOST, len(scene.things)),
+                "same kind": min(MOST, sum(t.kind == thing.kind for t in scene.things)),
+                "same colour": min(MOST, sum(t.colour == thing.colour for t in scene.things)),
+                "size": size_among(thing, scene.things),
+            }
+        parts.append(Part(found, thing.box, thing.box))
     return parts
 
 
-def dense_targets(
-    scene: Scene, grid: Grid, crowded: bool = False
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Per cell: classes [cells, columns of CLASSES] and boxes [cells, 4].
+@dataclass(frozen=True)
+class Dense:
+    """What every cell of a picture shows.
+
+    ``classes`` [cells, columns of CLASSES]; ``boxes`` and ``wholes`` [cells, 4], NaN where a cell
+    shows nothing.
+    """
+
+    classes: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    wholes: NDArray[np.float32]
+
+
+def dense_targets(scene: Scene, grid: Grid, crowded: bool = False) -> Dense:
+    """The targets of a picture's cells.
 
     A cell shows a part when the cell's middle lies in the part's box; a part without such a cell
-    takes the cell of its own middle. The box is that of the part, NaN where there is none.
+    takes the cell of its own middle.
     """
     rows, columns = grid
+    names = list(CLASSES)
     classes = np.full((rows * columns, len(CLASSES)), UNASKED, np.int64)
     classes[:, :2] = (len(KINDS), len(COLOURS))
-    boxes = np.full((rows * columns, 4), np.nan, np.float32)
+    boxes, wholes = (np.full((rows * columns, 4), np.nan, np.float32) for _ in range(2))
+    for part in parts_of(scene, crowded):
+        inside = cells_in(part.box, grid)
+        values = [part.classes.get(name, UNASKED) for name in names]
+        classes[inside] = values
+        boxes[inside], wholes[inside] = part.box, part.whole
+        x1, y1, x2, y2 = part.box
+        anchor = anchor_cell((x1 + x2) / 2, (y1 + y2) / 2, grid)
+        if inside[anchor]:
+            classes[anchor, names.index("anchor")] = 1
+    return Dense(classes, boxes, wholes)
+
+
+def pair_targets(clip: Clip, first: int, grid: Grid) -> Dense:
+    """The targets of the cells of a video's two frames from ``first`` on (the last one twice)."""
+    classes = np.full((grid[0] * grid[1], len(CLASSES)), UNASKED, np.int64)
+    classes[:, :2] = (len(KINDS), len(COLOURS))
+    boxes, wholes = (np.full((grid[0] * grid[1], 4), np.nan, np.float32) for _ in range(2))
+    second = min(first + 1, len(clip.boxes) - 1)
+    one, other = clip.boxes[first], clip.boxes[second]
+    box = (min(one[0], other[0]), min(one[1], other[1]),
+           max(one[2], other[2]), max(one[3], other[3]))  # fmt: skip
+    (colour, kind), (later, _) = (clip.things[clip.shown[k]] for k in (first, second))
+    told = {
+        "kind": KINDS.index(kind) if kind else UNASKED,
+        "colour": COLOURS.index(colour),
+        "second colour": COLOURS.index(later),
+        "motion": MOTIONS.index(clip.motion or "none" if second > first else "none"),
+    }
+    inside = cells_in(box, grid)
+    classes[inside] = [told.get(name, UNASKED) for name in CLASSES]
+    boxes[inside] = box
+    return Dense(classes, boxes, wholes)
+
+
+def cells_in(box: Box, grid: Grid) -> NDArray[np.bool_]:
+    """Which cells [rows * columns] have their middle in the box; the nearest one if none has."""
+    rows, columns = grid
+    x1, y1, x2, y2 = box
     ys = (np.arange(rows * columns) // columns + 0.5) / rows
     xs = (np.arange(rows * columns) % columns + 0.5) / columns
-    for values, (x1, y1, x2, y2) in parts_of(scene, crowded):
-        inside = (xs >= x1) & (xs <= x2) & (ys >= y1) & (ys <= y2)
-        anchor = anchor_cell((x1 + x2) / 2, (y1 + y2) / 2, grid)
-        if not inside.any():
-            inside[anchor] = True
-        classes[inside] = values
-        boxes[inside] = (x1, y1, x2, y2)
-        if inside[anchor]:
-            classes[anchor, list(CLASSES).index("anchor")] = 1
-    return classes, boxes
+    inside: NDArray[np.bool_] = (xs >= x1) & (xs <= x2) & (ys >= y1) & (ys <= y2)
+    if not inside.any():
+        inside[anchor_cell((x1 + x2) / 2, (y1 + y2) / 2, grid)] = True
+    return inside
 
 
 def slot_targets(scene: Scene) -> NDArray[np.int64]:

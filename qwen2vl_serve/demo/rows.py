@@ -180,9 +180,12 @@ class Row:
 
     def _token_at(self, look: Look) -> int:
         picture, x, y = look
-        number = self._first_medium + picture
+        medium = self.media[self._first_medium]
+        number, pair = (0, picture) if medium.video else (picture, 0)
+        number += self._first_medium
         medium = self.media[number]
-        return self.starts[number] + anchor_cell(x, y, (medium.rows, medium.columns))
+        cell = anchor_cell(x, y, (medium.rows, medium.columns))
+        return self.starts[number] + pair * medium.rows * medium.columns + cell
 
 
 @dataclass(frozen=True)

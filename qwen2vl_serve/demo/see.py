@@ -1,14 +1,15 @@
 """First lesson, to see: the vision tower alone, told what every visual token shows.
 
-Each 28-pixel cell learns the kind, colour and box of what covers it, its rank from left to right,
-and how many there are of the same kind or colour; an attention pool learns the letters of a text
-and the direction of a movement. What a cell knows, the decoder only has to look up. The heads are
-thrown away when the model has learnt to speak.
+Each 28-pixel cell learns what covers it: kind, colour, box, rank from left to right and from top to
+bottom, size among the others, how many there are like it, and the direction in which it moves; an
+attention pool learns the letters of a text. What a cell knows, the decoder only has to look up. The
+heads are thrown away when the model has learnt to speak.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -23,23 +24,27 @@ from qwen2vl_serve.demo.pictures import (
     CLASSES,
     KINDS,
     SLOTS,
+    STEPS,
     UNASKED,
+    Dense,
     Grid,
     Store,
     dense_targets,
+    pair_targets,
     slot_targets,
 )
 from qwen2vl_serve.demo.steps import Optimizers, Schedule, Snapshot, Together
 
-MOTIONS = ("left", "right", "up", "down", "none")
 # What the steps look at, in turn: single large things; then crowds, whole pictures, frame pairs.
 SIMPLE = ("simple",)
-CROWDED = ("crowds", "pictures") * 4 + ("crowds", "videos")
-
+CROWDED = ("crowds", "pictures", "crowds", "pictures", "videos")
 
 # Weights of the dense classes in the loss.
-SHARES = {"kind": 1.0, "colour": 1.0, "rank": 0.5, "anchor": 0.5,
-          "things": 0.4, "same kind": 0.4, "same colour": 0.4}  # fmt: skip
+SHARES = {"kind": 1.0, "colour": 1.0, "rank": 0.5, "anchor": 0.5, "things": 0.4,
+          "same kind": 0.4, "same colour": 0.4, "rank down": 0.4, "size": 0.3, "across": 0.4,
+          "down": 0.4, "motion": 0.5, "second colour": 0.5}  # fmt: skip
+SIDES_SHARE = 0.2  # of each side's steps
+SIDES = 4
 
 
 class Heads(nn.Module):
@@ -49,16 +54,16 @@ class Heads(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.classes = nn.Linear(width, sum(CLASSES.values()))
-        self.box = nn.Linear(width, 4)
+        self.box = nn.Linear(width, SIDES)
+        self.sides = nn.Linear(width, SIDES * (STEPS + 1))
         self.place = nn.Linear(width, 2)
-        self.queries = nn.Parameter(torch.randn(SLOTS + 1, width) * 0.05)
+        self.queries = nn.Parameter(torch.randn(SLOTS, width) * 0.05)
         self.keys = nn.Linear(width, width)
         self.values = nn.Linear(width, width)
         self.letter = nn.Linear(width, len(CHARACTERS) + 1)
-        self.motion = nn.Linear(width, len(MOTIONS))
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """tokens [batch, cells, width] -> [batch, SLOTS + 1, width], four heads of attention."""
+        """tokens [batch, cells, width] -> [batch, SLOTS, width], four heads of attention."""
         batch, _, width = tokens.shape
 
         def split(x: Tensor) -> Tensor:
@@ -82,25 +87,28 @@ def picture_batch(
     share = np.array([len(store.members[g]) for g in grids], dtype=np.float64)
     grid = grids[int(rng.choice(len(grids), p=share / share.sum()))]
     chosen = rng.choice(store.members[grid], size)
-    pixels, classes, boxes, slots = [], [], [], []
+    pixels, cells, slots = [], [], []
     for index in chosen:
         picture, scene = store.load(int(index)), store.truths[int(index)]
         text = any(t.kind == "text" for t in scene.things)
         if not text and rng.random() < 0.5:
             picture, scene = picture[..., ::-1], scene.mirrored()
         pixels.append(picture)
-        kinds, corners = dense_targets(scene, grid, crowded)
-        classes.append(kinds)
-        boxes.append(corners)
+        cells.append(dense_targets(scene, grid, crowded))
         if not crowded:
             slots.append(slot_targets(scene))
-    targets = {
-        "classes": torch.from_numpy(np.stack(classes)),
-        "boxes": torch.from_numpy(np.stack(boxes)),
-    }
+    targets = stacked(cells)
     if not crowded:
         targets["slots"] = torch.from_numpy(np.stack(slots))
     return torch.from_numpy(np.stack(pixels)), targets
+
+
+def stacked(cells: list[Dense]) -> dict[str, Tensor]:
+    """The fields of Dense, each [batch, cells, …]."""
+    return {
+        field.name: torch.from_numpy(np.stack([getattr(one, field.name) for one in cells]))
+        for field in fields(Dense)
+    }
 
 
 def picture_loss(
@@ -120,6 +128,12 @@ def picture_loss(
     loss = 4.0 * missed + 2.0 * place.abs().mean()
     balance = torch.where(shown, 1.0, 0.3)
     log: dict[str, float] = {}
+    whole = ~targets["wholes"].isnan().any(-1)
+    if whole.any():
+        sides = heads.sides(normed[whole]).float().view(-1, SIDES, STEPS + 1)
+        truth = targets["wholes"][whole].clamp(0, 1) * STEPS
+        loss = loss + SIDES_SHARE * SIDES * steps_loss(sides, truth)
+        log["sides"] = float((sides.detach().argmax(-1) - truth).abs().mean()) / STEPS
     for name, logits, truth in zip(CLASSES, guesses, truths, strict=True):
         asked = truth != UNASKED
         if not asked.any():
@@ -132,8 +146,8 @@ def picture_loss(
     log |= {"shape": share(right[shape]), "letter": share(right[shown & ~shape]),
             "nothing": share(right[~shown]), "box": float(missed.detach())}  # fmt: skip
     if "slots" not in targets:
-        return loss, {f"crowd {name}": log[name] for name in ("shape", "letter", "colour")}
-    letters = heads.letter(heads.pooled(tokens)[:, :SLOTS]).float()
+        return loss, log
+    letters = heads.letter(heads.pooled(tokens)).float()
     written = (targets["slots"] < len(CHARACTERS)).any(1)
     reading = F.cross_entropy(letters.transpose(1, 2), targets["slots"], reduction="none")
     loss = loss + (reading * torch.where(written, 1.0, 0.1)[:, None]).mean()
@@ -141,43 +155,51 @@ def picture_loss(
     return loss, log
 
 
+def steps_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Cross entropy of logits [n, SIDES, STEPS + 1] against a place between two steps.
+
+    truth [n, SIDES] counts in steps. Each of the two takes the share that it is near.
+    """
+    low = truth.floor().clamp(max=STEPS - 1)
+    part = truth - low
+    chances = logits.log_softmax(-1)
+    near, far = (chances.gather(-1, (low + k).long()[..., None])[..., 0] for k in (0, 1))
+    return -((1 - part) * near + part * far).mean()
+
+
 def share(right: Tensor) -> float:
     """The share of true values; 1 of none."""
     return float(right.float().mean()) if right.numel() else 1.0
 
 
-def video_batch(store: Store, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Frame pairs [size, 2, 3, height, width] of one grid and the direction of movement [size]."""
+def video_batch(
+    store: Store, size: int, rng: np.random.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Frame pairs [size, 2, 3, height, width] of one grid and their targets.
+
+    Half of the videos are mirrored, half run backwards.
+    """
     grids = list(store.members)
     share = np.array([len(store.members[g]) for g in grids], dtype=np.float64)
     grid = grids[int(rng.choice(len(grids), p=share / share.sum()))]
-    pairs, motions = [], []
+    pairs, cells = [], []
     for index in rng.choice(store.members[grid], size):
         frames, clip = store.load(int(index)), store.truths[int(index)]
-        first = int(rng.integers(0, len(frames) // 2)) * 2
-        pair, motion = frames[first : first + 2], clip.motion or "none"
         if rng.random() < 0.5:
-            pair = pair[..., ::-1]
-            motion = {"left": "right", "right": "left"}.get(motion, motion)
+            frames, clip = frames[..., ::-1], clip.mirrored()
+        if rng.random() < 0.5:
+            frames, clip = frames[::-1], clip.reversed()
+        first = int(rng.integers(0, (len(frames) + 1) // 2)) * 2
+        pair = frames[first : first + 2]
         pairs.append(pair if len(pair) == 2 else np.repeat(pair, 2, axis=0))
-        motions.append(MOTIONS.index(motion))
-    return torch.from_numpy(np.stack(pairs)), torch.tensor(motions)
-
-
-def video_loss(
-    network: Network, heads: Heads, pairs: Tensor, motions: Tensor
-) -> tuple[Tensor, dict[str, float]]:
-    """The loss of the pairs' directions and the share of right ones."""
-    pooled = heads.pooled(network.visual(pairs))
-    logits = heads.motion(pooled[:, SLOTS]).float()
-    right = float((logits.argmax(-1) == motions).float().mean())
-    return F.cross_entropy(logits, motions), {"motion": right}
+        cells.append(pair_targets(clip, first, grid))
+    return torch.from_numpy(np.stack(pairs)), stacked(cells)
 
 
 def seen_loss(
     network: Network, heads: Heads, batch: Tensor, targets: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
-    """``picture_loss`` of a batch of pictures."""
+    """``picture_loss`` of a batch of pictures or frame pairs."""
     grid = (batch.shape[-2] // CELL, batch.shape[-1] // CELL)
     return picture_loss(heads, network.visual(batch), targets, grid)
 
@@ -249,21 +271,19 @@ def learn_to_see(  # noqa: PLR0917
         rng = np.random.default_rng((seed, 1, step))
         schedule.apply(optimizer, step)
         name = turns[step % len(turns)]
-        if name == "videos":
-            batch, motions = video_batch(stores[name], schedule.batch, rng)
-            work = partial(video_loss, network, heads, batch, motions)
+        if name == "videos":  # small frames, so twice as many
+            batch, targets = video_batch(stores[name], schedule.batch * 2, rng)
         else:
-            crowded = name == "crowds"
-            batch, targets = picture_batch(stores[name], schedule.batch, rng, crowded)
-            work = partial(seen_loss, network, heads, batch, targets)
-        loss, log = modules.in_bfloat16(work)
+            batch, targets = picture_batch(stores[name], schedule.batch, rng, name == "crowds")
+        loss, log = modules.in_bfloat16(partial(seen_loss, network, heads, batch, targets))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
-        for key, value in log.items():
+        for told, value in log.items():
+            key = f"{name} {told}"
             smooth[key] = smooth.get(key, value) * 0.95 + value * 0.05
         if step % 25 == 24 or step == schedule.end - 1:
-            text = " ".join(f"{key} {value:.3f}" for key, value in smooth.items())
+            text = " ".join(f"{key} {value:.3f}" for key, value in sorted(smooth.items()))
             say(f"see {step + 1}/{schedule.end} {text}")
         if step % 100 == 99 or step == schedule.end - 1:
             snapshot.save(step + 1)

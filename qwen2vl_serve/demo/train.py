@@ -47,6 +47,11 @@ class Plan:
     corpus: int = 40_000
 
 
+FURTHER = Plan(
+    pictures=32_000, videos=6_000, first_seed=200_000, crowds=12_000, crowded_steps=4_000,
+    see_rate=1.2e-3, looked_at=24_000, watched=2_500, speak_steps=3_800, both_steps=700,
+    speak_rate=1e-3,
+)  # fmt: skip
 REHEARSAL = Plan(
     pictures=192, videos=48, crowds=48, simple_steps=4, simple_batch=4, crowded_steps=10,
     crowded_batch=4, again_steps=2, looked_at=96, watched=24, speak_steps=3, both_steps=2,
@@ -71,9 +76,22 @@ def tokenizer_of(plan: Plan, seed: int) -> PreTrainedTokenizerFast:
     return train_tokenizer(corpus(plan.corpus, seed))
 
 
-def train(plan: Plan, work: Path, out: Path, seed: int, say: Callable[[str], None]) -> None:
-    """Run the whole course; ``work`` keeps the drawn pictures and the snapshots."""
+def train(  # noqa: PLR0917
+    plan: Plan,
+    work: Path,
+    out: Path,
+    seed: int,
+    say: Callable[[str], None],
+    start: Path | None = None,
+) -> None:
+    """Run the whole course; ``work`` keeps the drawn pictures and the snapshots.
+
+    With ``start``, a checkpoint's folder, its tokenizer and weights are trained further: whoever
+    sees already is spared the simple pictures.
+    """
     import torch  # noqa: PLC0415
+    from safetensors.torch import load_file  # noqa: PLC0415
+    from transformers import AutoTokenizer  # noqa: PLC0415
 
     from qwen2vl_serve.demo.network import Geometry, Network  # noqa: PLC0415
     from qwen2vl_serve.demo.rows import Encoder  # noqa: PLC0415
@@ -94,20 +112,25 @@ def train(plan: Plan, work: Path, out: Path, seed: int, say: Callable[[str], Non
     for name, amount in amounts.items():
         say(f"{amount} {name} with {workers} processes")
         stores[name] = build_store(work / "store", name, amount, plan.first_seed, workers)
-    tokenizer = tokenizer_of(plan, seed)
+    tokenizer = AutoTokenizer.from_pretrained(start) if start else tokenizer_of(plan, seed)
     torch.manual_seed(seed)
     network = Network(Geometry())
     heads = Heads(network.geometry.hidden)
     say(" ".join(f"{name}: {value}" for name, value in network.describe().items()))
-    stores["simple"] = stores["pictures"].simple()
-    whiten(network, stores["pictures"], seed)
-    simple = Schedule(400, plan.simple_batch, plan.see_rate, warm=40, until=plan.simple_steps)
-    learn_to_see(network, heads, stores, SIMPLE, work / "simple.pt", simple, seed, say)
+    if start:
+        weights = load_file(start / "model.safetensors")
+        network.load_state_dict({name: value.float() for name, value in weights.items()})
+    else:
+        stores["simple"] = stores["pictures"].simple()
+        whiten(network, stores["pictures"], seed)
+        simple = Schedule(400, plan.simple_batch, plan.see_rate, warm=40, until=plan.simple_steps)
+        learn_to_see(network, heads, stores, SIMPLE, work / "simple.pt", simple, seed, say)
     crowded = Schedule(plan.crowded_steps, plan.crowded_batch, plan.see_rate)
     learn_to_see(network, heads, stores, CROWDED, work / "crowded.pt", crowded, seed + 1, say)
-    # A second descent from the full rate, for letters and numbers.
-    again = Schedule(plan.again_steps, plan.crowded_batch, plan.see_rate)
-    learn_to_see(network, heads, stores, CROWDED, work / "again.pt", again, seed + 2, say)
+    if not start:
+        # A second descent from the full rate, for letters and numbers.
+        again = Schedule(plan.again_steps, plan.crowded_batch, plan.see_rate)
+        learn_to_see(network, heads, stores, CROWDED, work / "again.pt", again, seed + 2, say)
     settle(network, stores["pictures"])
     encoder = Encoder(tokenizer)
     # Looked at once and spoken about often; the last lesson meets all of them.
@@ -135,6 +158,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--work", type=Path, default=Path("demo-training"), help="pictures and snapshots (9 GB)"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--further", type=Path, metavar="FOLDER", help="train this checkpoint further instead"
+    )
     parser.add_argument("--rehearse", action="store_true", help="a few steps, to try the script")
     options = parser.parse_args(arguments)
     begin = time.monotonic()
@@ -142,8 +168,12 @@ def main(arguments: list[str] | None = None) -> int:
     def say(line: str) -> None:
         sys.stderr.write(f"{time.monotonic() - begin:6.0f} s  {line}\n")
 
+    plan = FURTHER if options.further else Plan()
     keep_memory()
-    train(REHEARSAL if options.rehearse else Plan(), options.work, options.out, options.seed, say)
+    train(
+        REHEARSAL if options.rehearse else plan, options.work, options.out, options.seed, say,
+        options.further,
+    )  # fmt: skip
     return 0
 
 
