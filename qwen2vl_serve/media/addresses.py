@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
 
-# RFC 6052 and RFC 8215: a translator turns these into the IPv4 address in their last 32 bits.
-_NAT64 = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"))
-# RFC 4291: deprecated ways to write an IPv4 address, still routed by some stacks.
-_COMPATIBLE = ip_network("::/96")
+# IANA, "Internet Protocol Version 6 Address Space": what is given out as global unicast. All else
+# is local, multicast, reserved, or a wrapping (IPv4-translated and -compatible, local NAT64).
+_GLOBAL_UNICAST = ip_network("2000::/3")
+# RFC 6052: a translator turns these into the IPv4 address in their last 32 bits.
+_NAT64 = ip_network("64:ff9b::/96")
+# IANA, "IPv4 and IPv6 Special-Purpose Address Registry", where ``is_global`` lags behind or says
+# yes: protocols' anycast (2001::/23 and 192.0.0.0/24) leads to the nearest router, as does that of
+# 6to4 relays (192.88.99.0/24, RFC 7526), and 3fff::/20 (RFC 9637) is documentation.
+_NOT_PUBLIC = tuple(
+    ip_network(block) for block in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")
+)
 
 
 class AddressRules:
@@ -35,7 +42,9 @@ class AddressRules:
 
 
 def _is_public(address: Address) -> bool:
-    if isinstance(address, IPv6Address) and address.is_site_local:
+    if address.version == 6 and address not in _GLOBAL_UNICAST and address not in _NAT64:
+        return False
+    if any(address in block for block in _NOT_PUBLIC):
         return False
     return address.is_global and not address.is_multicast
 
@@ -50,11 +59,5 @@ def _unwrapped(address: Address) -> Iterator[Address]:
     yield address
     if address.sixtofour is not None:
         yield address.sixtofour
-    if address.teredo is not None:
-        yield from address.teredo
-    if any(_contains(network, address) for network in (*_NAT64, _COMPATIBLE)):
+    if address in _NAT64:
         yield IPv4Address(int(address) & 0xFFFF_FFFF)
-
-
-def _contains(network: object, address: IPv6Address) -> bool:
-    return isinstance(network, IPv6Network) and address in network

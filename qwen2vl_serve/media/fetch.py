@@ -1,8 +1,9 @@
 """Fetching by URL, for addresses that strangers choose.
 
-A URL is parsed once. Every socket is opened by ``_guarded_socket``, which sees the numeric
-address of each attempt, so that no name, number format, redirect or second resolution reaches
-an address that ``AddressRules`` does not admit; Host and SNI stay those of the URL.
+A URL is parsed once. A name is used only if ``AddressRules`` admits every address that it resolves
+to. Every socket is opened by ``_guarded_socket``, which sees the numeric address of each attempt,
+so that no name, number format, redirect or second resolution reaches another one; Host and SNI stay
+those of the URL.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from qwen2vl_serve.media.addresses import AddressRules
@@ -61,6 +62,7 @@ class Fetcher:
         self.policy = policy
         self._rules = AddressRules(policy.allowed_networks)
         self._resolver = resolver
+        self._own_resolver: AbstractResolver | None = None
         self._session: aiohttp.ClientSession | None = None
 
     async def fetch(self, url: str, take: Take) -> bytes:
@@ -85,6 +87,9 @@ class Fetcher:
         if self._session is not None:
             await self._session.close()
             self._session = None
+        if self._own_resolver is not None:
+            await self._own_resolver.close()
+            self._own_resolver = None
 
     async def _follow(self, url: URL, take: Take) -> bytes:
         for _ in range(self.policy.max_redirects + 1):
@@ -133,9 +138,12 @@ class Fetcher:
     def _pool(self) -> aiohttp.ClientSession:
         if self._session is None:
             policy = self.policy
+            resolver = self._resolver
+            if resolver is None:
+                resolver = self._own_resolver = aiohttp.DefaultResolver()
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    resolver=self._resolver,
+                    resolver=_JudgedResolver(resolver, self._rules),
                     use_dns_cache=False,
                     force_close=True,
                     socket_factory=self._guarded_socket,
@@ -155,6 +163,31 @@ class Fetcher:
         if not self._rules.admit(str(place[0])):
             raise OSError("address not admitted")
         return socket.socket(family, kind, protocol)
+
+
+class _JudgedResolver(AbstractResolver):
+    """Resolves names of which every address is admitted.
+
+    A public name has no use for an inner address: one that mixes them may be an attacker's, who
+    has the public ones fail until the inner one's turn comes.
+    """
+
+    def __init__(self, resolver: AbstractResolver, rules: AddressRules) -> None:
+        self._resolver = resolver
+        self._rules = rules
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return all addresses; raises ``OSError`` if one of them is not admitted."""
+        found = await self._resolver.resolve(host, port, family)
+        if not all(self._rules.admit(one["host"]) for one in found):
+            raise OSError("an address of the name is not admitted")
+        return found
+
+    async def close(self) -> None:
+        """Close the resolver below."""
+        await self._resolver.close()
 
 
 def _without_clock(take: Take, deadline: asyncio.Timeout) -> Take:

@@ -191,6 +191,71 @@ def test_a_name_is_connected_where_it_was_judged(site: Site) -> None:
     assert site.connections == 0
 
 
+class Several(AbstractResolver):
+    """Resolves every name to all of its addresses, in their order."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in self.addresses
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize(
+    "inner", ["10.0.0.1", "169.254.169.254", "::1", "fd00::1", "64:ff9b:1::a00:1", "0.0.0.0"]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_name_with_one_inner_address_among_its_own_is_refused(
+    site: Site, inner: str, first: bool
+) -> None:
+    """Not even the admitted one is connected to, whichever comes first in the answer."""
+    site.answers["/"] = http("200 OK", b"x")
+    addresses = [inner, "127.0.0.1"] if first else ["127.0.0.1", inner]
+    with pytest.raises(FetchError) as caught:
+        fetch(site, site.url("/", "mixed.test"), Several(*addresses))
+    assert not isinstance(caught.value, FetchTimeout)
+    assert site.connections == 0
+
+
+def test_a_name_with_several_admitted_addresses_is_fetched_from_one_that_answers(
+    site: Site,
+) -> None:
+    """Nobody listens on the first; several of them are no reason to refuse."""
+    site.answers["/"] = http("200 OK", b"x")
+    assert fetch(site, site.url("/", "site.test"), Several("127.0.0.2", "127.0.0.1")) == b"x"
+
+
+def test_a_name_of_the_system_is_resolved_and_judged(site: Site) -> None:
+    """Without a resolver of the tests' own, and again after the fetcher was closed."""
+    site.answers["/"] = http("200 OK", b"x")
+    both = (*LOOPBACK, "::1/128")
+
+    async def run() -> list[bytes]:
+        fetcher = Fetcher(FetchPolicy(allowed_networks=both, ports=frozenset({site.port})))
+        bodies = []
+        for _ in range(2):
+            bodies.append(await fetcher.fetch(site.url("/", "localhost"), freely))
+            await fetcher.close()
+        return bodies
+
+    assert asyncio.run(run()) == [b"x", b"x"]
+
+
 def test_a_name_with_an_admitted_address_is_fetched_under_its_own_host(site: Site) -> None:
     """The connection goes to the resolved address, the Host header stays the name."""
     site.answers["/"] = http("200 OK", b"x")
