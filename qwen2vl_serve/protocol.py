@@ -7,7 +7,7 @@ refused, never ignored. ``validation.parse_chat`` reads a body into these models
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -48,7 +48,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "kv_transfer_params": "leave it out",
     "length_penalty": "beam search is not served",
     "logprob_token_ids": "use top_logprobs",
-    "media_io_kwargs": "the profile's media section sets it",
     "mm_payload": "leave it out",
     "priority": "requests are served in the order of their arrival",
     "prompt_embeds": "send text and pictures",
@@ -100,6 +99,22 @@ class PixelFields(_Strict):
     resized_width: Positive | None = None
 
 
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class VideoFields(PixelFields):
+    """Which frames of a video the model shall see, and how large; names of qwen_vl_utils.
+
+    ``min_pixels`` and ``max_pixels`` bound one frame, ``total_pixels`` all of them together.
+    """
+
+    fps: Rate | None = None
+    nframes: Annotated[int, Field(ge=2)] | None = None
+    min_frames: Positive | None = None
+    max_frames: Annotated[int, Field(ge=2)] | None = None
+    total_pixels: Positive | None = None
+
+
 UPLOAD = "upload:"
 """Scheme under which an uploaded file's id is an address like any other."""
 
@@ -139,8 +154,10 @@ class ImagePart(PictureFields):
 
     type: Literal["image_url"]
     image_url: ImageURL
+    detail: Detail | None = None
 
     _key: str = PrivateAttr("image_url")
+    _of_video: VideoFields | None = PrivateAttr(None)
     _page: bytes | None = PrivateAttr(None)
     _further: bool = PrivateAttr(False)
 
@@ -148,6 +165,11 @@ class ImagePart(PictureFields):
     def key(self) -> str:
         """Under which key of the part the client put the picture."""
         return self._key
+
+    @property
+    def of_video(self) -> VideoFields | None:
+        """What a ``file`` part says for the case that it is a video."""
+        return self._of_video
 
     @property
     def page(self) -> bytes | None:
@@ -182,8 +204,11 @@ class FileReference(_Strict):
         return self
 
 
-class FilePart(PictureFields):
-    """OpenAI's ``{"type": "file", "file": {"file_id": …}}``; it becomes an ``ImagePart``."""
+class FilePart(VideoFields, PictureFields):
+    """OpenAI's ``{"type": "file", "file": {"file_id": …}}``; it becomes an ``ImagePart``.
+
+    What the file is, is known when it is read: the video fields are for the case that it is one.
+    """
 
     type: Literal["file"]
     file: FileReference
@@ -209,8 +234,10 @@ def _need_one_of(model: BaseModel, first: str, second: str) -> None:
 
 
 def _from_file(value: object) -> ImagePart:
-    part = FilePart.model_validate(value)
-    return _image_part(part, "file", file_id=part.file.file_id, url=part.file.file_data)
+    given = FilePart.model_validate(value)
+    part = _image_part(given, "file", file_id=given.file.file_id, url=given.file.file_data)
+    part._of_video = VideoFields(**given.model_dump(include=set(VideoFields.model_fields)))
+    return part
 
 
 def _from_input_image(value: object) -> ImagePart:
@@ -224,22 +251,6 @@ def _image_part(given: PictureFields, key: str, **inside: Any) -> ImagePart:
     part = ImagePart(type="image_url", image_url=ImageURL(**inside), **beside)
     part._key = key
     return part
-
-
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class VideoFields(PixelFields):
-    """Which frames of a video the model shall see, and how large; names of qwen_vl_utils.
-
-    ``min_pixels`` and ``max_pixels`` bound one frame, ``total_pixels`` all of them together.
-    """
-
-    fps: Rate | None = None
-    nframes: Annotated[int, Field(ge=2)] | None = None
-    min_frames: Positive | None = None
-    max_frames: Annotated[int, Field(ge=2)] | None = None
-    total_pixels: Positive | None = None
 
 
 class VideoURL(VideoFields):
@@ -277,8 +288,8 @@ class VideoPart(VideoFields):
 
     @classmethod
     def of_file(cls, part: ImagePart) -> VideoPart:
-        """Return the video that a ``file`` part turned out to be, with its pixel fields."""
-        beside = part.model_dump(include=set(PixelFields.model_fields))
+        """Return the video that a ``file`` part turned out to be, with its fields."""
+        beside = {} if part.of_video is None else part.of_video.model_dump()
         video = cls(type="video_url", video_url=VideoURL(url=part.image_url.address), **beside)
         video._key = part.key
         return video
@@ -428,16 +439,23 @@ class StreamOptions(_Strict):
     continuous_usage_stats: bool = False
 
 
-class MMProcessorKwargs(_Strict):
+class MMProcessorKwargs(VideoFields):
     """vLLM's way to speak of every picture and video of a request at once."""
 
-    min_pixels: Positive | None = None
-    max_pixels: Positive | None = None
+    detail: Detail | None = None
+
+
+class VideoIOKwargs(_Strict):
+    """vLLM's words for the sampling of every video; ``num_frames`` beside ``fps`` is the most."""
+
+    num_frames: Annotated[int, Field(ge=2)] | None = None
     fps: Rate | None = None
-    nframes: Annotated[int, Field(ge=2)] | None = None
-    min_frames: Positive | None = None
-    max_frames: Annotated[int, Field(ge=2)] | None = None
-    total_pixels: Positive | None = None
+
+
+class MediaIOKwargs(_Strict):
+    """vLLM's way to say how media are read, as far as a request may say it."""
+
+    video: VideoIOKwargs | None = None
 
 
 Overflow = Literal["error", "shrink", "drop_oldest_images", "drop_oldest_turns", "summarise"]
@@ -456,6 +474,10 @@ ToolChoice = Annotated[
     | Annotated[NamedTool, Tag("@parts")],
     Discriminator(_content_kind),
 ]
+
+
+# No field of the engine's request: every picture and video has its size when it gets there.
+_HEARD_HERE = Field(exclude=True)
 
 
 class ChatRequest(BaseModel):
@@ -492,6 +514,17 @@ class ChatRequest(BaseModel):
     spaces_between_special_tokens: bool | None = None
     # What Model Studio's and vLLM's users send about the pictures of a request.
     mm_processor_kwargs: MMProcessorKwargs | None = None
+    media_io_kwargs: Annotated[MediaIOKwargs | None, _HEARD_HERE] = None
+    min_pixels: Annotated[Positive | None, _HEARD_HERE] = None
+    max_pixels: Annotated[Positive | None, _HEARD_HERE] = None
+    resized_height: Annotated[Positive | None, _HEARD_HERE] = None
+    resized_width: Annotated[Positive | None, _HEARD_HERE] = None
+    fps: Annotated[Rate | None, _HEARD_HERE] = None
+    nframes: Annotated[int | None, Field(ge=2), _HEARD_HERE] = None
+    min_frames: Annotated[Positive | None, _HEARD_HERE] = None
+    max_frames: Annotated[int | None, Field(ge=2), _HEARD_HERE] = None
+    total_pixels: Annotated[Positive | None, _HEARD_HERE] = None
+    detail: Annotated[Detail | None, _HEARD_HERE] = None
     vl_high_resolution_images: bool | None = None
     include_media_info: bool | None = None
     overflow: Overflow | None = None
@@ -507,6 +540,27 @@ class ChatRequest(BaseModel):
     def output_limit(self) -> int | None:
         """Most tokens to generate, by OpenAI's newer name before its older one."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def said_of_all(self) -> Iterator[tuple[str, str, Any]]:
+        """Yield what is said of all pictures and videos: field, its path in the body, value.
+
+        The same may be said in several places.
+        """
+        given = self.mm_processor_kwargs or MMProcessorKwargs()
+        for name in MMProcessorKwargs.model_fields:
+            yield name, name, getattr(self, name)
+            yield name, f"mm_processor_kwargs.{name}", getattr(given, name)
+        video = (self.media_io_kwargs or MediaIOKwargs()).video or VideoIOKwargs()
+        yield "fps", "media_io_kwargs.video.fps", video.fps
+        sampled = (self.fps, given.fps, video.fps) != (None, None, None)
+        name = "max_frames" if sampled else "nframes"
+        yield name, "media_io_kwargs.video.num_frames", video.num_frames
+
+    @property
+    def of_all(self) -> MMProcessorKwargs:
+        """What is said of all pictures and videos at once, wherever it stands."""
+        said = {name: value for name, _, value in self.said_of_all() if value is not None}
+        return MMProcessorKwargs.model_construct(**said)
 
     @property
     def uses_tools(self) -> bool:

@@ -140,6 +140,7 @@ def _check_fields(request: ChatRequest, limits: RequestLimits) -> None:
             f"top_logprobs is {request.top_logprobs} without logprobs: true; set logprobs.",
             param="top_logprobs",
         )
+    _check_said_of_all(request)
     for key in request.logit_bias or ():
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise InvalidValue(
@@ -161,6 +162,27 @@ def _check_fields(request: ChatRequest, limits: RequestLimits) -> None:
     if schema is not None and schema.json_schema is not None:
         within = "response_format.json_schema.schema"
         json_schema.check({within: schema.json_schema.schema_ or {}})
+
+
+def _check_said_of_all(request: ChatRequest) -> None:
+    """Refuse two words on one thing, and half a size; of each part ``media`` sees to that."""
+    first: dict[str, tuple[str, object]] = {}
+    for name, path, value in request.said_of_all():
+        if value is None:
+            continue
+        known, said = first.setdefault(name, (path, value))
+        if said != value:
+            raise InvalidValue(
+                f"{path} is {_shown(value)}, but {known} is {_shown(said)}; give one of them.",
+                param=path,
+            )
+    sides = [first[name][0] for name in ("resized_height", "resized_width") if name in first]
+    if len(sides) == 1:
+        raise InvalidValue(
+            f"{sides[0]} is given without the other side; give both of resized_height and "
+            "resized_width or none.",
+            param=sides[0],
+        )
 
 
 LEAVING_OUT = ("drop_oldest_images", "drop_oldest_turns", "summarise")

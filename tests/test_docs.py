@@ -111,9 +111,9 @@ def inner_fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any
     """Dotted names and schemas of what may stand within an object."""
     for name, schema in model.model_json_schema()["properties"].items():
         yield f"{prefix}.{name}", schema
-    for field in model.model_fields.values():
+    for name, field in model.model_fields.items():
         if inner := model_within(field.annotation):
-            yield from inner_fields(inner, f"{prefix}.{field.alias or 'json_schema'}")
+            yield from inner_fields(inner, f"{prefix}.{field.alias or name}")
 
 
 def model_within(annotation: Any) -> type[BaseModel] | None:
@@ -156,6 +156,7 @@ def test_every_key_of_an_inner_object_has_its_types_and_bounds(document: Documen
         **dict(inner_fields(protocol.StreamOptions, "stream_options")),
         **dict(inner_fields(protocol.ResponseFormat, "response_format")),
         **dict(inner_fields(protocol.MMProcessorKwargs, "mm_processor_kwargs")),
+        **dict(inner_fields(protocol.MediaIOKwargs, "media_io_kwargs")),
     }
     table = document.table_of(fields)
     assert table.keys() == fields.keys()

@@ -170,6 +170,32 @@ def test_of_a_key_given_twice_the_last_holds() -> None:
             InvalidValue,
             "mm_processor_kwargs.fps",
         ),
+        (user("x", max_pixels=0), InvalidValue, "max_pixels"),
+        (user("x", fps="2"), InvalidType, "fps"),
+        (user("x", nframes=1), InvalidValue, "nframes"),
+        (user("x", detail="medium"), InvalidValue, "detail"),
+        (user("x", resized_width=280), InvalidValue, "resized_width"),
+        (
+            user("x", min_pixels=5, mm_processor_kwargs={"min_pixels": 6}),
+            InvalidValue,
+            "mm_processor_kwargs.min_pixels",
+        ),
+        (
+            user("x", nframes=5, media_io_kwargs={"video": {"num_frames": 6}}),
+            InvalidValue,
+            "media_io_kwargs.video.num_frames",
+        ),
+        (
+            user("x", media_io_kwargs={"image": {"mode": "L"}}),
+            UnsupportedParameter,
+            "media_io_kwargs.image",
+        ),
+        (
+            user("x", media_io_kwargs={"video": {"num_frames": -1}}),
+            InvalidValue,
+            "media_io_kwargs.video.num_frames",
+        ),
+        (user([{**IMAGE, "detail": "medium"}]), InvalidValue, "messages[0].content[0].detail"),
         (
             user([{"type": "image_url", "image_url": {"url": "x", "detail": "medium"}}]),
             InvalidValue,
@@ -232,6 +258,14 @@ def test_every_dialect_of_a_picture_is_one_part() -> None:
     assert plain.content[0].resized_width == 8
     by_url = parse(user([{"type": "input_image", "image_url": "http://x"}])).messages[0]
     assert by_url.content[0].image_url.address == "http://x"
+
+
+def test_what_is_said_of_all_media_is_no_field_of_the_engines_request() -> None:
+    """It is heard where media are sized; vLLM, which has other rules, would apply it again."""
+    said = {"max_pixels": 9, "fps": 2.0, "detail": "low", "media_io_kwargs": {"video": {"fps": 2}}}
+    request = parse(user("x", **said))
+    assert (request.of_all.max_pixels, request.of_all.fps, request.of_all.detail) == (9, 2, "low")
+    assert request.model_dump(exclude_none=True).keys() == {"messages"}
 
 
 def test_dialects_count_against_the_limit_of_pictures() -> None:

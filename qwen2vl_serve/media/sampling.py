@@ -2,7 +2,9 @@
 
 The fields are its own (``fps`` or ``nframes``, ``min_frames``, ``max_frames``; ``min_pixels``,
 ``max_pixels``, ``total_pixels``; ``resized_height``, ``resized_width``), beside ``video_url``,
-inside it, or in ``mm_processor_kwargs`` for the whole request; all are clamped to the profile.
+inside it, or for the whole request in ``mm_processor_kwargs`` or at the top of the body, where
+``media_io_kwargs`` may stand as well; all are clamped to the profile. A video's own word goes
+before the request's.
 """
 
 from __future__ import annotations
@@ -16,19 +18,14 @@ from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.media.sizing import (
     Bounds,
     Sizing,
+    bounds_asked,
     brought_within,
     exact_size,
     refuse_twice,
     shrunk,
 )
 from qwen2vl_serve.profile_media import MediaSection
-from qwen2vl_serve.protocol import (
-    ChatRequest,
-    FramesPart,
-    MMProcessorKwargs,
-    VideoFields,
-    VideoPart,
-)
+from qwen2vl_serve.protocol import ChatRequest, FramesPart, VideoFields, VideoPart
 from qwen2vl_serve.vision import FACTOR, FRAME_FACTOR, PixelBudget, smart_resize
 
 # ``FPS``, ``FPS_MIN_FRAMES`` and ``FPS_MAX_FRAMES`` of qwen_vl_utils.
@@ -41,6 +38,7 @@ LISTED_FACTOR = 56
 
 _LISTED = PixelBudget(4 * LISTED_FACTOR**2, 16384 * LISTED_FACTOR**2)
 _SAMPLING = ("nframes", "fps", "min_frames", "max_frames")
+_SIZES = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +123,24 @@ def wishes(
         InvalidValue: fields that contradict each other.
     """
     inside = part.video_url if isinstance(part, VideoPart) else VideoFields()
-    whole = request.mm_processor_kwargs or MMProcessorKwargs()
+    of_all = request.of_all
+    whole: dict[str, Any] = {name: getattr(of_all, name) for name in VideoFields.model_fields}
     own: dict[str, Any] = {}
     for name in VideoFields.model_fields:
         beside, within = getattr(part, name), getattr(inside, name)
         refuse_twice(name, beside, within, param)
         own[name] = within if beside is None else beside
-    asked = dict(own)
-    for name in MMProcessorKwargs.model_fields:
-        # A part that says how to sample is not mixed with another way.
-        if name in _SAMPLING and (listed or own["fps"] or own["nframes"]):
-            continue
-        if asked[name] is None:
-            asked[name] = getattr(whole, name)
+    # A part that says how to sample, or how large, is not mixed with another way.
+    if listed or own["fps"] or own["nframes"]:
+        whole |= dict.fromkeys(_SAMPLING)
+    elif own["min_frames"] or own["max_frames"]:
+        whole["nframes"] = None
+    if any(own[name] for name in _SIZES):
+        whole |= {"resized_height": None, "resized_width": None}
+    asked = {name: whole[name] if value is None else value for name, value in own.items()}
+    for what in ("frames", "pixels"):
+        low, high = f"min_{what}", f"max_{what}"
+        asked[low], asked[high] = bounds_asked(own[low], own[high], whole[low], whole[high])
     _refuse_contradictions(asked, param)
     return VideoFields.model_construct(**asked)
 

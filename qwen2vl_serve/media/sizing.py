@@ -1,19 +1,28 @@
 """At which size the model sees a picture: every dialect's pixel fields, clamped to the profile.
 
-``min_pixels`` and ``max_pixels`` may stand beside ``image_url`` (Model Studio), inside it
-(LMDeploy) or in ``mm_processor_kwargs`` for the whole request (vLLM); ``resized_height`` and
-``resized_width`` beside or inside (qwen_vl_utils); ``detail`` is OpenAI's, with ``low`` as 448 ×
-448; ``vl_high_resolution_images`` (Model Studio) asks for the most that the profile admits.
+``min_pixels``, ``max_pixels``, ``resized_height``, ``resized_width`` (qwen_vl_utils) and OpenAI's
+``detail``, with ``low`` as 448 × 448, may stand beside ``image_url`` (Model Studio), inside it
+(LMDeploy), or for the whole request in ``mm_processor_kwargs`` (vLLM) or at the top of the body.
+A picture's own word goes before the request's. Of one place an exact size goes before bounds; of
+``detail: low`` and ``max_pixels`` the smaller holds. ``vl_high_resolution_images`` (Model Studio)
+asks for the most that the profile admits, in place of any ``max_pixels``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen2vl_serve.errors import InvalidImage, InvalidValue
+from qwen2vl_serve.errors import InvalidImage, InvalidValue, UnsupportedParameter
 from qwen2vl_serve.media.headers import Header
 from qwen2vl_serve.profile_media import MediaSection
-from qwen2vl_serve.protocol import ChatRequest, ImagePart, MMProcessorKwargs
+from qwen2vl_serve.protocol import (
+    ChatRequest,
+    Detail,
+    ImagePart,
+    MMProcessorKwargs,
+    PixelFields,
+    VideoFields,
+)
 from qwen2vl_serve.vision import PixelBudget, smart_resize, visual_tokens
 
 LOW_DETAIL_PIXELS = 448 * 448
@@ -57,15 +66,19 @@ def size_for(
 
     Raises:
         InvalidValue: fields that contradict each other.
+        UnsupportedParameter: fields of a video on a ``file`` part that is a picture.
         InvalidImage: an aspect ratio beyond 200.
     """
-    exact = exact_size(
-        _given(part, "resized_height", param), _given(part, "resized_width", param), param
-    )
+    _refuse_video_fields(part, param)
+    own, whole = _own(part, param), request.of_all
+    exact = exact_size(own.resized_height, own.resized_width, param)
+    if exact is None and (own.min_pixels, own.max_pixels, own.detail) == (None, None, None):
+        exact = exact_size(whole.resized_height, whole.resized_width, param)
     try:
         if exact is not None:
             return brought_within(*exact, bounds.limits)
-        budget, clamped = _budget(part, request, bounds, param)
+        highest = bool(request.vl_high_resolution_images)
+        budget, clamped = _budget(own, whole, bounds, param, highest=highest)
         height, width = smart_resize(header.height, header.width, budget)
         # Rounding to 28 can leave a tight budget; the processor behind us would resize again.
         height, width = smart_resize(height, width, bounds.limits)
@@ -116,31 +129,68 @@ _UNBOUNDED = PixelBudget(1, 2**62)
 
 
 def _budget(
-    part: ImagePart, request: ChatRequest, bounds: Bounds, param: str
+    own: MMProcessorKwargs, whole: MMProcessorKwargs, bounds: Bounds, param: str, *, highest: bool
 ) -> tuple[PixelBudget, bool]:
-    """Return the picture's budget within the limits, and whether they changed it."""
-    whole = request.mm_processor_kwargs or MMProcessorKwargs()
-    low = _given(part, "min_pixels", param) or whole.min_pixels
-    high = _given(part, "max_pixels", param) or whole.max_pixels
-    if request.vl_high_resolution_images:
+    """Return the picture's budget within the limits, and whether they changed it.
+
+    ``own`` is what the picture says, ``whole`` what the request says of all, ``highest`` whether
+    it asks for the most.
+    """
+    if own.max_pixels is None and own.detail is not None:
+        # The picture says how large; what the request says of all of them is less near.
+        most = LOW_DETAIL_PIXELS if own.detail == "low" else bounds.default.max_pixels
+        low, _ = bounds_asked(own.min_pixels, most, whole.min_pixels, None)
+        high, detail = None, own.detail
+    else:
+        low, high = bounds_asked(own.min_pixels, own.max_pixels, whole.min_pixels, whole.max_pixels)
+        detail = whole.detail if own.max_pixels is None else own.detail
+    highest = highest and own.detail != "low"
+    if highest:
         high = bounds.limits.max_pixels
-    if low is not None and high is not None and low > high:
+    elif low is not None and high is not None and low > high:
         raise InvalidValue(
             f"{param}: min_pixels is {low}, above max_pixels ({high}); lower one or raise the "
             "other.",
             param=param,
         )
-    asked_high = high
+    elif detail == "low" and high is not None:
+        high = max(min(high, LOW_DETAIL_PIXELS), low or 0)
+    asked_low, asked_high = low, high
     if high is None:
-        detail = LOW_DETAIL_PIXELS if part.image_url.detail == "low" else bounds.default.max_pixels
-        high = max(min(detail, bounds.default.max_pixels), low or 0)
-    asked_low = low
+        most = LOW_DETAIL_PIXELS if detail == "low" else bounds.default.max_pixels
+        high = max(min(most, bounds.default.max_pixels), low or 0)
     low = min(bounds.default.min_pixels, high) if low is None else low
     floor, ceiling = bounds.limits.min_pixels, bounds.limits.max_pixels
     clamped_high = min(max(high, floor), ceiling)
     clamped_low = min(max(low, floor), clamped_high)
     changed = asked_high not in (None, clamped_high) or asked_low not in (None, clamped_low)
     return PixelBudget(clamped_low, clamped_high), changed
+
+
+def bounds_asked(
+    own_low: int | None, own_high: int | None, low: int | None, high: int | None
+) -> tuple[int | None, int | None]:
+    """Return (least, most): an item's own bounds, else the request's as far as they go with them.
+
+    Only bounds of one place can contradict each other.
+    """
+    if own_low is not None:
+        high = None if high is None else max(high, own_low)
+    if own_high is not None:
+        low = None if low is None else min(low, own_high)
+    return low if own_low is None else own_low, high if own_high is None else own_high
+
+
+def _own(part: ImagePart, param: str) -> MMProcessorKwargs:
+    """Return what the part itself says, beside ``image_url`` or inside."""
+    fields = {name: _given(part, name, param) for name in PixelFields.model_fields}
+    beside, inside = _said(part.detail), _said(part.image_url.detail)
+    refuse_twice("detail", beside, inside, param)
+    return MMProcessorKwargs.model_construct(**fields, detail=beside or inside)
+
+
+def _said(detail: Detail | None) -> Detail | None:
+    return None if detail == "auto" else detail
 
 
 def _given(part: ImagePart, name: str, param: str) -> int | None:
@@ -151,7 +201,18 @@ def _given(part: ImagePart, name: str, param: str) -> int | None:
     return inside if beside is None else beside
 
 
-def refuse_twice(name: str, beside: float | None, inside: float | None, param: str) -> None:
+def _refuse_video_fields(part: ImagePart, param: str) -> None:
+    for name in VideoFields.model_fields:
+        if name in PixelFields.model_fields or part.of_video is None:
+            continue
+        if getattr(part.of_video, name) is not None:
+            raise UnsupportedParameter(
+                f"{param} is no video, and {name} is for videos only: leave {name} out.",
+                param=f"{param.rpartition('.')[0]}.{name}",
+            )
+
+
+def refuse_twice(name: str, beside: object, inside: object, param: str) -> None:
     """Raise ``InvalidValue`` where a field stands in two places with two values."""
     if beside is not None and inside is not None and beside != inside:
         where = param.rpartition(".")[2]

@@ -55,7 +55,6 @@ DANGEROUS: dict[str, Any] = {
     "kv_transfer_params": {"do_remote_prefill": True, "remote_host": "10.0.0.1"},
     "prompt_embeds": "gASVAA==",
     "documents": [{"title": "x", "text": "y"}] * 1000,
-    "media_io_kwargs": {"video": {"num_frames": -1}},
 }
 
 # What vLLM serves by design, or takes without effect.
@@ -107,6 +106,14 @@ def cases() -> list[Case]:
         *(
             refused("B", name, asked(**{name: value}), "unsupported_parameter", ours=True)
             for name, value in OTHER.items()
+        ),
+        refused(
+            "B",
+            "all frames of a video",
+            asked(media_io_kwargs={"video": {"num_frames": -1}}),
+            "invalid_value",
+            param="media_io_kwargs.video.num_frames",
+            ours=True,
         ),
         refused("B", "max_pixels 0", lambda: pixels({"max_pixels": 0}), "invalid_value"),
         refused("B", "max_pixels of letters", lambda: pixels({"max_pixels": "x"}), "invalid_type"),

@@ -28,7 +28,7 @@ from qwen2vl_serve.media.sampling import (
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.media.video import DEFAULT_LIMITS, frame_indices
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.protocol import FramesPart, VideoFields, VideoPart
+from qwen2vl_serve.protocol import FramesPart, ImagePart, VideoFields, VideoPart
 from qwen2vl_serve.torchvision_ops import declare_missing_operators
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget
@@ -312,14 +312,69 @@ FIELDS = {
         lambda fields: {"beside": fields},
         lambda fields: {"inside": fields},
         lambda fields: {"mm_processor_kwargs": fields},
+        lambda fields: fields,
     ],
-    ids=["beside", "inside", "request"],
+    ids=["beside", "inside", "request", "top level"],
 )
 def test_every_field_is_heard_in_every_place(place: Callable[[Any], dict[str, Any]]) -> None:
     """Model Studio's place, LMDeploy's and vLLM's."""
     wish = wished(**place(FIELDS))
     assert {name: getattr(wish, name) for name in FIELDS} == FIELDS
     assert wished(**place({"nframes": 8})).nframes == 8
+    size = wished(**place({"resized_height": 280, "resized_width": 420}))
+    assert (size.resized_height, size.resized_width) == (280, 420)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"num_frames": 8}, {"nframes": 8, "max_frames": None, "fps": None}),
+        ({"fps": 1.5}, {"nframes": None, "max_frames": None, "fps": 1.5}),
+        ({"num_frames": 8, "fps": 1.5}, {"nframes": None, "max_frames": 8, "fps": 1.5}),
+    ],
+    ids=str,
+)
+def test_vllms_sampling_of_a_request_is_heard(
+    given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """``media_io_kwargs``: so many frames; or so many a second, and not more than so many."""
+    wish = wished(media_io_kwargs={"video": given})
+    assert {name: getattr(wish, name) for name in expected} == expected
+    assert wished({"nframes": 4}, media_io_kwargs={"video": given}).nframes == 4
+
+
+@pytest.mark.parametrize(
+    ("own", "whole", "expected"),
+    [
+        ({"max_pixels": 50}, {"min_pixels": 80}, {"min_pixels": 50, "max_pixels": 50}),
+        ({"max_frames": 8}, {"nframes": 16}, {"max_frames": 8, "nframes": None}),
+        ({"min_frames": 20}, {"max_frames": 8}, {"min_frames": 20, "max_frames": 20}),
+        (
+            {"max_pixels": 50},
+            {"resized_height": 28, "resized_width": 28},
+            {"max_pixels": 50, "resized_height": None},
+        ),
+    ],
+    ids=str,
+)
+def test_a_part_and_the_request_do_not_contradict_each_other(
+    own: dict[str, Any], whole: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """The part's word holds, and the request's goes as far with it as it can."""
+    for wish in (wished(own, mm_processor_kwargs=whole), wished(own, **whole)):
+        assert {name: getattr(wish, name) for name in expected} == expected
+
+
+def test_a_file_that_is_a_video_keeps_its_fields() -> None:
+    """``fps`` and the others beside ``file`` are those of the video that it turns out to be."""
+    given = {**FIELDS, "resized_height": 280, "resized_width": 420}
+    part = {"type": "file", "file": {"file_id": "x"}, **given}
+    body = {"messages": [{"role": "user", "content": [part]}]}
+    chat = parse_chat(json.dumps(body).encode(), LIMITS)
+    picture = chat.messages[0].content[0]
+    assert isinstance(picture, ImagePart)
+    wish = wishes(VideoPart.of_file(picture), chat, "it", listed=False)
+    assert {name: getattr(wish, name) for name in given} == given
 
 
 def test_a_part_goes_before_the_request() -> None:
@@ -339,6 +394,8 @@ def test_a_part_goes_before_the_request() -> None:
         {"beside": {"min_pixels": 9, "max_pixels": 8}},
         {"beside": {"fps": 1.0}, "inside": {"fps": 2.0}},
         {"mm_processor_kwargs": {"fps": 1.0, "nframes": 4}},
+        {"fps": 1.0, "mm_processor_kwargs": {"fps": 2.0}},
+        {"fps": 1.0, "media_io_kwargs": {"video": {"fps": 2.0}}},
     ],
     ids=str,
 )

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen2vl_serve.errors import InvalidImage, InvalidValue, RequestError
+from qwen2vl_serve.errors import (
+    InvalidImage,
+    InvalidValue,
+    RequestError,
+    UnsupportedParameter,
+)
 from qwen2vl_serve.media.headers import Header
 from qwen2vl_serve.media.sizing import Bounds, Sizing, size_for
 from qwen2vl_serve.protocol import ImagePart
@@ -47,10 +52,12 @@ PLACES: list[Any] = [
     lambda fields: {"beside": fields},
     lambda fields: {"inside": fields},
     lambda fields: {"mm_processor_kwargs": fields},
+    lambda fields: fields,
 ]
+DIALECTS = ["Model Studio", "LMDeploy", "vLLM", "top level"]
 
 
-@pytest.mark.parametrize("place", PLACES, ids=["Model Studio", "LMDeploy", "vLLM"])
+@pytest.mark.parametrize("place", PLACES, ids=DIALECTS)
 def test_max_pixels_is_heard_in_every_place(place: Any) -> None:
     """Beside the URL object, inside it, or for the whole request: the same size."""
     seen = sized(**place({"max_pixels": 300 * TOKEN}))
@@ -60,7 +67,7 @@ def test_max_pixels_is_heard_in_every_place(place: Any) -> None:
     assert not seen.clamped
 
 
-@pytest.mark.parametrize("place", PLACES, ids=["Model Studio", "LMDeploy", "vLLM"])
+@pytest.mark.parametrize("place", PLACES, ids=DIALECTS)
 def test_min_pixels_is_heard_in_every_place(place: Any) -> None:
     """A small picture is enlarged to it."""
     seen = sized(Header("PNG", 100, 100), **place({"min_pixels": 400 * TOKEN}))
@@ -75,6 +82,95 @@ def test_a_pictures_own_field_wins_over_the_requests() -> None:
     assert seen.visual_tokens <= 100
 
 
+@pytest.mark.parametrize("place", PLACES, ids=DIALECTS)
+def test_exact_sizes_and_detail_are_heard_in_every_place(place: Any) -> None:
+    """As the pixel bounds are: what an SDK can say in one place it can say in any."""
+    exact = sized(**place({"resized_height": 280, "resized_width": 420}))
+    assert exact == Sizing(280, 420, clamped=False)
+    assert 230 < sized(**place({"detail": "low"})).visual_tokens <= 256
+
+
+@pytest.mark.parametrize(
+    "request_wide",
+    [
+        {"max_pixels": 900 * TOKEN},
+        {"mm_processor_kwargs": {"max_pixels": 900 * TOKEN}},
+        {"min_pixels": 900 * TOKEN},
+        {"resized_height": 2800, "resized_width": 2800},
+        {"vl_high_resolution_images": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("own", "most"),
+    [({"detail": "low"}, 256), ({"max_pixels": 100 * TOKEN, "detail": "low"}, 100)],
+    ids=["low", "both"],
+)
+def test_a_picture_of_low_detail_stays_small_whatever_all_others_are(
+    request_wide: dict[str, Any], own: dict[str, Any], most: int
+) -> None:
+    """The nearer place wins: a request's size for all is no word on this picture."""
+    assert most * 0.85 < sized(inside=own, **request_wide).visual_tokens <= most
+
+
+def test_of_low_detail_and_max_pixels_the_smaller_holds() -> None:
+    """Both bound the size from above; a picture's own min_pixels is more exact than ``low``."""
+    own = {"detail": "low", "max_pixels": 900 * TOKEN}
+    assert 230 < sized(inside=own).visual_tokens <= 256
+    own = {"detail": "low", "min_pixels": 400 * TOKEN}
+    assert sized(inside=own).visual_tokens >= 390
+
+
+def test_a_picture_of_high_detail_has_the_profiles_size() -> None:
+    """Said of one picture, ``high`` goes before the request's bound for all; ``auto`` does not."""
+    wide = {"max_pixels": 100 * TOKEN}
+    assert sized(inside={"detail": "high"}, **wide) == sized()
+    assert sized(inside={"detail": "auto"}, **wide).visual_tokens <= 100
+
+
+@pytest.mark.parametrize(
+    ("own", "wide", "least", "most"),
+    [
+        ({"max_pixels": 50 * TOKEN}, {"min_pixels": 100 * TOKEN}, 40, 50),
+        ({"min_pixels": 900 * TOKEN}, {"max_pixels": 100 * TOKEN}, 840, 930),
+        ({"max_pixels": 50 * TOKEN}, {"resized_height": 700, "resized_width": 700}, 40, 50),
+    ],
+)
+def test_bounds_of_two_places_do_not_contradict_each_other(
+    own: dict[str, int], wide: dict[str, int], least: int, most: int
+) -> None:
+    """The picture's own bound holds, and the request's goes as far with it as it can."""
+    assert least <= sized(beside=own, **wide).visual_tokens <= most
+
+
+@pytest.mark.parametrize(
+    "wide",
+    [
+        {"max_pixels": 5000, "mm_processor_kwargs": {"max_pixels": 6000}},
+        {"min_pixels": 900 * TOKEN, "max_pixels": 800 * TOKEN},
+        {"resized_height": 280},
+        {"mm_processor_kwargs": {"resized_width": 280}},
+    ],
+    ids=str,
+)
+def test_contradictions_of_a_request_are_refused(wide: dict[str, Any]) -> None:
+    """Two values for one field, bounds the wrong way round, and half a size."""
+    with pytest.raises(InvalidValue):
+        sized(**wide)
+
+
+def test_a_file_that_is_a_picture_takes_no_fields_of_a_video() -> None:
+    """What it is shows when it is read; then ``fps`` is refused by its name, not lost."""
+    part = {"type": "file", "file": {"file_id": "x"}, "fps": 2}
+    body = {"messages": [{"role": "user", "content": [part]}]}
+    chat = parse_chat(json.dumps(body).encode(), LIMITS)
+    one = chat.messages[0].content[0]
+    assert isinstance(one, ImagePart)
+    with pytest.raises(UnsupportedParameter, match="leave fps out") as caught:
+        size_for(PHOTO, one, chat, BOUNDS, "messages[0].content[0].file")
+    assert caught.value.param == "messages[0].content[0].fps"
+
+
 @pytest.mark.parametrize(("detail", "most"), [("low", 256), ("auto", 1280), ("high", 1280)])
 def test_detail_is_openais(detail: str, most: int) -> None:
     """``low`` is 448 × 448; the others are the profile's default."""
@@ -87,6 +183,13 @@ def test_high_resolution_is_the_most_that_is_admitted() -> None:
     for fields in ({}, {"beside": {"max_pixels": 50 * TOKEN}}):
         tokens = sized(vl_high_resolution_images=True, **fields).visual_tokens
         assert 3900 < tokens <= 4096
+
+
+def test_bounds_beside_high_resolution_are_clamped_like_any() -> None:
+    """The limit stands in for max_pixels; the client never gave it and is not told of it."""
+    seen = sized(vl_high_resolution_images=True, beside={"min_pixels": 10**9})
+    assert seen.clamped
+    assert 3900 < seen.visual_tokens <= 4096
 
 
 def test_exact_sizes_are_rounded_to_tokens() -> None:
@@ -118,9 +221,10 @@ def test_what_exceeds_the_limits_is_clamped_and_said(fields: dict[str, int]) -> 
         ({"min_pixels": 900 * TOKEN, "max_pixels": 800 * TOKEN}, {}),
         ({"max_pixels": 5000}, {"max_pixels": 6000}),
         ({"resized_height": 280}, {}),
+        ({"detail": "low"}, {"detail": "high"}),
     ],
 )
-def test_contradictions_are_refused(beside: dict[str, int], inside: dict[str, int]) -> None:
+def test_contradictions_are_refused(beside: dict[str, Any], inside: dict[str, Any]) -> None:
     """Nothing is guessed: the message names the fields and their values."""
     with pytest.raises(InvalidValue) as caught:
         sized(beside=beside, inside=inside)
