@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from qwen2vl_serve.demo import ask
+from qwen2vl_serve.demo import ask, ask_many
+from qwen2vl_serve.demo.compose import Clip
 from qwen2vl_serve.demo.draw import Scene, Thing
 from qwen2vl_serve.demo.evaluate import LANGUAGES, SAMPLERS, is_right, overlap, samples
 from qwen2vl_serve.demo.lesson import about_picture, about_pictures, language_of
@@ -43,6 +44,54 @@ def test_places_near_a_border_are_not_asked():
     assert ask.place_of(RED) == "left"
     assert ask.place_of(BLUE) == "right"
     assert ask.relation(RED, BLUE) == "left"
+
+
+def test_what_is_counted_is_named_first():
+    """The number stands once, after the names; nothing to count is said at once."""
+    three = Scene(100, 100, (RED, BLUE, Thing("circle", "green", (0.4, 0.1, 0.6, 0.3))), "white")
+    said_of = {plain(d.turns[0].answer) for d in many(ask.count_question, three)}
+    assert "A red circle and a green circle: 2 circles." in said_of
+    assert "A blue square: 1 square." in said_of
+    assert any(answer.endswith(": 3 shapes.") for answer in said_of)
+    assert any(answer.startswith("There are 0 ") for answer in said_of)
+    chinese = {plain(d.turns[0].answer) for d in many(ask.count_question, three, "zh")}
+    assert "一个红色圆形和一个绿色圆形，共2个圆形。" in chinese
+    assert all(sum(letter.isdigit() for letter in answer) == 1 for answer in said_of | chinese)
+
+
+def test_a_comparison_ends_in_the_verdict():
+    """What each is comes before whether that is the same."""
+    twins = Scene(100, 100, (RED, Thing("circle", "red", BLUE.box)), "white")
+    for scene, english, chinese in (
+        (PAIR, "so no.", "所以不一样。"),
+        (twins, "so yes.", "所以一样。"),
+    ):
+        asked = many(ask.compare_question, scene) + many(ask.compare_question, scene, "zh")
+        answers = {plain(d.turns[0].answer) for d in asked}
+        verdicts = {answer for answer in answers if ", so " in answer or "，所以" in answer}
+        assert verdicts
+        assert all(answer.endswith((english, chinese)) for answer in verdicts)
+    more = [Scene(9, 9, (RED, BLUE), None), Scene(9, 9, (RED,), None)]
+    found = {plain(d.turns[0].answer) for d in many(ask_many.compare_pictures, more)}
+    assert found == {"The pictures have 2 and 1 shapes: the first has more."}
+
+
+def test_a_relation_is_told_after_both_names():
+    """Of two things the second is named, then the first, then where it lies from there."""
+    answers = {plain(d.turns[0].answer) for d in many(ask.relative_question, PAIR)}
+    assert "From the blue square, the red circle is to the left." in answers
+    assert "To the left of the blue square is the red circle." in answers
+    chinese = {plain(d.turns[0].answer) for d in many(ask.relative_question, PAIR, "zh")}
+    assert {"相对于蓝色正方形，红色圆形在左边。", "蓝色正方形的左边是红色圆形。"} <= chinese
+
+
+def test_a_video_is_looked_at_where_it_shows_what_is_said():
+    """The mark's picture is the pair of frames that shows the thing first, alone if one does."""
+    boxes = ((0.0, 0.0, 0.2, 0.2),) * 3 + ((0.6, 0.6, 0.8, 0.8),) * 3
+    clip = Clip(None, (("red", "star"), ("blue", "heart")), boxes, (0, 0, 0, 1, 1, 1))
+    assert looks_at(ask_many.seen_in(clip, 0)) == pytest.approx((0, 0.1, 0.1), abs=0.02)
+    assert looks_at(ask_many.seen_in(clip, 1)) == pytest.approx((2, 0.7, 0.7), abs=0.02)
+    assert ask_many.seen_in(Clip(None, (("red", "star"),)), 0) == ""
 
 
 def test_a_reference_is_never_ambiguous():

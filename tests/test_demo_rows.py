@@ -67,3 +67,14 @@ def test_a_branch_with_its_own_picture_looks_at_that():
     _, said, seen = pack([row], ENCODER.pad).looking.numpy()
     assert set(seen) == set(row.starts)
     assert all(place < at for place, at in zip(seen, said, strict=True))
+
+
+def test_a_look_at_a_video_goes_to_its_pair_of_frames():
+    """A mark's number counts pairs where one video is shown."""
+    row = Row()
+    row.medium(ENCODER, Media(0, 3, 2, 5, video=True))
+    row.seal()
+    row.begin()
+    row.dialogue(ENCODER, Dialogue("motion", "en", (Turn("Which?", f"{look_at(RIGHT, 2)}yes"),)))
+    _, _, seen = pack([row], ENCODER.pad).looking.numpy()
+    assert set(seen) == {row.starts[0] + 2 * 10 + 5 + 4}

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from safetensors.torch import load_file
 
+from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.demo.train import REHEARSAL, train
 
 
@@ -30,3 +31,16 @@ def test_two_runs_give_the_same_weights(tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert all(torch.equal(one[name], three[name]) for name in one)
     assert any("speak" in line for line in lines)
+
+
+def test_a_checkpoint_is_trained_further(tmp_path):
+    """Its tokenizer stays, its weights move from where they were, and it need not begin anew."""
+    lines: list[str] = []
+    train(REHEARSAL, tmp_path / "work", tmp_path / "out", 5, lines.append, MODEL_FOLDER)
+    before, after = (load_file(f / "model.safetensors") for f in (MODEL_FOLDER, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    moved = [(after[n].float() - w.float()).norm() / w.float().norm() for n, w in before.items()]
+    assert 0 < max(moved) < 0.7
+    tokens = "tokenizer.json"
+    assert (tmp_path / "out" / tokens).read_bytes() == (MODEL_FOLDER / tokens).read_bytes()
+    assert not (tmp_path / "work" / "simple.pt").exists()

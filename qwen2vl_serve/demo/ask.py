@@ -132,11 +132,11 @@ def count_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | Non
     question = ask(rng, language, patterns.COUNT_EN, patterns.COUNT_ZH, what=what)
     number = len(counted)
     # Naming them first, it counts its own words: a number off the picture at once is often wrong.
-    each = listing(phrases(counted, language), language)
+    each = listing(phrases(counted, language), language) if counted else ""
     if english:
         total = f"1 {noun_one}" if number == 1 else f"{number} {named}"
         # Before the first word stands the mark of where it is seen.
-        answer = f"{each[0]}{capital(each[1:])}: {total}." if counted else f"There are 0 {named}."
+        answer = f"{each[:1]}{capital(each[1:])}: {total}." if counted else f"There are 0 {named}."
     else:
         answer = f"{each}，共{number}个{named}。" if counted else f"图中有0个{named}。"
     return Dialogue("count", language, (Turn(question, answer),))

@@ -361,8 +361,8 @@ def seen_in(clip: Clip, number: int) -> str:
     if number not in clip.shown:
         return ""
     frame = clip.shown.index(number)
-    if frame % 2 and clip.shown[-1] != number:
-        frame += clip.shown[frame + 1] == number  # a pair of its own shows more of it
+    if frame % 2 and clip.shown[frame + 1 : frame + 2] == (number,):
+        frame += 1  # a pair of its own shows more of it
     return look_at(clip.boxes[frame], frame // 2)
 
 
