@@ -6,6 +6,7 @@ has to agree: weights, bytes of a token, blocks of a cache, and what is refused.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -163,19 +164,35 @@ def test_the_parts_add_up(log: Log) -> None:
     assert left.likely / GIB == pytest.approx(log.cache, abs=0.02)
 
 
-@pytest.mark.parametrize("log", [pytest.param(log, id=log.source) for log in LOGS if log.refused])
-def test_what_was_refused_is_refused(log: Log) -> None:
+REFUSED = [pytest.param(log, id=log.source) for log in LOGS if log.refused]
+FORESEEN = {
+    "vllm#16570": Verdict.TIGHT,
+    "vllm#16570, the fullest card": Verdict.TIGHT,
+    "vllm#13882": Verdict.NO,
+    "xinference#4926": Verdict.NO,
+}
+# The log is of 0.8.4's engine V0, as its title says, which the releases since have no more: it
+# profiled prompts as a whole and a sampler that sorts. 0.32 leaves the cache 20 times the tokens.
+ONLY_ON_V0 = "gpustack#1800"
+
+
+@pytest.mark.parametrize("log", REFUSED)
+def test_a_refused_log_agrees_with_itself(log: Log) -> None:
     """A cache as it was logged does not hold one request of the length that was asked for."""
     each = bytes_per_token(log)
     size = log.cache * GIB if log.cache is not None else (log.tokens or 0) * each
     assert size < memory.needed_bytes(log.length, each, 16)
 
 
-@pytest.mark.parametrize("source", ["vllm#16570", "vllm#13882"])
-def test_a_refusal_is_foreseen(source: str) -> None:
-    """Under 0.32's own profile run these are no safer: none is said to fit."""
-    (log,) = (log for log in LOGS if log.source == source)
-    assert planned(log).verdict is not Verdict.FITS
+@pytest.mark.parametrize("log", REFUSED)
+def test_every_refusal_is_foreseen(log: Log) -> None:
+    """No boot that was refused is said to fit, but for the one that the engine V0 alone refused."""
+    plan = planned(log)
+    if log.source == ONLY_ON_V0:
+        assert plan.verdict is Verdict.FITS
+        assert plan.kv_tokens.low > 20 * (log.tokens or 0)
+    else:
+        assert plan.verdict is FORESEEN[log.source]
 
 
 def test_a_refusal_by_length_is_foreseen() -> None:
@@ -201,7 +218,7 @@ def test_what_booted_is_said_to_fit(log: Log) -> None:
 def test_the_figures_of_the_documentation(name: str) -> None:
     """The table of boots says what is logged and what is planned, in this order."""
     text = (Path(__file__).parents[1] / "docs" / name).read_text("utf-8")
-    rows = [line for line in text.splitlines() if line.startswith("| Qwen")]
+    rows = [line for line in text.splitlines() if re.match(r"\| Qwen[^#]+$", line)]
     logs = (LOGS[0], LOGS[5], LOGS[2], LOGS[6])
     for row, log in zip(rows, logs, strict=False):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -212,3 +229,30 @@ def test_the_figures_of_the_documentation(name: str) -> None:
     needed = memory.needed_bytes(262144, bytes_per_token(LOGS[4]), 16) / GIB
     assert rows[5].endswith(f"| {needed:.1f} |")
     assert len(rows) == 6
+
+
+@pytest.mark.parametrize("name", ["plan.md", "plan.zh-CN.md"])
+def test_the_documentation_owns_up_to_every_refusal(name: str) -> None:
+    """Each refused boot has a row with its plan's verdict, and the one that fits with its tokens."""
+    text = (Path(__file__).parents[1] / "docs" / name).read_text("utf-8")
+    found = re.finditer(r"^\| Qwen.*?([\w-]+#\d+).*$", text, re.MULTILINE)
+    rows = {row[1]: row[0] for row in found}
+    refused = [log for log in LOGS if log.refused]
+    assert set(rows) == {log.source.split(",")[0] for log in refused}
+    for log in refused:
+        plan = planned(log)
+        row = rows[log.source.split(",")[0]]
+        assert f"| *{plan.verdict}*" in row
+        if plan.verdict is Verdict.FITS:
+            assert f"{plan.kv_tokens.low:,.0f} – {plan.kv_tokens.high:,.0f}" in row
+
+
+@pytest.mark.parametrize("name", ["plan.md", "plan.zh-CN.md"])
+def test_the_documentation_owns_up_to_activations(name: str) -> None:
+    """Every log's activations lie above the planned range, and the page tells both figures."""
+    text = (Path(__file__).parents[1] / "docs" / name).read_text("utf-8")
+    logs = [log for log in LOGS if log.activations is not None and "," not in log.source]
+    most = [planned(log).stages[0].parts.activations.high / GIB for log in logs]
+    assert all((log.activations or 0) > high for log, high in zip(logs, most, strict=True))
+    assert " / ".join(f"{log.activations:.2f}" for log in logs) in text
+    assert " / ".join(f"{high:.2f}" for high in most) in text
