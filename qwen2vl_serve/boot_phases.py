@@ -10,7 +10,9 @@ from dataclasses import dataclass
 class Phase:
     """``does`` is told when it begins, ``usually`` when it stalls.
 
-    ``signs`` are pairs of a file below site-packages and a line of the log that it writes.
+    ``signs`` are pairs of a file below site-packages and a line of the log that it writes. On cards
+    vLLM takes its Model Runner V2 (``v1/worker/gpu``) unless it is told or forced to take the older
+    one (``VllmConfig.use_v2_model_runner``); each words its loading in its own way.
     """
 
     name: str
@@ -48,6 +50,7 @@ PHASES = (
         "their disk is slow, or they are being downloaded (qwen2vl-serve download does that "
         "beforehand, and shows how far it is)",
         (
+            _sign("vllm/v1/worker/gpu/model_runner.py", r"Loading model from scratch"),
             _sign("vllm/v1/worker/gpu_model_runner.py", r"Starting to load model"),
             _sign("vllm/v1/worker/cpu_model_runner.py", r"Starting to load model"),
         ),
@@ -59,6 +62,7 @@ PHASES = (
         "media.limit_mm_per_prompt.video=0",
         (
             _sign("vllm/model_executor/model_loader/default_loader.py", r"Loading weights took"),
+            _sign("vllm/v1/worker/gpu/model_runner.py", r"Model loading took"),
             _sign("vllm/v1/worker/gpu_model_runner.py", r"Model loading took"),
         ),
     ),

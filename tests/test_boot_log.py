@@ -9,6 +9,7 @@ import pytest
 
 from qwen2vl_serve import boot_log
 from qwen2vl_serve.boot_log import BootLog
+from qwen2vl_serve.boot_phases import PHASES
 from tests.served import eventually
 
 # The shape of vLLM 0.32's lines; figures are made up.
@@ -21,6 +22,16 @@ Loading safetensors checkpoint shards: 100% Completed | 4/4 [00:04<00:00,  1.0it
 (EngineCore pid=2) INFO 11-20 [kv.py:7] GPU KV cache size: 52,304 tokens, \
 Maximum concurrency for 8,784 tokens per request: 5.95x
 """
+
+# What begins each phase on cards, by vLLM 0.32's Model Runner V2, its default there.
+ON_CARDS = {
+    "connect": "vLLM is using nccl==2.27.5",
+    "weights": "Loading model from scratch...",
+    "memory": "Model loading took 15.63 GiB memory and 9.412345 seconds",
+    "compile": "Using cache directory: /c/torch_compile_cache/a/rank_0_0 for vLLM's torch.compile",
+    "warm-up": "GPU KV cache size: 52,304 tokens, "
+    "Maximum concurrency for 8,784 tokens per request: 5.95x",
+}
 
 
 @pytest.fixture
@@ -170,6 +181,25 @@ def test_a_silent_boot_is_told_with_its_phase_and_the_usual_reason(log: Path, cl
     assert "does not answer" not in first
     assert second.startswith("stall   connect: nothing happened for 120 s")
     assert "vLLM says that a worker does not answer" in second
+
+
+def test_a_stall_on_cards_is_told_with_the_phase_that_it_is_in(log: Path, clock: Clock) -> None:
+    """Each phase begins with its line of vLLM's newer model runner, and has a reason of its own."""
+    lines: list[str] = []
+    with BootLog(log, lines.append, verbose=False, stall_seconds=60) as boot:
+        for done, phase in enumerate(PHASES):
+            if phase.signs:
+                append(log, f"(Worker pid=1) INFO 11-20 [x.py:1] {ON_CARDS[phase.name]}\n")
+            else:
+                boot.enter(phase.name)
+            eventually(lambda name=phase.name: lines[-1].startswith(name))  # type: ignore[misc]
+            clock.now += 60
+            eventually(lambda count=done + 1: len(stalls(lines)) == count)  # type: ignore[misc]
+    assert stalls(lines) == [
+        f"stall   {phase.name}: nothing happened for 60 s while {phase.does}. "
+        f"Usually {phase.usually}"
+        for phase in PHASES
+    ]
 
 
 def test_a_line_in_the_log_is_a_sign_of_life(log: Path, clock: Clock) -> None:
