@@ -2,16 +2,79 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from qwen2vl_serve.profile_sections import Port, Positive, Section, Text, contradiction
 
 ImageFormat = Literal["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"]
+
+# What IDNA takes for dots (RFC 3490, 3.1).
+_DOTS = re.compile("[\u3002\uff0e\uff61]")
+_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*(?!(?:[0-9]+|0x[0-9a-f]*)$)[a-z0-9_-]{1,63}")
+"""A name in ASCII; one whose last label is a number is read as an address in old notations."""
+_HOST = re.compile(
+    r"\s*(?:(?:[\w+.-]*:)?//)?(?:[^/@]*@)?(?:\*\.)?([^/\\?#:\s]+)(?::\d+)?\s*(?:[/\\?#].*)?"
+)
+"""Finds the host in what looks like an address of a page, or has a wildcard before it."""
+
+
+def _as_name(text: str) -> str:
+    """Return a domain as hosts of URLs are compared: lower case, ASCII, without outer dots.
+
+    Raises:
+        ValueError: it is none.
+    """
+    name = _DOTS.sub(".", text).removeprefix(".").removesuffix(".")
+    if not name.isascii():
+        import idna  # noqa: PLC0415  # large tables, for few profiles
+
+        # As yarl does with a URL's host: IDNA 2008, and 2003 for what that does not know.
+        try:
+            name = idna.encode(name, uts46=True).decode()
+        except UnicodeError:
+            name = name.encode("idna").decode()
+    name = name.lower()
+    if len(name) > 253 or not _NAME.fullmatch(name):
+        raise ValueError("no domain name")
+    return name
+
+
+def _as_name_or_address(text: str) -> str:
+    try:
+        return _as_name(text)
+    except ValueError:
+        if "%" in text:  # an interface, which no URL may name
+            raise
+        return str(ip_address(text))
+
+
+def _host_of(kind: str, parse: Callable[[str], str]) -> Callable[[str], str]:
+    def parsed(text: str) -> str:
+        with suppress(ValueError):
+            return parse(text)
+        example = "example.org"
+        if found := _HOST.fullmatch(text):
+            with suppress(ValueError):
+                example = parse(found[1])
+        raise PydanticCustomError(
+            "no_domain",
+            "must be {kind} alone, without scheme, port, path or *, as {example}",
+            {"kind": kind, "example": example},
+        )
+
+    return parsed
+
+
+Domain = Annotated[Text, AfterValidator(_host_of("a domain name", _as_name))]
+Host = Annotated[Text, AfterValidator(_host_of("a domain name or address", _as_name_or_address))]
 
 
 def _refuse_bad_bounds(bounds: MediaSection | VideoPixels, section: str) -> None:
@@ -172,17 +235,21 @@ class MediaSection(Section):
     allowed_ports: Annotated[tuple[Port, ...], Field(strict=False)] = Field(
         default=(80, 443), description="Ports that URLs may name."
     )
-    allowed_domains: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+    allowed_domains: Annotated[tuple[Host, ...], Field(strict=False)] = Field(
         default=(),
-        description="Domains, with their subdomains, that media may be fetched from. Empty: all.",
+        description="Domains, with their subdomains, and addresses that media may be fetched "
+        "from, as `example.org`; no scheme, port or `*`. Empty: all.",
     )
-    denied_domains: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
-        default=(), description="Domains, with their subdomains, that nothing is fetched from."
+    denied_domains: Annotated[tuple[Domain, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Domains, with their subdomains, that nothing is fetched from, as "
+        "`example.org`; no scheme, port or `*`. By their addresses they can still be reached.",
     )
     allowed_networks: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
         default=(),
         description="Networks in CIDR notation that may be fetched from though they are not "
-        "public, as `10.0.0.0/8`; without it no URL reaches this machine or its network.",
+        "public, as `10.0.0.0/8`; without it no URL reaches this machine or its network. Of a "
+        "name, every address has to be in them or public.",
     )
     allowed_local_paths: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
         default=(),

@@ -39,8 +39,9 @@ class FetchTimeout(FetchError):
 class FetchPolicy:
     """What may be fetched; times in seconds, sizes in bytes.
 
-    ``allowed_domains`` (empty: all) and ``denied_domains`` hold for subdomains as well;
-    ``allowed_networks`` (CIDR) opens networks that are not public.
+    ``allowed_domains`` (empty: all) and ``denied_domains`` hold for subdomains as well, and are
+    ASCII in lower case without outer dots, as a profile makes them; ``allowed_networks`` (CIDR)
+    opens networks that are not public.
     """
 
     max_bytes: int = 32 * 1024 * 1024
@@ -122,7 +123,8 @@ class Fetcher:
         if len(text) > _MAX_URL_LENGTH or any(c <= " " or c in '\\"<>^`{|}\x7f' for c in text):
             raise FetchError("not a URL: too long, or unsafe characters")
         url = URL(text)
-        host = (url.host or "").rstrip(".").lower()
+        # Raw is what is resolved: ASCII, so that a name has one spelling.
+        host = (url.raw_host or "").rstrip(".").lower()
         if url.scheme not in ("http", "https") or not host or "%" in host:
             raise FetchError("not an http(s) URL with a host")
         if url.user is not None or url.password is not None:
