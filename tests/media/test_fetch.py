@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import socket
 import socketserver
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -320,21 +322,50 @@ def silence(connection: socket.socket) -> None:
     connection.recv(1)
 
 
+def stop_in_the_head(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-")
+    silence(connection)
+
+
+def stop_in_the_body(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+    silence(connection)
+
+
 @pytest.mark.parametrize(
     ("answer", "idle", "total"),
-    [(drip, 600.0, 1.0), (silence, 0.4, 600.0)],
-    ids=["drip", "silence"],
+    [
+        (drip, 600.0, 1.0),
+        (silence, 0.4, 600.0),
+        (stop_in_the_head, 0.4, 600.0),
+        (stop_in_the_body, 0.4, 600.0),
+    ],
+    ids=["drip", "no-first-byte", "half-a-head", "half-a-body"],
 )
 def test_slow_answers_end_in_time(
     site: Site, answer: Callable[[socket.socket], None], idle: float, total: float
 ) -> None:
     """A drip ends by the limit of the whole, silence by that of being idle; not of themselves.
 
-    Both would go on for most of a minute, and then end in another error or none.
+    All would go on for most of a minute, and then end in another error or none.
     """
     site.answers["/"] = answer
     with pytest.raises(FetchTimeout):
         fetch(site, site.url("/"), idle_seconds=idle, total_seconds=total)
+
+
+def test_a_connection_that_is_not_made_ends_in_time() -> None:
+    """A listener whose queue is full lets further ones hang; the limit of connecting ends that."""
+    with socket.socket() as full, contextlib.ExitStack() as held:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        with contextlib.suppress(TimeoutError):
+            for _ in range(64):
+                held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=0.5))
+        site = Site(port)
+        with pytest.raises(FetchTimeout):
+            fetch(site, site.url("/"), connect_seconds=0.3, idle_seconds=600.0, total_seconds=600.0)
 
 
 @pytest.mark.parametrize(
@@ -369,6 +400,40 @@ def test_the_environments_proxy_is_not_used(site: Site, monkeypatch: pytest.Monk
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     site.answers["/"] = http("200 OK", b"x")
     assert fetch(site, site.url("/")) == b"x"
+
+
+def test_a_netrc_is_not_read(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator's passwords are no stranger's; neither the one at home nor one that is named."""
+    (tmp_path / ".netrc").write_text("default login operator password secret\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for named in (None, str(tmp_path / ".netrc")):
+        monkeypatch.delenv("NETRC", raising=False)
+        if named:
+            monkeypatch.setenv("NETRC", named)
+        site.answers["/"] = http("200 OK", b"x")
+        assert fetch(site, site.url("/", "site.test"), Names(site=["127.0.0.1"])) == b"x"
+    assert len(site.heads) == 2
+    assert not any("authorization" in head.lower() for head in site.heads)
+
+
+def test_a_cookie_goes_nowhere(site: Site) -> None:
+    """Set by a redirect or an answer, it is sent neither to the next hop nor with a later fetch."""
+    cookie = {"Set_Cookie": "who=me; Path=/"}
+    site.answers |= {
+        "/one": http("302 Found", Location="/two", **cookie),
+        "/two": http("200 OK", b"x", **cookie),
+    }
+
+    async def run() -> None:
+        policy = FetchPolicy(allowed_networks=LOOPBACK, ports=frozenset({site.port}))
+        fetcher = Fetcher(policy, Names(site=["127.0.0.1"]))
+        for _ in range(2):
+            assert await fetcher.fetch(site.url("/one", "site.test"), freely) == b"x"
+        await fetcher.close()
+
+    asyncio.run(run())
+    assert len(site.heads) == 4
+    assert not any("cookie" in head.lower() for head in site.heads)
 
 
 def test_a_certificate_of_nobody_is_refused(site: Site) -> None:

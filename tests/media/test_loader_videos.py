@@ -7,9 +7,10 @@ import base64
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,16 @@ MOVIE = movie(40, (320, 240))
 class Loading:
     """One loader over several requests, as a server has it; it may fetch from this machine."""
 
-    def __init__(self, limits: VideoLimits = VideoLimits(), local: bool = True) -> None:  # noqa: B008
+    def __init__(
+        self,
+        limits: VideoLimits = VideoLimits(),  # noqa: B008
+        local: bool = True,
+        folders: Sequence[str] = (),
+    ) -> None:
         policy = FetchPolicy(
             ports=frozenset(range(65536)), allowed_networks=("127.0.0.0/8",) if local else ()
         )
-        self.loader = MediaLoader(Fetcher(policy), BOUNDS, 10**8, FRAMES, limits)
+        self.loader = MediaLoader(Fetcher(policy), BOUNDS, 10**8, FRAMES, limits, folders=folders)
 
     def load(self, *parts: dict[str, Any], **fields: Any) -> list[Any]:
         text = {"type": "text", "text": "x"}
@@ -110,6 +116,21 @@ def test_a_video_is_one_whichever_way_it_comes() -> None:
     assert len({video.key for video in videos}) == 1
     assert all(np.array_equal(video.frames(), videos[0].frames()) for video in videos)
     assert videos[0].frames().shape == (8, *videos[0].frames().shape[1:3], 3)
+
+
+def test_a_video_lies_in_a_folder_that_is_named(tmp_path: Path) -> None:
+    """By ``file:`` it is the same as by its data; beside the folder there is none."""
+    (tmp_path / "open").mkdir()
+    for place in ("open/a b.mp4", "outside.mp4"):
+        (tmp_path / place).write_bytes(MOVIE)
+    loading = Loading(folders=[str(tmp_path / "open")])
+    url = (tmp_path / "open" / "a b.mp4").as_uri()
+    videos = loading.load(part(data_url(MOVIE)), part(url), {"type": "video", "video": url})
+    assert len({video.key for video in videos}) == 1
+    assert np.array_equal(videos[0].frames(), videos[1].frames())
+    for place in (tmp_path / "outside.mp4", tmp_path / "open" / "missing.mp4"):
+        with pytest.raises(InvalidVideo, match="cannot be fetched"):
+            loading.load(part(place.as_uri()))
 
 
 def test_frames_are_one_video_whichever_way_they_come() -> None:
