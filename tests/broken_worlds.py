@@ -345,6 +345,13 @@ def tokenizer_of_a_text_model(lab: Lab) -> World:
     return lab.world()
 
 
+@breaks("tokens", "fatal", "lacks <|im_start|>, <|im_end|>,", "download tokenizer.json")
+def tokenizer_without_special_tokens(lab: Lab) -> World:
+    lab.edit("tokenizer.json", added_tokens=[])
+    lab.edit("tokenizer_config.json", added_tokens_decoder=None)
+    return lab.world()
+
+
 @breaks("tokens", "fatal", "image_token_id is 1021, the tokenizer's <|image_pad|> is 1022")
 def config_of_another_tokenizer(lab: Lab) -> World:
     lab.edit("config.json", image_token_id=1021)

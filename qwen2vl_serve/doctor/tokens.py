@@ -47,7 +47,7 @@ def tokens(world: World) -> Finding:
     name = world.profile.model.tokenizer
     folder = world.folder if name is None else Path(name).expanduser()
     found = _special(folder)
-    if not found:
+    if found is None:
         return ok(f"not looked at: {folder} has no list of special tokens")
     size = checkpoint.text_config(world.config).get("vocab_size") or RELEASED_VOCABULARY
     if missing := [token for token in NEEDED if token not in found]:
@@ -86,18 +86,22 @@ def _mismatch(
     return None
 
 
-def _special(folder: Path) -> dict[str, int]:
-    """Gather added tokens and their ids from any of the files that may list them."""
+def _special(folder: Path) -> dict[str, int] | None:
+    """Gather added tokens and their ids from any of the files that may list them.
+
+    Without a tokenizer.json that can be read, an empty list is None: nothing is known.
+    """
     decoder = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    added = _read(folder / "tokenizer.json").get("added_tokens") or []
+    tokenizer = _read(folder / "tokenizer.json")
     try:
-        return (
+        found = (
             {token: int(number) for token, number in _read(folder / "added_tokens.json").items()}
             | {entry["content"]: int(number) for number, entry in decoder.items()}
-            | {entry["content"]: int(entry["id"]) for entry in added}
+            | {entry["content"]: int(entry["id"]) for entry in tokenizer.get("added_tokens") or []}
         )
     except (AttributeError, KeyError, TypeError, ValueError):
-        return {}  # a list of another shape says nothing
+        return None  # a list of another shape says nothing
+    return found if found or tokenizer else None
 
 
 def _read(path: Path) -> dict[str, Any]:
