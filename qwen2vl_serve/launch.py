@@ -151,9 +151,9 @@ class _Server:
         # a signal that another thread receives would not be noticed.
         compiler = threading.Thread(target=resample.equals_pillow)
         compiler.start()
-        start_engine = self._import_engine()
-        compiler.join()
         try:
+            start_engine = self._import_engine()
+            compiler.join()
             loader, batches = media_loader(self.profile), batch_store(self.profile)
             async with start_engine(self.profile) as engine:
                 try:

@@ -29,6 +29,8 @@ from cryptography.x509.oid import NameOID
 from PIL import Image
 
 from qwen2vl_serve.errors import InvalidImage, InvalidImageURL
+from qwen2vl_serve.forecast import Start, comparison, foresee
+from qwen2vl_serve.hardware import GIB
 from qwen2vl_serve.keys_file import KeyLimits, KeysFile
 from qwen2vl_serve.launch import engine_environment, media_loader, server_url
 from qwen2vl_serve.profile import load_profile
@@ -309,6 +311,35 @@ def test_a_failed_boot_says_why_in_one_line(launch: Launch) -> None:
     assert server.ended() == 1
     assert server.lines[-1].startswith("BootError: the engine did not start: ValueError: No avail")
     assert "engine.max_model_len" in server.lines[-1]
+
+
+def test_whatever_fails_while_vllm_is_imported_is_one_line(launch: Launch) -> None:
+    """Not only a missing package: a library that is built for another torch fails otherwise."""
+    server = launch("no-import")
+    assert server.ended() == 1
+    assert not any("Traceback" in line for line in server.lines)
+    assert server.lines[-1].startswith(
+        "BootError: the engine did not start: RuntimeError: operator torchvision::nms does not "
+        "exist; torchvision is built for CUDA"
+    )
+
+
+def test_what_was_foreseen_stands_beside_what_came(launch: Launch, tmp_path: Path) -> None:
+    """In the operator's line and in the metrics; how long it took is kept for the next start."""
+    file = f"server.log_file={tmp_path}/serve.log"
+    foreseen = foresee(load_profile("demo", [file]))
+    server = launch("figures", file)
+    server.wait_ready()
+    actual = Start(0.01, 262_144, server.metric('qwen2vl_start_seconds{kind="actual"}'))
+    assert f"plan    {comparison(foreseen, actual)}" in server.lines
+    for kind, start in (("foreseen", foreseen), ("actual", actual)):
+        assert start.weights_gib is not None
+        weights = server.metric(f'qwen2vl_start_weights_bytes{{kind="{kind}"}}')
+        assert weights == pytest.approx(start.weights_gib * GIB)
+        assert server.metric(f'qwen2vl_start_kv_tokens{{kind="{kind}"}}') == start.kv_tokens
+    assert actual.seconds is not None
+    (kept,) = json.loads((tmp_path / "starts.json").read_text()).values()
+    assert kept == [round(actual.seconds, 1)]
 
 
 def test_verbose_shows_the_traceback_as_well(launch: Launch) -> None:
