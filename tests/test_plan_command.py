@@ -111,12 +111,91 @@ def test_fix_of_what_fits_is_the_profile_itself(run, tmp_path: Path) -> None:
     assert load_profile(str(path)).model_dump() == load_profile("single-3090").model_dump()
 
 
+@pytest.mark.parametrize(
+    "gpus", ["2x8x2080ti-22g", "16x16GiB@8.6", "16x24GB@7.5", "16x40GiB@12", "16xl40s"]
+)
+def test_a_fix_is_planned_on_its_own_cards(run, tmp_path: Path, gpus: str) -> None:
+    """The file keeps the cards, also of what fits: its plan without --gpus has the same tokens."""
+    words = ["--model", "Qwen/Qwen2.5-VL-72B-Instruct", "--gpus", gpus, "--fix"]
+    path = tmp_path / "my.yaml"
+    path.write_text(run(*words, status=0), "utf-8")
+    own = json.loads(run("--profile", str(path), "--json", status=0))
+    there = json.loads(run("--profile", str(path), "--gpus", gpus, "--json", status=0))
+    assert len(own["cards"]) == 16
+    assert own["cards"][0]["capability"] == there["cards"][0]["capability"]
+    least, most = own["kv_cache"]["tokens"]["likely"], there["kv_cache"]["tokens"]["likely"]
+    # Memory is written in tenths of a GiB, downwards.
+    assert 0.97 * most <= least <= most
+
+
+NVML = [
+    (Card(0, "NVIDIA A100-SXM4-80GB", 79.25, 79.2, (8, 0)), ""),
+    (Card(0, "NVIDIA A100 80GB PCIe", 79.22, 79.2, (8, 0)), ""),
+    (Card(0, "NVIDIA H100 80GB HBM3", 79.11, 79.1, (9, 0)), ""),
+    (Card(0, "Tesla T4", 14.58, 14.5, (7, 5)), ""),
+    (Card(0, "NVIDIA RTX 6000 Ada Generation", 47.99, 47.9, (8, 9)), ""),
+    (Card(0, "NVIDIA RTX PRO 6000 Blackwell Server Edition", 95.6, 95.5, (12, 0)), ""),
+    (Card(0, "NVIDIA GeForce RTX 3090", 23.58, 23.5, (8, 6)), ""),
+    (Card(0, "NVIDIA GeForce RTX 2080 Ti", 10.75, 10.7, (7, 5)), ""),
+    (Card(0, "NVIDIA GeForce RTX 3080 Ti Laptop GPU", 15.99, 15.9, (8, 6)), ""),
+    (Card(0, "NVIDIA RTX A6000", 47.54, 47.5, (8, 6)), "@8.6"),
+    (Card(0, "NVIDIA L40", 44.99, 44.9, (8, 9)), "@8.9"),
+    (Card(0, "NVIDIA GB200", 185.0, 184.9, (10, 0)), "@10.0"),
+]
+
+
+@pytest.mark.parametrize(("card", "added"), NVML, ids=lambda value: getattr(value, "name", ""))
+def test_cards_by_the_names_of_their_driver(
+    run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, card: Card, added: str
+) -> None:
+    """A profile fixed on this machine's cards is planned on them elsewhere, to a tenth of a GiB."""
+    monkeypatch.setattr(hardware, "cards", lambda: (card,))
+    path = tmp_path / "my.yaml"
+    words = ["--model", "Qwen/Qwen2-VL-2B-Instruct", "--set", "engine.max_model_len=4096"]
+    path.write_text(run(*words, "--fix", status=0), "utf-8")
+    monkeypatch.setattr(hardware, "cards", lambda: ())
+    (own,) = own_cards(load_profile(str(path)))
+    assert (own.capability, own.name) == (card.capability, card.name + added)
+    assert card.memory_gib - 0.1 <= own.memory_gib <= card.memory_gib + 0.03
+    run("--profile", str(path), status=0)
+
+
+def test_a_profile_for_cards_is_not_planned_on_the_cpu(run, tmp_path: Path) -> None:
+    """Where neither machine, option nor profile names a card, one line says what to name."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {model: demo}\nhardware: {device: cuda}\n", "utf-8")
+    told = run("--profile", str(path), status=2)
+    assert "hardware.device: cuda, and this machine has no NVIDIA card" in told
+    assert "--gpus 1x3090" in told
+    run("--profile", str(path), "--gpus", "1x3090", status=0)
+    path.write_text("model: {model: demo}\nhardware: {device: cuda, card: GTX 1080}\n", "utf-8")
+    told = run("--profile", str(path), status=2)
+    assert told.startswith("serve: hardware.card: GTX 1080: no such card; ")
+    path.write_text("model: {model: demo}\nhardware: {device: cuda, card: A100}\n", "utf-8")
+    assert "hardware.card: A100: say which A100 by hardware.card_memory_gib" in run(
+        "--profile", str(path), status=2
+    )
+
+
 def test_fix_of_what_nothing_mends_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--profile", "multi-gpu-72b-awq", "--gpus", "1x2080", "--fix"]
     assert cli.main(words) == 1
     output = capsys.readouterr()
     assert output.out == ""
     assert "no change of this profile" in output.err
+
+
+@pytest.mark.parametrize(
+    ("written", "capability"),
+    [("8.6", (8, 6)), ("86", (8, 6)), ("8", (8, 0)), ("10", (10, 0)), ("120", (12, 0))],
+)
+def test_a_capability_may_leave_out_its_minor_number(
+    written: str, capability: tuple[int, int]
+) -> None:
+    """8 is 8.0 and 10 is 10.0; numbers from 20 on are those of the compiler, as sm_86."""
+    (card,) = parse_cards(f"1x24GiB@{written}").cards
+    assert card.capability == capability
+    assert card.name == "24GiB@{}.{}".format(*capability)
 
 
 def test_a_model_by_itself_is_split_over_all_cards(run) -> None:
@@ -160,6 +239,8 @@ def test_a_typical_request_is_counted(run) -> None:
         (["--gpus", "3x9090"], "no such card"),
         (["--gpus", "2xa100"], "a100-40g or a100-80g"),
         (["--gpus", "0x3090"], "0 cards"),
+        (["--gpus", "1x0GiB@8.6"], "a card of 0 GiB"),
+        (["--gpus", "1x3090-0g"], "a card of 0 GiB"),
         (["--gpus", ""], "no such card"),
         (["--profile", "nope"], "there are demo"),
         (["--model", "Qwen/Qwen2-VL-7B-Instruct"], "no NVIDIA card"),

@@ -233,7 +233,7 @@ def test_the_figures_of_the_documentation(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["plan.md", "plan.zh-CN.md"])
 def test_the_documentation_owns_up_to_every_refusal(name: str) -> None:
-    """Each refused boot has a row with its plan's verdict, and the one that fits with its tokens."""
+    """Each refused boot has a row with its plan's verdict; the one that fits, with its tokens."""
     text = (Path(__file__).parents[1] / "docs" / name).read_text("utf-8")
     found = re.finditer(r"^\| Qwen.*?([\w-]+#\d+).*$", text, re.MULTILINE)
     rows = {row[1]: row[0] for row in found}

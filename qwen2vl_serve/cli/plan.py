@@ -79,7 +79,7 @@ def _print_fix(told: Answer) -> int:
     from qwen2vl_serve.plan import answer as answers  # noqa: PLC0415 -- as above
 
     if told.fits:
-        print(answers.as_yaml(told.plan.profile), end="")
+        print(answers.as_yaml(answers.fixed(told.plan)), end="")
         return 0
     if not told.remedies:
         print("serve: no change of this profile makes it fit these cards", file=sys.stderr)
@@ -87,5 +87,5 @@ def _print_fix(told: Answer) -> int:
     first = told.remedies[0]
     for change in first.changes:
         print(f"# {change}: {change.cost}")
-    print(answers.as_yaml(answers.fixed(first)), end="")
+    print(answers.as_yaml(answers.fixed(first.plan)), end="")
     return 0

@@ -10,11 +10,16 @@ import yaml
 from qwen2vl_serve.hardware import GIB, Card, Host
 from qwen2vl_serve.plan.assessment import Assessment, StagePlan, Verdict
 from qwen2vl_serve.plan.capacity import Capacity, capacity
-from qwen2vl_serve.plan.cards import decoder_attention, vision_attention
+from qwen2vl_serve.plan.cards import (
+    decoder_attention,
+    recorded_memory,
+    recorded_name,
+    vision_attention,
+)
 from qwen2vl_serve.plan.memory import Range
 from qwen2vl_serve.plan.remedies import Remedy, changed, find_remedies
 from qwen2vl_serve.plan.request import COMMON_PICTURES, Cost, Request, cost_of, picture_tokens
-from qwen2vl_serve.profile import Profile
+from qwen2vl_serve.profile import Profile, load_profile, profile_names
 
 PARTS = ("weights", "vision", "activations", "buffers", "graphs", "other")
 
@@ -57,25 +62,32 @@ def answer(plan: Assessment, request: Request, host: Host | None = None) -> Answ
     )
 
 
-def fixed(remedy: Remedy) -> Profile:
-    """Return the remedy's profile, meant for the cards that it was planned on."""
-    plan = remedy.plan
+def fixed(plan: Assessment) -> Profile:
+    """Return the plan's profile, meant for the cards that it was planned on.
+
+    One that ships, and was not changed, stays as it is.
+    """
+    profile = plan.profile
+    if not plan.deployment.on_cards or _ships(profile):
+        return profile
     used = plan.machines.cards[: plan.deployment.cards]
-    if not used:
-        return plan.profile
     smallest = min(used, key=lambda card: card.memory_gib)
-    model = plan.profile.model.model.rstrip("/").rpartition("/")[2]
-    origin = f", from profile {plan.profile.name}" if plan.profile.name else ""
+    model = profile.model.model.rstrip("/").rpartition("/")[2]
+    origin = f", from profile {profile.name}" if profile.name else ""
     return changed(
-        plan.profile,
+        profile,
         {
             "description": f"{model} planned for {len(used)} × {smallest.name}{origin}",
             "hardware.device": "cuda",
-            "hardware.cards": plan.profile.workers,
-            "hardware.card": smallest.name,
-            "hardware.card_memory_gib": int(smallest.memory_gib * 10) / 10,
+            "hardware.cards": profile.workers,
+            "hardware.card": recorded_name(smallest),
+            "hardware.card_memory_gib": recorded_memory(smallest.memory_gib),
         },
     )
+
+
+def _ships(profile: Profile) -> bool:
+    return profile.name in profile_names() and profile == load_profile(profile.name)
 
 
 def as_yaml(profile: Profile) -> str:

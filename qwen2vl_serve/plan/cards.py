@@ -104,22 +104,85 @@ def parse_cards(specification: str) -> Machines:
 
 
 def _kind(name: str, specification: str) -> tuple[str, float, tuple[int, int]]:
-    if sized := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gib|gb|g)?@(\d{1,2})\.?(\d)", name):
+    if sized := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gib|gb|g)?@(\d{1,3})(?:\.(\d))?", name):
         size, unit, major, minor = sized.groups()
         memory = float(size) * (1e9 / 2**30 if unit == "gb" else 1)
-        return f"{memory:g} GiB card", memory, (int(major), int(minor))
-    plain, size = _split_size(name)
-    kind = _named(plain)
-    if kind is None:
-        raise _unknown(specification)
-    sizes = dict(kind.sizes)
-    if size is None and len(sizes) > 1:
-        ways = " or ".join(f"{name}-{gb}g" for gb in sizes)
-        raise PreflightError(f"--gpus {specification}: say which {kind.title}: {ways}")
-    # A size that was never sold, as a modified card: taken at its word.
-    gb = next(iter(sizes)) if size is None else size
-    memory = sizes.get(gb, float(gb))
-    return f"{kind.title} {gb} GB", memory, kind.capability
+        capability = _capability(major, minor)
+        title = "{:g}GiB@{}.{}".format(memory, *capability)
+    else:
+        plain, gb = _split_size(name)
+        kind = _named(plain)
+        if kind is None:
+            raise _unknown(specification)
+        sizes = dict(kind.sizes)
+        if gb is None and len(sizes) > 1:
+            ways = " or ".join(f"{name}-{gb}g" for gb in sizes)
+            raise PreflightError(f"--gpus {specification}: say which {kind.title}: {ways}")
+        # A size that was never sold, as a modified card: taken at its word.
+        gb = next(iter(sizes)) if gb is None else gb
+        memory, capability = sizes.get(gb, float(gb)), kind.capability
+        title = f"{kind.title} {gb} GB"
+    if not memory:
+        raise PreflightError(f"--gpus {specification}: a card of 0 GiB; give its memory")
+    return title, memory, capability
+
+
+def _capability(major: str, minor: str | None) -> tuple[int, int]:
+    """Read 8.6, 8 (as 8.0) and 86, which is the compiler's way."""
+    if minor is None and int(major) >= 20:
+        return int(major[:-1]), int(major[-1])
+    return int(major), int(minor or 0)
+
+
+def card_called(name: str, memory: float | None) -> Card:
+    """Return the card that a profile or the driver calls ``name``, with ``memory`` in GiB.
+
+    Words that no kind has are left aside, as in ``NVIDIA A100-SXM4-80GB``; what is of no kind at
+    all needs its compute capability behind an ``@``, as ``recorded_name`` writes it. A size as it
+    is sold, and one that ``recorded_memory`` wrote, is what NVML reports of such a card.
+
+    Raises:
+        PreflightError: no such card, or one of unknown memory.
+    """
+    told, kind = re.fullmatch(r".+@(\d{1,3})(?:\.(\d))?", name), _kind_within(name)
+    if told is not None:
+        capability, sizes = _capability(*told.groups()), {}
+    elif kind is not None:
+        capability, sizes = kind.capability, dict(kind.sizes)
+    else:
+        raise PreflightError(
+            f"hardware.card: {name}: no such card; name it as NAME@CAPABILITY (RTX A6000@8.6), "
+            "or say by --gpus which cards are meant"
+        )
+    if memory is None and len(sizes) == 1:
+        (memory,) = sizes.values()
+    if memory is None:
+        raise PreflightError(
+            f"hardware.card: {name}: say which {name} by hardware.card_memory_gib, in GiB"
+        )
+    for sold, reported in sizes.items():
+        if memory in (sold, recorded_memory(reported)):
+            memory = reported
+    return Card(0, name, memory, memory, capability)
+
+
+def recorded_name(card: Card) -> str:
+    """Return the name by which ``card_called`` finds a card's compute capability again."""
+    kind = _kind_within(card.name)
+    known = "@" in card.name or (kind is not None and kind.capability == card.capability)
+    return card.name if known else "{}@{}.{}".format(card.name, *card.capability)
+
+
+def recorded_memory(memory: float) -> float:
+    """Return GiB as a profile asks for them: in tenths, and no more than there are."""
+    return int(memory * 10) / 10
+
+
+def _kind_within(name: str) -> Kind | None:
+    """Return the kind that the most of a name's first words name, maker and brand aside."""
+    words = re.sub(r"nvidia|geforce|tesla", "", name.lower()).replace("-", " ").split()
+    kinds = (_named("".join(words[:count])) for count in range(len(words), 0, -1))
+    return next((kind for kind in kinds if kind is not None), None)
 
 
 def _split_size(name: str) -> tuple[str, int | None]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen2vl_serve import hardware
@@ -13,7 +11,7 @@ from qwen2vl_serve.adapters import named_adapters, with_adapters
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.hardware import Card, Host
 from qwen2vl_serve.plan.architectures import Architecture
-from qwen2vl_serve.plan.cards import Machines, parse_cards
+from qwen2vl_serve.plan.cards import Machines, card_called, parse_cards
 from qwen2vl_serve.plan.source import architecture_of
 from qwen2vl_serve.preflight import suitable_profile
 from qwen2vl_serve.profile import Profile, load_profile, make_profile
@@ -41,7 +39,8 @@ def of_profile(name: str, gpus: str | None, overrides: Sequence[str]) -> Questio
     """Ask about a profile on the cards given, else those found here, else its own.
 
     Raises:
-        PreflightError, ProfileError: a profile, model, card or adapter that does not exist.
+        PreflightError, ProfileError: a profile, model, card or adapter that does not exist, or a
+            profile for cards where none is known of.
     """
     profile = load_profile(name, overrides)
     profile = with_adapters(profile, named_adapters(profile))
@@ -101,7 +100,13 @@ def _machines(profile: Profile, gpus: str | None) -> tuple[Machines, str]:
         return Machines(()), "found"
     if found := hardware.cards():
         return Machines(found), "found"
-    return Machines(own_cards(profile)), "profile"
+    own = own_cards(profile)
+    if profile.hardware.device == "cuda" and not own:
+        raise PreflightError(
+            "hardware.device: cuda, and this machine has no NVIDIA card; say which ones are "
+            "meant, as --gpus 1x3090, or name them by hardware.card and hardware.card_memory_gib"
+        )
+    return Machines(own), "profile"
 
 
 def own_cards(profile: Profile) -> tuple[Card, ...]:
@@ -113,7 +118,5 @@ def own_cards(profile: Profile) -> tuple[Card, ...]:
     wanted = profile.hardware
     if wanted.device != "cuda" or wanted.card is None:
         return ()
-    # "RTX 2080 12 GB" names no card that was sold: its own size goes before the name's.
-    name = re.sub(r"\s*\d+\s*GB$", "", wanted.card)
-    size = "" if wanted.card_memory_gib is None else f"-{math.floor(wanted.card_memory_gib)}g"
-    return parse_cards(f"{profile.workers}x{name}{size}").cards
+    card = card_called(wanted.card, wanted.card_memory_gib)
+    return tuple(replace(card, index=index) for index in range(profile.workers))
