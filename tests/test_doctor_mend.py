@@ -70,6 +70,15 @@ def test_usable_settings_are_left_alone(rope):
     assert mended_config(released(rope)) == released(rope)
 
 
+@pytest.mark.parametrize("older", ["mrope", "default", "su"])
+def test_a_stretched_window_loses_only_the_type_that_contradicts_it(older):
+    """YaRN and its factor say what was meant; plain positions would end at the old window."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "mrope_section": [16, 24, 24]}
+    assert mended_config(released({**yarn, "type": older})) == released(yarn)
+    inside = {"model_type": "qwen2_vl", "text_config": released({**yarn, "type": older})}
+    assert mended_config(inside)["text_config"] == released(yarn)
+
+
 @given(st.dictionaries(st.sampled_from(["type", "rope_type", "factor", "mrope_section"]), st.none()
        | st.sampled_from(["mrope", "default", "yarn", "su"]) | st.integers()
        | st.lists(st.integers(0, 64), max_size=4)))  # fmt: skip

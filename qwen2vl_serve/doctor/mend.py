@@ -53,14 +53,19 @@ def mended_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return config.json with rotary settings that every version reads; unchanged if they are.
 
     Up to transformers 4.44 the settings are known by ``type`` ``mrope``, since then by
-    ``rope_type`` ``default``; with both, no version looks for a ``factor``.
+    ``rope_type`` ``default``; with both, no version looks for a ``factor``. A window that YaRN
+    stretches stays so: of its settings only a ``type`` that contradicts them is left out.
     """
-    inner = config.get("text_config")
-    text = inner if isinstance(inner, dict) and inner else config
-    key = next((key for key in ROPE_KEYS if isinstance(text.get(key), dict)), None)
+    text = checkpoint.text_config(config)
+    key = _rope_key(text)
     rope = {} if key is None else text[key]
     if _is_usable(config) and "rope_type" in rope:
         return config
+    if rope.get("rope_type") == "yarn" and "type" in rope:
+        one_type = {name: value for name, value in rope.items() if name != "type"}
+        stretched = _with_rope(config, one_type)
+        if _is_usable(stretched):
+            return stretched
     shape = checkpoint.shape_of(config)
     width = None if shape is None else shape.head_dim
     sections = _sections(rope.get("mrope_section"), width)
@@ -71,8 +76,18 @@ def mended_config(config: dict[str, Any]) -> dict[str, Any]:
         )
     kept = {name: value for name, value in rope.items() if name == "rope_theta"}
     mended = kept | {"type": "mrope", "rope_type": "default", "mrope_section": sections}
-    text = {**text, key or "rope_scaling": mended}
-    return {**config, "text_config": text} if inner else text
+    return _with_rope(config, mended)
+
+
+def _rope_key(text: dict[str, Any]) -> str | None:
+    return next((key for key in ROPE_KEYS if isinstance(text.get(key), dict)), None)
+
+
+def _with_rope(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
+    """Put ``rope`` where the rotary settings stand, or where older versions look for them."""
+    text = checkpoint.text_config(config)
+    mended = {**text, _rope_key(text) or ROPE_KEYS[1]: rope}
+    return mended if text is config else {**config, "text_config": mended}
 
 
 def _sections(given: object, width: int | None) -> list[int] | None:
