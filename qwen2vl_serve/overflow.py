@@ -60,14 +60,16 @@ def fit(
             media = shrunk(context, loader, budget).media
             return Fitted(request, media, {"policy": policy, "max_pixels": budget})
     if policy == "drop_oldest_images":
-        return _without_oldest(context, request, loader)
+        return _without_oldest(context, request, loader, measured)
     if policy == "drop_oldest_turns":
         return without_turns(context, request, loader, measured)
     refuse_large_items(context.media, context.item)
     raise refusal(context, loader)
 
 
-def _without_oldest(context: Context, request: ChatRequest, loader: MediaLoader) -> Fitted:
+def _without_oldest(
+    context: Context, request: ChatRequest, loader: MediaLoader, measured: Measured
+) -> Fitted:
     last = len(request.messages) - 1
     messages = list(request.messages)
     media = list(context.media)
@@ -84,22 +86,25 @@ def _without_oldest(context: Context, request: ChatRequest, loader: MediaLoader)
             messages[index] = message.model_copy(update={"content": content})
             media.pop(kept)
             dropped += 1
-            # A removed picture leaves a few words; counting them as its markers is too little,
-            # so the words are counted in full on top.
-            text = context.text + dropped * _REMOVED_TOKENS
-            now = replace(context, text=text, media=media)
-            if now.fits:
+            # Words take its place: what would not fit even without them need not be counted.
+            text = context.text - dropped * _MARKERS
+            if not replace(context, text=text, media=media).fits:
+                continue
+            rest = request.model_copy(update={"messages": [*messages]})
+            # One by one: words can cost more than a small picture did, so that more of them
+            # dropped need not be less.
+            if measured(rest, [*media]).fits:
                 report: dict[str, object] = {
                     "policy": "drop_oldest_images",
                     "dropped_images": dropped,
                 }
-                return Fitted(request.model_copy(update={"messages": messages}), media, report)
+                return Fitted(rest, [*media], report)
     refuse_large_items(media, context.item)
     raise refusal(context, loader)
 
 
-_REMOVED_TOKENS = len(REMOVED)
-"""No tokenizer of bytes makes more tokens of an ASCII text than it has characters."""
+_MARKERS = 2
+"""Tokens around a picture, at most, that are counted as text and go with it."""
 
 
 def without_turns(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -190,6 +191,33 @@ def test_oldest_pictures_are_dropped_first_and_the_last_turns_never() -> None:
     assert [picture.digest for picture in alone.media] == ["digest2"]
     with pytest.raises(ContextLengthExceeded):
         fit(context(request, shown, 350), request, "drop_oldest_images", LOADER)
+
+
+@pytest.mark.parametrize(
+    ("side", "lacking", "dropped"), [(84, 21, 3), (84, 22, 4), (140, 46, 2), (140, 47, 3)]
+)
+def test_no_more_pictures_are_dropped_than_it_takes(side: int, lacking: int, dropped: int) -> None:
+    """The words left in their places are counted as the engine counts them: two tokens each.
+
+    40 pictures of 9 or 25 tokens, of which each that goes frees 7 or 23.
+    """
+    request, shown = chat(40), pictures(*[(side, side)] * 40)
+    window = context(request, shown, 10**6).prompt + 1 - lacking
+    fitted = fit(context(request, shown, window), request, "drop_oldest_images", LOADER)
+    assert fitted.report == {"policy": "drop_oldest_images", "dropped_images": dropped}
+    assert context(fitted.request, fitted.media, window).fits
+    assert [one.digest for one in fitted.media] == [one.digest for one in shown[dropped:]]
+
+
+def test_a_picture_smaller_than_the_words_in_its_place_ends_nothing() -> None:
+    """Dropping it too would cost more: the fewest that fit are found before it."""
+    request = chat(3)
+    shown = pictures((280, 280), (56, 56), (280, 280))
+    small = [replace(shown[1], sizing=Sizing(28, 28, clamped=False))]
+    media: list[Medium] = [shown[0], *small, shown[2]]
+    window = context(request, media, 10**6).prompt + 1 - 98
+    fitted = fit(context(request, media, window), request, "drop_oldest_images", LOADER)
+    assert fitted.report == {"policy": "drop_oldest_images", "dropped_images": 1}
 
 
 def test_a_refusal_names_each_pictures_cost_and_what_would_fit() -> None:

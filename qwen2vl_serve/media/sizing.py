@@ -11,6 +11,7 @@ asks for the most that the profile admits, in place of any ``max_pixels``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from qwen2vl_serve.errors import InvalidImage, InvalidValue, UnsupportedParameter
 from qwen2vl_serve.media.headers import Header
@@ -136,6 +137,7 @@ def _budget(
     ``own`` is what the picture says, ``whole`` what the request says of all, ``highest`` whether
     it asks for the most.
     """
+    detail: Detail | None
     if own.max_pixels is None and own.detail is not None:
         # The picture says how large; what the request says of all of them is less near.
         most = LOW_DETAIL_PIXELS if own.detail == "low" else bounds.default.max_pixels
@@ -183,7 +185,7 @@ def bounds_asked(
 
 def _own(part: ImagePart, param: str) -> MMProcessorKwargs:
     """Return what the part itself says, beside ``image_url`` or inside."""
-    fields = {name: _given(part, name, param) for name in PixelFields.model_fields}
+    fields: dict[str, Any] = {name: _given(part, name, param) for name in PixelFields.model_fields}
     beside, inside = _said(part.detail), _said(part.image_url.detail)
     refuse_twice("detail", beside, inside, param)
     return MMProcessorKwargs.model_construct(**fields, detail=beside or inside)
