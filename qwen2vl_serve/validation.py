@@ -1,10 +1,13 @@
 """From the bytes of a body to a ``ChatRequest``, or a ``RequestError``.
 
-Every message names the field, the limit and the value given.
+Every message names the field, the limit and the value given, in our own words: those of the
+libraries that read the body go to the log.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,6 +32,8 @@ from qwen2vl_serve.protocol import (
     Overflow,
     VideoPart,
 )
+
+logger = logging.getLogger(__name__)
 
 _ROLES = "system, developer, user, assistant"
 _ROLES_WITH_TOOLS = f"{_ROLES}, tool"
@@ -113,15 +118,52 @@ def parse_json(body: bytes) -> dict[str, Any]:
     try:
         data = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
-        raise InvalidJSON(f"The body is not valid JSON: {error}.") from None
+        logger.info("not JSON: %s", error)
+        raise InvalidJSON(f"The body is not valid JSON: {_json_fault(body)}.") from None
     if not isinstance(data, dict):
         raise InvalidJSON('The body must be a JSON object, as {"messages": […]}.')
     return data
 
 
+def _json_fault(body: bytes) -> str:
+    """Say what is wrong with a body that could not be read, and where.
+
+    Python's own parser is asked, whose errors hold the place as numbers.
+    """
+    if not body.strip():
+        return "it is empty; send a JSON object"
+    constants: list[str] = []
+    fault = f"{_TOO_DEEP}, or holds half of a surrogate pair (as \\ud800), which is no character"
+    try:
+        json.loads(body.decode(), parse_constant=constants.append)
+    except UnicodeDecodeError as error:
+        fault = f"byte {error.start + 1} is not UTF-8; send the body in UTF-8"
+    except json.JSONDecodeError as error:
+        fault = (
+            f"it cannot be read on from line {error.lineno}, column {error.colno}; look there for "
+            "a comma too many, a missing quote or bracket, or a body that was cut short"
+        )
+    except RecursionError:
+        fault = _TOO_DEEP
+    except ValueError:
+        fault = "it holds an integer of too many digits; send fewer"
+    if constants:
+        fault = f"it holds {constants[0]}, which JSON has no number for; leave it out"
+    return fault
+
+
+_TOO_DEEP = "it nests objects and arrays more than 200 deep"
+
+
 def _check_fields(request: ChatRequest, limits: RequestLimits) -> None:
     if request.n is not None and request.n > limits.max_n:
         raise InvalidValue(f"n is {request.n}; at most {limits.max_n} is served.", param="n")
+    if (request.n or 1) > 1 and request.temperature is not None and request.temperature < _GREEDY:
+        raise InvalidValue(
+            f"n is {request.n} at temperature {request.temperature:g}, where all answers are the "
+            "same: leave it out, or sample.",
+            param="n",
+        )
     asked = request.output_limit
     name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
     if asked is not None and limits.max_tokens is not None and asked > limits.max_tokens:
@@ -162,6 +204,10 @@ def _check_fields(request: ChatRequest, limits: RequestLimits) -> None:
     if schema is not None and schema.json_schema is not None:
         within = "response_format.json_schema.schema"
         json_schema.check({within: schema.json_schema.schema_ or {}})
+
+
+_GREEDY = 1e-5
+"""Below this temperature vLLM takes the likeliest token, and no ``n``."""
 
 
 def _check_said_of_all(request: ChatRequest) -> None:
@@ -233,10 +279,27 @@ _TYPE_NAMES = {
     "int_from_float": "an integer",
     "float_type": "a number",
     "bool_type": "true or false",
-    "list_type": "a string or an array",
+    "list_type": "an array",
     "dict_type": "an object",
     "model_type": "an object",
     "none_required": "null",
+}
+
+
+# What a value must be where it is out of bounds; filled with what pydantic tells of the bound.
+_BOUNDS = {
+    "greater_than": "be above {gt}",
+    "greater_than_equal": "be at least {ge}",
+    "less_than": "be below {lt}",
+    "less_than_equal": "be at most {le}",
+    "finite_number": "be a finite number",
+    "int_parsing_size": "be an integer of fewer digits",
+    "string_too_short": "have at least {min_length} characters",
+    "string_too_long": "have at most {max_length} characters",
+    "string_pattern_mismatch": "match {pattern}",
+    "too_short": "hold at least {min_length} of them",
+    "too_long": "hold at most {max_length} of them",
+    "literal_error": "be {expected}",
 }
 
 
@@ -251,14 +314,36 @@ def as_request_error(error: ErrorDetails, roles: str = _ROLES) -> RequestError:
     if kind == "extra_forbidden":
         return UnsupportedParameter(f"{param} is not served here: leave it out.", param=param)
     if kind in _TYPE_NAMES:
+        either = "a string or " if kind == "list_type" and error["loc"][-1] == "@parts" else ""
         return InvalidType(
-            f"{param} must be {_TYPE_NAMES[kind]}, not {_shown(given)}.", param=param
+            f"{param} must be {either}{_TYPE_NAMES[kind]}, not {_shown(given)}.", param=param
         )
     if kind.startswith("union_tag"):
         field = "role" if "_role" in context["discriminator"] else "type"
         return _as_tag_error(param, given, field, roles if field == "role" else _PARTS)
-    message = error["msg"][:1].lower() + error["msg"][1:]
-    return InvalidValue(f"{param}: {message}; {_shown(given)} was given.", param=param)
+    return _as_bound_error(param, error)
+
+
+def _as_bound_error(param: str, error: ErrorDetails) -> InvalidValue:
+    """Return the error for a value of the right type that is out of bounds."""
+    kind, held, context = error["type"], _shown(error["input"]), error.get("ctx", {})
+    if kind in _BOUNDS:
+        told = {name: _bound(value) for name, value in context.items()}
+        words, held = _BOUNDS[kind].format(**told), told.get("actual_length", held)
+        return InvalidValue(f"{param} must {words}, not {held}.", param=param)
+    if kind in _OURS:
+        return InvalidValue(f"{param}: {error['msg']}; {held} was given.", param=param)
+    logger.warning("%s: pydantic's %s has no words of ours: %s", param, kind, error["msg"])
+    return InvalidValue(f"{param} is not taken; {held} was given.", param=param)
+
+
+def _bound(value: object) -> str:
+    """Return a bound as JSON has it; pydantic tells ``true`` as Python does, and whole floats."""
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("True", "true")
+
+
+_OURS = frozenset({"arguments", "metadata"})
+"""Errors that our own models raise, in our words."""
 
 
 def _as_one_of_error(param: str, given: object, names: tuple[str, str]) -> RequestError:

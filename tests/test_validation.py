@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -63,6 +64,56 @@ def refusal(body: Any) -> RequestError:
 def test_what_is_no_json_object_is_invalid_json(body: bytes) -> None:
     """Truncated, nested too deep, in another encoding, not an object: one code, no crash."""
     assert isinstance(refusal(body), InvalidJSON)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "it is empty"),
+        (b'{"messages": tru}', "line 1, column 14"),
+        (b'{"messages": [],\n  "n": 1,}', "line 2, column 10"),
+        (b'{"messages": []', "line 1, column 16"),
+        (b'{"n": "\xff"}', "byte 8 is not UTF-8"),
+        (b'{"temperature": NaN}', "holds NaN"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "too many digits"),
+        (b'{"n": "\\ud800"}', "surrogate"),
+        (b"[" * 300 + b"]" * 300, "more than 200 deep"),
+        (b"[" * 200_000, "more than 200 deep"),
+    ],
+    ids=lambda value: repr(value[:24]),
+)
+def test_what_is_wrong_with_json_is_told_in_our_words_with_its_place(
+    body: bytes, words: str
+) -> None:
+    """The parser's own text, which names its internals, goes to the log."""
+    message = refusal(body).message
+    assert words in message
+    assert not any(theirs in message for theirs in ("ident", "EOF", "parsing", "Expecting"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"messages": []}, "messages must hold at least 1 of them, not 0."),
+        ({"stop": ["a"] * 5}, "stop must hold at most 4 of them, not 5."),
+        ({"stop": [""]}, "stop[0] must have at least 1 characters, not ''."),
+        ({"stop": 5}, "stop must be a string or an array, not 5."),
+        ({"stop_token_ids": "x"}, "stop_token_ids must be an array, not 'x'."),
+        ({"temperature": 2.1}, "temperature must be at most 2, not 2.1."),
+        ({"top_p": 0}, "top_p must be above 0, not 0."),
+        ({"max_tokens": 0}, "max_tokens must be at least 1, not 0."),
+        ({"detail": "x"}, "detail must be 'auto', 'low' or 'high', not 'x'."),
+        ({"add_generation_prompt": False}, "add_generation_prompt must be true, not false."),
+        (
+            {"n": 2, "temperature": 0},
+            "n is 2 at temperature 0, where all answers are the same: leave it out, or sample.",
+        ),
+    ],
+    ids=str,
+)
+def test_a_bound_is_told_in_our_words(fields: dict[str, Any], message: str) -> None:
+    """Field, limit and the value given, whatever library found it out."""
+    assert refusal(user("x", **fields)).message == message
 
 
 def test_of_a_key_given_twice_the_last_holds() -> None:
@@ -421,6 +472,7 @@ def test_any_value_in_any_field_is_read_or_refused(name: str, value: Any, place:
         parse_chat(json.dumps(body).encode(), LIMITS)
     except RequestError as error:
         assert len(error.message) < 600
+        assert not re.search(r"should|nput |valid (string|integer)|is not taken", error.message)
 
 
 @given(st.text(max_size=400))
