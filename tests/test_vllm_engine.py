@@ -278,6 +278,52 @@ def test_vllm_does_not_swallow_what_ends_a_whole_answer() -> None:
     asyncio.run(cut())
 
 
+def test_what_vllm_refuses_is_told_in_our_words(caplog: pytest.LogCaptureFixture) -> None:
+    """By the error's class, field and value; its text goes to the log alone."""
+    from types import SimpleNamespace
+
+    from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+    from vllm.exceptions import VLLMValidationError
+
+    from qwen2vl_serve.errors import APIError
+    from qwen2vl_serve.vllm_engine.engine import VLLMEngine
+
+    engine = VLLMEngine.__new__(VLLMEngine)
+    engine._client, engine._window = SimpleNamespace(errored=False), 4096
+    theirs = "Their words, of /usr/lib"
+    caplog.set_level("INFO")
+
+    def answered(code: int, param: str | None) -> APIError:
+        info = ErrorInfo(message=theirs, type="x", param=param, code=code)
+        with pytest.raises(APIError) as caught:
+            engine._raise_error(ErrorResponse(error=info))
+        return caught.value
+
+    raised = [
+        VLLMValidationError(theirs, parameter="input_tokens", value=5000),
+        VLLMValidationError(theirs, parameter="logit_bias", value=[999999]),
+        VLLMValidationError(theirs),
+        ValueError(theirs),
+    ]
+    errors = [engine._translated(one) for one in raised]
+    errors += [answered(400, "stop_token_ids"), answered(400, None), answered(404, "model")]
+    told = [(error.code, error.param) for error in errors]
+    assert told == [
+        ("context_length_exceeded", "messages"),
+        ("invalid_value", "logit_bias"),
+        ("invalid_value", None),
+        ("invalid_value", None),
+        ("invalid_value", "stop_token_ids"),
+        ("invalid_value", None),
+        ("model_not_found", "model"),
+    ]
+    assert "5000" in errors[0].message
+    assert "4096" in errors[0].message
+    assert "999999" in errors[1].message
+    assert not [error.message for error in errors if "Their" in error.message]
+    assert caplog.text.count("Their words") >= len(errors)
+
+
 def test_a_client_that_leaves_a_whole_answer_is_counted_as_gone(server: ServerProcess) -> None:
     """With status 499 and no error code, as one that leaves a stream."""
     gone = 'qwen2vl_requests_total{code="",route="/v1/chat/completions",status="499"}'

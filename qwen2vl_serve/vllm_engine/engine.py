@@ -44,7 +44,12 @@ logger = logging.getLogger(__name__)
 _DONE = "data: [DONE]"
 _ERROR = 'data: {"error"'
 # vLLM's names of what it measured when a prompt does not fit.
-_CONTEXT_PARAMETERS = {"input_tokens", "input_text", "max_tokens", "max_completion_tokens"}
+_CONTEXT_PARAMETERS = {
+    "input_tokens": "it takes at least {} tokens",
+    "input_text": "it has {} characters",
+    "max_tokens": "max_tokens is {}",
+    "max_completion_tokens": "max_completion_tokens is {}",
+}
 
 
 class VLLMEngine:
@@ -278,23 +283,27 @@ class VLLMEngine:
         return answer
 
     def _translated(self, error: Exception) -> APIError:
-        """Return our error for one that vLLM raised; library text passes only where typed."""
+        """Return our error for one that vLLM raised; its text goes to the log alone."""
         match error:
             case EngineDeadError():
                 return EngineUnavailable("The engine has stopped; the server is going down.")
             case GracefulHTTPError():
                 return Overloaded("The server's queue is full; try again shortly.")
             case VLLMClientError() if getattr(error, "parameter", None) in _CONTEXT_PARAMETERS:
+                logger.info("vLLM refused: %s", error)
+                measured = _CONTEXT_PARAMETERS[error.parameter].format(error.value)
                 return ContextLengthExceeded(
-                    f"The messages and the requested output do not fit into max_model_len "
-                    f"({self._window} tokens): {error.args[0]} Send fewer or smaller pictures, "
-                    "shorter messages or a smaller max_tokens.",
+                    f"The prompt is too long: {measured}, but this model's maximum context length "
+                    f"is {self._window} tokens (max_model_len), answer included. Send fewer or "
+                    "smaller pictures, shorter messages or a smaller max_tokens.",
                     param="messages",
                 )
             case VLLMClientError():
-                return InvalidValue(str(error.args[0]), param=getattr(error, "parameter", None))
+                logger.info("vLLM refused: %s", error)
+                return _refused(getattr(error, "parameter", None), getattr(error, "value", None))
             case ValueError():
-                return InvalidValue(str(error))
+                logger.warning("vLLM refused", exc_info=error)
+                return _refused(None)
             case _:
                 logger.error("vLLM failed", exc_info=error)
                 return InternalError("The engine failed on this request; the log has the cause.")
@@ -303,11 +312,41 @@ class VLLMEngine:
         error = response.error
         if self._client.errored:
             raise EngineUnavailable("The engine stopped while it answered.")
+        logger.info("vLLM answered %d: %s", error.code, error.message)
         if error.code == 404:
-            raise ModelNotFound(error.message, param="model")
+            raise ModelNotFound(
+                "The model is not served here; take a name from /v1/models.", param="model"
+            )
         if error.code < 500:
-            raise InvalidValue(error.message, param=error.param)
+            raise _refused(error.param)
         raise InternalError("The engine failed on this request; the log has the cause.")
+
+
+_REMEDIES = {
+    "logit_bias": "its keys must be token ids of this model's vocabulary",
+    "stop_token_ids": "they must be token ids of this model's vocabulary",
+    "logprobs": "ask for fewer top_logprobs",
+}
+
+
+def _refused(param: str | None, value: object = None) -> InvalidValue:
+    """Return the error for what vLLM does not take, by the field and the value that it names.
+
+    Fields that it names are ours as well, as far as ``parse_chat`` lets them through.
+    """
+    if param is None:
+        return InvalidValue(
+            "The engine does not take this request; the server's log has the cause. Try it without "
+            "response_format, tools and sampling fields to find out which it is."
+        )
+    given = "" if value is None else f" ({_shown(value)})"
+    remedy = _REMEDIES.get(param, "leave it out or give another value")
+    return InvalidValue(f"{param}: the engine does not take it{given}; {remedy}.", param=param)
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:40]}…"
 
 
 def _json(event: str) -> str:
@@ -341,10 +380,10 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
         request.count_prompt(prompt)
         # As an attribute the deprecated ``max_tokens`` would warn each time, into nowhere.
         wanted = request.max_completion_tokens or vars(request)["max_tokens"]
-        if wanted is not None and prompt + wanted > window:
+        if prompt + (wanted or 1) > window:
             raise ContextLengthExceeded(
-                f"The prompt is too long: it takes {prompt} tokens and max_tokens asks for "
-                f"{wanted} more, but this model's maximum context length is {window} tokens "
+                f"The prompt is too long: it takes {prompt} tokens and the answer asks for "
+                f"{wanted or 1} more, but this model's maximum context length is {window} tokens "
                 "(max_model_len). Send fewer or smaller pictures, shorter messages, or max_tokens "
                 f"of at most {max(window - prompt, 0)}.",
                 param="messages",

@@ -123,7 +123,7 @@ def test_of_low_detail_and_max_pixels_the_smaller_holds() -> None:
 
 def test_a_picture_of_high_detail_has_the_profiles_size() -> None:
     """Said of one picture, ``high`` goes before the request's bound for all; ``auto`` does not."""
-    wide = {"max_pixels": 100 * TOKEN}
+    wide: dict[str, Any] = {"max_pixels": 100 * TOKEN}
     assert sized(inside={"detail": "high"}, **wide) == sized()
     assert sized(inside={"detail": "auto"}, **wide).visual_tokens <= 100
 
@@ -137,7 +137,7 @@ def test_a_picture_of_high_detail_has_the_profiles_size() -> None:
     ],
 )
 def test_bounds_of_two_places_do_not_contradict_each_other(
-    own: dict[str, int], wide: dict[str, int], least: int, most: int
+    own: dict[str, Any], wide: dict[str, Any], least: int, most: int
 ) -> None:
     """The picture's own bound holds, and the request's goes as far with it as it can."""
     assert least <= sized(beside=own, **wide).visual_tokens <= most
