@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qwen2vl_serve.plan import Verdict, plan_for
+from qwen2vl_serve.plan import Verdict, find_remedies, plan_for
 from qwen2vl_serve.plan.architectures import published
 from qwen2vl_serve.plan.assessment import Assessment
 from qwen2vl_serve.plan.capacity import capacity
@@ -128,6 +128,55 @@ def test_a_setting_that_forbids_the_start(
     found = plan(gpus, **settings)
     assert found.verdict is Verdict.NO
     assert [words in str(problem) for problem in found.problems if problem.field == field] == [True]
+
+
+PLAIN, AWQ, GPTQ = (f"Qwen/Qwen2-VL-7B-Instruct{kind}" for kind in ("", "-AWQ", "-GPTQ-Int4"))
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "legal"),
+    [
+        (AWQ, "awq", True),
+        (AWQ, "awq_marlin", True),
+        (AWQ, "gptq", False),
+        (AWQ, "fp8", False),
+        (GPTQ, "auto_gptq", True),
+        (GPTQ, "gptq_marlin", True),
+        (GPTQ, "awq", False),
+        (GPTQ, "compressed-tensors", False),
+        (PLAIN, "fp8", True),
+        (PLAIN, "mxfp8", True),
+        (PLAIN, "int8_per_channel_weight_only", True),
+        (PLAIN, "awq", False),
+        (PLAIN, "gptq_marlin", False),
+        (PLAIN, "modelopt", False),
+    ],
+)
+def test_what_is_asked_for_is_how_the_checkpoint_is_packed(
+    model: str, asked: str, legal: bool
+) -> None:
+    """Another packing than the files' own is refused, and unset by the remedy; what vLLM packs at
+    load needs files that are not packed."""
+    found = plan("1xl40s", model, of_model={"quantization": asked})
+    assert ("model.quantization" in fields(found)) != legal
+    if not legal:
+        assert found.verdict is Verdict.NO
+        (problem,) = found.problems
+        assert asked in problem.text
+        assert problem.text.endswith("leave it out")
+        (remedy,) = find_remedies(found)
+        assert remedy.plan.profile.model.quantization is None
+
+
+@pytest.mark.parametrize(("asked", "legal"), [("awq", True), ("awq_marlin", False)])
+def test_only_cards_know_awq_by_its_kernels(asked: str, legal: bool) -> None:
+    """vLLM's CPU platform leaves AWQ's name as the checkpoint has it (``auto_awq.py``)."""
+    values = {
+        "model": {"model": AWQ, "quantization": asked, "dtype": "half"},
+        "hardware": {"device": "cpu", "cpu_kvcache_gib": 1},
+    }
+    found = plan_for(make_profile(values), ())
+    assert ("model.quantization" in fields(found)) != legal
 
 
 @pytest.mark.parametrize("card", table(), ids=lambda card: card.name)

@@ -59,7 +59,7 @@ def test_every_remedy_fits_and_loads(
         assert remedy.changes
         assert all(change.values and change.cost for change in remedy.changes)
         path = tmp_path / "fixed.yaml"
-        path.write_text(as_yaml(fixed(remedy)), "utf-8")
+        path.write_text(as_yaml(fixed(remedy.plan)), "utf-8")
         again = plan_for(load_profile(str(path)), parse_cards(gpus))
         assert again.verdict is Verdict.FITS
         assert again.kv_tokens == remedy.plan.kv_tokens

@@ -76,6 +76,11 @@ def _other_cache(plan: Assessment) -> Iterator[Change]:
         )
 
 
+def _as_packed(plan: Assessment) -> Iterator[Change]:
+    if any(problem.field == "model.quantization" for problem in plan.problems):
+        yield _change(plan, "weights as the checkpoint has them", {"model.quantization": None})
+
+
 def _known_length(plan: Assessment) -> Iterator[Change]:
     positions = plan.deployment.architecture.text.positions
     if plan.deployment.max_model_len > positions:
@@ -238,7 +243,7 @@ def _oldest(cards: Sequence[Card]) -> tuple[int, int]:
     return min((card.capability for card in cards), default=(99, 0))
 
 
-MENDS: tuple[Step, ...] = (_half, _other_cache, _known_length, _share, _divides)
+MENDS: tuple[Step, ...] = (_half, _other_cache, _as_packed, _known_length, _share, _divides)
 GENTLE: tuple[Step, ...] = (
     _no_video,
     _smaller_pictures,

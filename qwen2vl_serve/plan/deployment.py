@@ -43,7 +43,8 @@ class Picture:
 class Deployment:
     """One model on cards, with no default left open. Sizes in tokens and bytes.
 
-    ``flash`` tells that pictures are attended to by FlashAttention, which needs no copies.
+    ``flash`` tells that pictures are attended to by FlashAttention, which needs no copies;
+    ``quantization`` is what the profile says of the weights' packing.
     """
 
     architecture: Architecture
@@ -66,6 +67,7 @@ class Deployment:
     largest_graph: int
     flash: bool
     on_cards: bool
+    quantization: str | None
 
     @property
     def dtype_bytes(self) -> int:
@@ -131,6 +133,7 @@ def deployment(
         largest_graph=1024 if cards and cards[0].capability[0] == 10 else 512,
         flash=on_cards and not old,
         on_cards=on_cards,
+        quantization=profile.model.quantization,
     )
 
 

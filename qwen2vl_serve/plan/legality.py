@@ -12,7 +12,7 @@ from qwen2vl_serve import checkpoint
 from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan.cards import Machines, decoder_attention, vision_attention
 from qwen2vl_serve.plan.deployment import BFLOAT16_CAPABILITY, NUMBER_BYTES, Deployment
-from qwen2vl_serve.plan.refusals import refusal
+from qwen2vl_serve.plan.refusals import mismatch, refusal
 
 BUILT_FOR, NATIVE_FP8 = (7, 5), (8, 9)
 """Oldest compute capability of vLLM's wheels, and of cards that compute in 8-bit floats."""
@@ -149,6 +149,9 @@ def _dtype(plan: Deployment, machines: Machines) -> Iterator[Finding]:
 
 def _packing(plan: Deployment, machines: Machines) -> Iterator[Finding]:
     packing = plan.architecture.quantisation
+    other = mismatch(plan.quantization, packing, on_cards=plan.on_cards)
+    if other is not None:
+        yield Finding(other.field, f"{other.found}; {other.mend}")
     if packing is None:
         return
     refused = refusal(packing, plan.dtype, on_cards=plan.on_cards)

@@ -42,6 +42,37 @@ def refusal(packing: Quantisation, dtype: str, *, on_cards: bool) -> Refusal | N
     return Refusal("model.model", found, "take an AWQ or GPTQ-Int4 checkpoint")
 
 
+def mismatch(asked: str | None, packing: Quantisation | None, *, on_cards: bool) -> Refusal | None:
+    """Say why weights packed like this are not what ``model.quantization`` asks for.
+
+    Unpacked weights can be packed at load only; packed ones have to be asked for by their own
+    name or, on cards, by that of their kernels. Sources: ``_verify_quantization`` in
+    ``config/model.py``, ``override_quantization_method`` of ``quantization/auto_awq.py`` and
+    ``auto_gptq.py``, ``get_quant_config`` in ``model_loader/weight_utils.py``.
+    """
+    if asked is None or (packing is None and asked in PACKED_AT_LOAD):
+        return None
+    if packing is None:
+        found = f"{asked}, and the checkpoint's config.json says of no packing"
+    else:
+        method = packing.method
+        names = [method]
+        if method == "gptq" or (method == "awq" and on_cards):
+            names += [f"{method}_marlin", f"auto_{method}"]
+        # Of ModelOpt's, config.json does not always tell which.
+        if asked in names or (method.startswith("modelopt") and asked.startswith("modelopt")):
+            return None
+        found = f"{asked}, and the checkpoint is packed by {method}"
+    return Refusal("model.quantization", found, "leave it out")
+
+
+PACKED_AT_LOAD = (
+    "fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel", "mxfp8",
+    "int8_per_channel_weight_only",
+)  # fmt: skip
+"""Methods that need no packed checkpoint (``_ONLINE_SHORTHANDS`` in ``config/quantization.py``)."""
+
+
 def _awq(packing: Quantisation) -> str | None:
     return None if packing.bits == 4 else f"AWQ of {packing.bits} bits; vLLM 0.32 reads 4"
 
