@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2vl_serve.hardware import GIB, Card, Host
-from qwen2vl_serve.plan import Verdict, plan_for
+from qwen2vl_serve.plan import Verdict, find_remedies, plan_for
 from qwen2vl_serve.plan.assessment import Assessment, StagePlan
 from qwen2vl_serve.plan.cards import parse_cards
 from qwen2vl_serve.plan.deployment import batch_defaults, largest_picture
@@ -226,6 +226,38 @@ def test_on_the_cpu_the_cache_is_what_was_asked_for() -> None:
     poor = plan_for(profile, (), host=Host((0,), 1.0, 0.5))
     assert poor.verdict is Verdict.NO
     assert "memory are free" in str(poor.problems[0])
+
+
+def on_cpu(host: Host, **engine: Any) -> Assessment:
+    values = {
+        "model": {"model": "demo"},
+        "hardware": {"device": "cpu"},
+        "engine": engine,
+        "media": {"limit_mm_per_prompt": {"image": 1}},
+    }
+    return plan_for(make_profile(values), (), host=host)
+
+
+def test_on_the_cpu_a_share_has_to_be_free() -> None:
+    """vLLM refuses a start where less than its share of the memory is free; a smaller one mends."""
+    half_used = Host((0, 1), 16.0, 7.0)
+    refused = on_cpu(half_used, gpu_memory_utilization=0.5)
+    assert refused.verdict is Verdict.NO
+    assert refused.problems[0].field == "engine.gpu_memory_utilization"
+    assert "8.0 GiB are a share of 0.5 of the memory, and 7.0 GiB are free" in str(
+        refused.problems[0]
+    )
+    assert find_remedies(refused, half_used)[0].plan.profile.engine.gpu_memory_utilization == 0.4
+    assert on_cpu(half_used, gpu_memory_utilization=0.4).verdict is Verdict.FITS
+
+
+def test_on_the_cpu_every_worker_takes_a_share() -> None:
+    """Two workers of 0.5 need all the memory, whatever vLLM checks of each."""
+    host = Host((0, 1), 16.0, 12.0)
+    assert on_cpu(host, gpu_memory_utilization=0.5).problems == ()
+    two = on_cpu(host, gpu_memory_utilization=0.5, tensor_parallel_size=2)
+    assert "2 × 8.0 GiB" in str(two.problems[0])
+    assert on_cpu(host, gpu_memory_utilization=0.3, tensor_parallel_size=2).problems == ()
 
 
 def test_on_the_cpu_the_cache_is_else_a_share_of_the_memory() -> None:

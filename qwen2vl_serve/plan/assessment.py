@@ -243,8 +243,15 @@ def _room(plan: Deployment, machines: Machines, stage: StagePlan) -> list[Findin
 
 
 def _host_room(plan: Deployment, stages: tuple[StagePlan, ...], host: Host | None) -> list[Finding]:
-    if host is None or plan.kv_cache_bytes is None:
+    """CPU workers need memory for themselves: what is asked for, or each its share of the whole.
+
+    vLLM refuses where less than one share is free, and does not see that every worker takes one.
+    Source: ``CPUWorker`` in ``v1/worker/cpu_worker.py``, of a machine with one memory node.
+    """
+    if host is None:
         return []
+    if plan.kv_cache_bytes is None:
+        return _shares(plan, stages[0].share, host)
     workers = plan.tensor_parallel * plan.replicas
     taken = sum(
         (stage.parts.weights.low + stage.parts.vision.low + plan.kv_cache_bytes) * workers
@@ -257,5 +264,19 @@ def _host_room(plan: Deployment, stages: tuple[StagePlan, ...], host: Host | Non
             "engine.kv_cache_memory_bytes",
             f"{taken / GIB:.1f} GiB of weights and KV cache, and {host.available_gib:.1f} GiB of "
             "memory are free; lower it",
+        )
+    ]
+
+
+def _shares(plan: Deployment, share: float, host: Host) -> list[Finding]:
+    taken = share * plan.cards
+    if taken <= host.available_gib * GIB:
+        return []
+    each = f"{plan.cards} × " if plan.cards > 1 else ""
+    return [
+        Finding(
+            "engine.gpu_memory_utilization",
+            f"{each}{share / GIB:.1f} GiB are a share of {plan.utilisation:g} of the memory, and "
+            f"{host.available_gib:.1f} GiB are free; lower it, or set hardware.cpu_kvcache_gib",
         )
     ]

@@ -90,8 +90,14 @@ def _known_length(plan: Assessment) -> Iterator[Change]:
 
 
 def _share(plan: Assessment) -> Iterator[Change]:
-    """A share of the card that CUDA's context leaves free."""
-    if any(problem.field == "engine.gpu_memory_utilization" for problem in plan.problems):
+    """A share of the card that CUDA's context leaves free; of the host, one that is free."""
+    if not any(problem.field == "engine.gpu_memory_utilization" for problem in plan.problems):
+        return
+    if not plan.deployment.on_cards:
+        for share in (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05):
+            if share < plan.deployment.utilisation:
+                yield _change(plan, "a smaller KV cache", {"engine.gpu_memory_utilization": share})
+    else:
         free = min(
             (min(card.free_gib, card.memory_gib) - 0.6) / card.memory_gib
             for card in plan.machines.cards
