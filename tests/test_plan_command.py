@@ -209,6 +209,15 @@ def test_a_model_by_itself_is_split_over_all_cards(run) -> None:
     assert split_over(known("Qwen2-VL-72B-Instruct"), parse_cards("2x8xh100")) == (8, 2)
 
 
+def test_replicas_share_the_cards_of_the_split(run) -> None:
+    """Two replicas on eight cards leave four to each: what is set is planned for, not beside it."""
+    words = ["--model", "Qwen/Qwen2-VL-7B-Instruct", "--gpus", "8x3090", "--json"]
+    told = json.loads(run(*words, "--set", "engine.data_parallel_size=2", status=0))["engine"]
+    assert (told["tensor_parallel_size"], told["pipeline_parallel_size"]) == (4, 1)
+    assert told["data_parallel_size"] == 2
+    assert split_over(known("Qwen2-VL-7B-Instruct"), parse_cards("8x3090"), replicas=8) == (1, 1)
+
+
 def test_set_goes_before_the_split(run) -> None:
     told = json.loads(
         run(

@@ -64,9 +64,10 @@ def of_model(model: str, gpus: str | None, overrides: Sequence[str]) -> Question
         "hardware": {"device": "cuda"},
         "media": dict(_PICTURES),
     }
-    architecture = architecture_of(make_profile(values, overrides))
+    asked = make_profile(values, overrides)
+    architecture = architecture_of(asked)
     if not any(override.startswith(_SPLIT) for override in overrides):
-        tensor, stages = split_over(architecture, found)
+        tensor, stages = split_over(architecture, found, replicas=asked.engine.data_parallel_size)
         values["engine"] = {"tensor_parallel_size": tensor, "pipeline_parallel_size": stages}
     profile = make_profile(values, overrides)
     whence = "found" if gpus is None else "given"
@@ -83,12 +84,17 @@ def suitable(gpus: str | None) -> str:
     return suitable_profile(cards, None)
 
 
-def split_over(architecture: Architecture, machines: Machines) -> tuple[int, int]:
-    """Return the widest tensor split within a machine that uses all cards, and its stages."""
-    shape, count = architecture.shape(), len(machines.cards)
+def split_over(
+    architecture: Architecture, machines: Machines, *, replicas: int = 1
+) -> tuple[int, int]:
+    """Return the widest tensor split within a machine that uses all cards, and its stages.
+
+    ``replicas`` share the cards among them.
+    """
+    shape, count = architecture.shape(), len(machines.cards) // replicas
     for tensor in sorted(shape.legal(), reverse=True):
         stages, rest = divmod(count, tensor)
-        if not rest and tensor <= machines.cards_each and stages <= shape.layers:
+        if stages and not rest and tensor <= machines.cards_each and stages <= shape.layers:
             return tensor, stages
     return 1, 1
 
