@@ -50,9 +50,14 @@ def test_requests_in_words(words: str, expected: Request) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["", "2 dogs", "2 images", "1 video 640x480", "1 image 640x480 10s", "300", "-1 in"]
-)
+    "words",
+    [
+        "", "2 dogs", "2 images", "1 video 640x480", "1 image 640x480 10s", "300", "-1 in",
+        "0 images 640x480, 10 in", "0 videos 640x480 10s", "10 in, 20 in", "1 out, 300 in, 1 OUT",
+    ],
+)  # fmt: skip
 def test_words_that_are_no_request(words: str) -> None:
+    """Also none of a medium, and a number of tokens that is said twice."""
     with pytest.raises(PreflightError, match="--typical"):
         parse_request(words)
 

@@ -69,8 +69,13 @@ def parse_request(text: str) -> Request:
     tokens: dict[str, int] = {}
     for part in (part.strip() for part in text.split(",")):
         if found := _TEXT.fullmatch(part):
-            tokens[found[2].lower()] = int(found[1])
+            kind = found[2].lower()
+            if kind in tokens:
+                raise PreflightError(f"--typical {part!r}: {kind} is said twice; say it once")
+            tokens[kind] = int(found[1])
         elif found := _MEDIUM.fullmatch(part):
+            if found[1] is not None and not int(found[1]):
+                raise PreflightError(f"--typical {part!r}: none of them; leave it out")
             video = found[2].lower() == "video"
             if video != (found[5] is not None):
                 raise PreflightError(f"--typical {part!r}: videos have seconds, as in {_FORMS}")
