@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ SERVED_TYPES = ("qwen2_vl", "qwen2_5_vl")
 _LFS = b"version https://git-lfs"
 # The largest header that the safetensors format allows.
 _MAX_HEADER_BYTES = 100_000_000
+_GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
+# How the hub's libraries name a part of the weights, also where no index tells of the others.
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 _ROPE_WITHOUT_FACTOR = ("default", "mrope")
 _ROPE_WITH_FACTOR = ("yarn",)
 
@@ -110,9 +114,11 @@ def check_config(config: dict[str, Any], source: Path) -> None:
     name = rope.get("rope_type", rope.get("type", "default"))
     older = rope.get("type", name)
     if older != name and (name, older) != ("default", "mrope"):
+        stretched = name in _ROPE_WITH_FACTOR
+        mend = 'leave "type" out' if stretched else 'write "type": "mrope", "rope_type": "default"'
         raise PreflightError(
             f"{source}: rope_scaling has type {older!r} beside rope_type {name!r}, which vLLM "
-            'refuses; write "type": "mrope", "rope_type": "default"'
+            f"refuses; {mend}"
         )
     if name not in _ROPE_WITHOUT_FACTOR + _ROPE_WITH_FACTOR:
         raise PreflightError(
@@ -271,12 +277,53 @@ def check_processor(folder: Path) -> None:
             f"{folder}: has neither tokenizer.json nor vocab.json with merges.txt; "
             "download the checkpoint again"
         )
-    templates = ("chat_template.jinja", "chat_template.json")
-    if not settings.get("chat_template") and not any((folder / t).is_file() for t in templates):
-        raise PreflightError(
-            f"{folder}: has no chat template (chat_template.jinja); a base model cannot chat, "
-            "take the Instruct checkpoint"
-        )
+    _check_template(folder, settings.get("chat_template"))
+
+
+def _check_template(folder: Path, of_tokenizer: object) -> None:
+    """Check the chat template that transformers takes: its own file before the tokenizer's."""
+    file, older = folder / "chat_template.jinja", folder / "chat_template.json"
+    if file.is_file():
+        template: object = _read_text(file)
+    elif older.is_file():
+        file, template = older, read_json(older, "").get("chat_template")
+    else:
+        file, template = folder / "tokenizer_config.json", of_tokenizer
+        if not template:
+            raise PreflightError(
+                f"{folder}: has no chat template (chat_template.jinja); a base model cannot chat, "
+                "take the Instruct checkpoint"
+            )
+    if not template or (isinstance(template, str) and not template.strip()):
+        raise PreflightError(f"{file}: holds an empty chat template; download it again")
+    if isinstance(template, str) and (fault := _fault_of(template)) is not None:
+        raise PreflightError(f"{file}: is not a chat template ({fault}); download it again")
+
+
+def _fault_of(template: str) -> str | None:
+    """Say what keeps a template from being read; None also where Jinja is not installed.
+
+    Source: ``_compile_jinja_template`` in transformers' ``chat_template_utils.py``, whose tag
+    ``generation`` marks what is trained on and changes nothing else.
+    """
+    try:
+        from jinja2 import TemplateSyntaxError  # noqa: PLC0415  # comes with torch
+        from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+    except ImportError:
+        return None
+    known = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        known.parse(_GENERATION.sub("", template))
+    except TemplateSyntaxError as error:
+        return f"line {error.lineno}: {error.message}"
+    return None
+
+
+def _read_text(path: Path) -> str:
+    data = path.read_bytes()
+    if data.startswith(_LFS):
+        raise PreflightError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull")
+    return data.decode("utf-8", "replace")
 
 
 def check_weights(folder: Path) -> int:
@@ -303,7 +350,19 @@ def check_weights(folder: Path) -> int:
         )
     for file in files:
         tensor_names(file)
+        for part in _parts(file):
+            if not part.is_file():
+                raise PreflightError(f"{part}: is missing; download the checkpoint again")
     return len(files)
+
+
+def _parts(file: Path) -> Iterator[Path]:
+    """Yield every file that a part's name tells of: ``model-00001-of-00002`` has a second."""
+    if found := _PART.search(file.name):
+        for number in range(1, int(found[1]) + 1):
+            yield file.with_name(
+                f"{file.name[: found.start()]}-{number:05}-of-{found[1]}.safetensors"
+            )
 
 
 def tensor_names(path: Path) -> frozenset[str]:

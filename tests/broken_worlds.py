@@ -194,6 +194,38 @@ def kv_cache_beyond_memory(lab: Lab) -> World:
     return lab.world("engine.kv_cache_memory_bytes=109951162777600")
 
 
+@breaks("memory", "fatal", "engine.gpu_memory_utilization", "1 × 22.1 are taken",
+        "less than desired CPU memory utilization", "hardware.cpu_kvcache_gib")  # fmt: skip
+def cpu_share_that_others_hold(lab: Lab) -> World:
+    lab.memory(24, free=20)
+    return lab.world("engine.kv_cache_memory_bytes=null")
+
+
+@breaks("memory", "fatal", "2 × 22.1 are taken", "the system kills it")
+def every_worker_takes_the_whole_share(lab: Lab) -> World:
+    lab.memory(24, free=23)
+    kv_cache = "engine.kv_cache_memory_bytes=null"
+    return lab.world(kv_cache, "hardware.device=cpu", "engine.tensor_parallel_size=2")
+
+
+def released_7b(lab: Lab, *overrides: str) -> World:
+    (lab.folder / "hub").mkdir()
+    lab.full_disk(lab.folder / "hub", 1024 * 1024 * MIB)
+    return lab.world("model=Qwen/Qwen2-VL-7B-Instruct", *overrides)
+
+
+@breaks("memory", "fatal", "GiB of weights are asked for", "a smaller model")
+def weights_beyond_memory(lab: Lab) -> World:
+    lab.memory(32, free=30)
+    return released_7b(lab)
+
+
+@breaks("memory", "fatal", "weights alone are", "a smaller model")
+def weights_beyond_their_share(lab: Lab) -> World:
+    lab.memory(32, free=30)
+    return released_7b(lab, "engine.kv_cache_memory_bytes=null")
+
+
 @breaks("gpu_memory", "fatal", "6.0 of 24.0 GiB free", f"(process {os.getpid()} of",
         "17.5 GiB", "engine.gpu_memory_utilization=0.24")  # fmt: skip
 def held_card(lab: Lab) -> World:
@@ -219,6 +251,15 @@ def model_larger_than_the_card(lab: Lab) -> World:
 def consumer_cards(lab: Lab) -> World:
     lab.cards(2, p2p=False)
     return lab.world_with_cards("engine.tensor_parallel_size=2")
+
+
+@breaks("p2p", "warning", "NCCL_P2P_DISABLE=1")
+def consumer_cards_that_are_told_to_try(lab: Lab) -> World:
+    lab.monkeypatch.setenv("NCCL_P2P_DISABLE", "0")
+    lab.monkeypatch.setenv("NCCL_P2P_LEVEL", "SYS")
+    lab.cards(2, p2p=False)
+    custom = "engine.disable_custom_all_reduce=true"
+    return lab.world_with_cards("engine.tensor_parallel_size=2", custom)
 
 
 @breaks("shared_memory", "warning", "64 MiB free", "640 for 2 workers", "docker run --ipc=host")
@@ -313,7 +354,8 @@ def rope_without_factor(lab: Lab) -> World:
     return lab.world()
 
 
-@breaks("config", "fatal", "type 'mrope' beside rope_type 'yarn'", "doctor --fix")
+@breaks("config", "fatal", "type 'mrope' beside rope_type 'yarn'", 'leave "type" out',
+        "doctor --fix")  # fmt: skip
 def two_rope_types(lab: Lab) -> World:
     rope = {"rope_type": "yarn", "type": "mrope", "factor": 4.0, "mrope_section": [8, 4, 4]}
     lab.text_config(rope_parameters=rope)
@@ -323,6 +365,26 @@ def two_rope_types(lab: Lab) -> World:
 @breaks("processor", "fatal", "no chat template", "Instruct")
 def base_model(lab: Lab) -> World:
     (lab.model / "chat_template.jinja").unlink()
+    return lab.world()
+
+
+@breaks("processor", "fatal", "chat_template.jinja: holds an empty chat template", "download it")
+def empty_chat_template(lab: Lab) -> World:
+    (lab.model / "chat_template.jinja").write_text("\n")
+    return lab.world()
+
+
+@breaks(
+    "processor", "fatal", "chat_template.jinja: is not a chat template (line 2: ", "download it"
+)
+def chat_template_cut_off(lab: Lab) -> World:
+    (lab.model / "chat_template.jinja").write_text("{% for one in messages %}\n{{ one[")
+    return lab.world()
+
+
+@breaks("processor", "fatal", "chat_template.jinja: is a Git LFS pointer", "git lfs pull")
+def chat_template_cloned_without_lfs(lab: Lab) -> World:
+    (lab.model / "chat_template.jinja").write_text("version https://git-lfs.github.com/spec/v1\n")
     return lab.world()
 
 
@@ -385,6 +447,12 @@ def cut_off_weights(lab: Lab) -> World:
     return lab.world()
 
 
+@breaks("weights", "fatal", "model-00002-of-00002.safetensors: is missing", "download the check")
+def half_of_the_weights_without_an_index(lab: Lab) -> World:
+    (lab.model / "model.safetensors").rename(lab.model / "model-00001-of-00002.safetensors")
+    return lab.world()
+
+
 @breaks("weights", "fatal", "is missing (1 interrupted downloads, as abc.123.incomplete)")
 def interrupted_download(lab: Lab) -> World:
     (lab.model / "model.safetensors").rename(lab.model / "model-00001-of-00002.safetensors")
@@ -442,6 +510,17 @@ def pickles_that_are_asked_for(lab: Lab) -> World:
 
 def packed_as(lab: Lab, **settings: Any) -> None:
     lab.edit("config.json", quantization_config={"group_size": 64, **settings})
+
+
+@breaks("quantisation", "fatal", "model.quantization: gptq", "packed by awq", "leave it out")
+def packed_otherwise_than_asked_for(lab: Lab) -> World:
+    packed_as(lab, quant_method="awq", bits=4, zero_point=True)
+    return lab.world("model.dtype=half", "model.quantization=gptq")
+
+
+@breaks("quantisation", "fatal", "model.quantization: awq", "leave it out")
+def not_packed_as_asked_for(lab: Lab) -> World:
+    return lab.world("model.dtype=half", "model.quantization=awq")
 
 
 @breaks("quantisation", "fatal", "GPTQ of 8 bits", "CPU kernels read 4", "GPTQ-Int4")

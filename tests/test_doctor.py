@@ -13,7 +13,7 @@ import pytest
 
 from qwen2vl_serve import nvidia, preflight
 from qwen2vl_serve.boot_phases import PHASES
-from qwen2vl_serve.doctor import CHECKS, World, checks, examine, report, software
+from qwen2vl_serve.doctor import CHECKS, World, checks, examine, machine, report, software
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.profile import load_profile
 from tests.adapter_files import VISION
@@ -101,6 +101,56 @@ def test_cards_of_different_engines_need_not_reach_each_other(lab, machine, chec
     told = next(finding for finding in examine(world) if finding.check == check)
     assert told.level == level
     assert found in told.found
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("NCCL_P2P_DISABLE", "1"), ("NCCL_P2P_LEVEL", "NVL"), ("NCCL_P2P_LEVEL", "LOC")],
+)
+def test_what_ends_p2p_over_pcie_is_enough(lab, variable, value):
+    """NCCL's two variables, with the values that forbid it."""
+    lab.monkeypatch.setenv(variable, value)
+    lab.cards(2, p2p=False)
+    custom = "engine.disable_custom_all_reduce=true"
+    world = lab.world_with_cards("engine.tensor_parallel_size=2", custom)
+    told = next(finding for finding in examine(world) if finding.check == "p2p")
+    assert told.level == "ok"
+    assert variable in told.found
+
+
+def test_workers_on_memory_nodes_of_their_own_share_nothing(lab):
+    """vLLM's CPU worker takes its share of its node, not of the machine."""
+    lab.memory(48, free=46, nodes=2)
+    kv_cache = "engine.kv_cache_memory_bytes=null"
+    world = lab.world(kv_cache, "hardware.device=cpu", "engine.tensor_parallel_size=2")
+    told = machine.memory(world)
+    assert (told.level, told.found) == ("ok", "46.0 GiB of memory are free, 2 × 22.1 are taken")
+
+
+def test_an_operators_kv_cache_goes_before_the_profiles(lab):
+    """vLLM's CPU platform puts the variable in the argument's place."""
+    lab.memory(24, free=12)
+    lab.monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+    assert machine.memory(lab.world("engine.kv_cache_memory_bytes=null")).level == "ok"
+    lab.monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "12")
+    told = machine.memory(lab.world())
+    assert told.level == "fatal"
+    assert told.found.startswith("VLLM_CPU_KVCACHE_SPACE: 1 × 12 GiB of KV cache and 0.0 GiB")
+
+
+def test_packing_that_a_file_beside_the_config_tells_of_is_believed(lab):
+    """Older tools wrote quantize_config.json, and vLLM looks there for what it is asked to read."""
+    (lab.model / "quantize_config.json").write_text('{"bits": 4, "group_size": 64}')
+    world = lab.world("model.dtype=half", "model.quantization=gptq")
+    assert next(f.level for f in examine(world) if f.check == "quantisation") == "ok"
+
+
+@pytest.mark.parametrize("tag", ["{% generation %}x{% endgeneration %}", "{%- break -%}"])
+def test_tags_that_transformers_knows_are_no_fault_of_a_template(lab, tag):
+    """It adds one for training, and loop controls."""
+    text = "{% for one in messages %}" + tag + "{% endfor %}"
+    (lab.model / "chat_template.jinja").write_text(text)
+    assert next(f.level for f in examine(lab.world()) if f.check == "processor") == "ok"
 
 
 @pytest.mark.parametrize("error", [pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH])

@@ -17,7 +17,8 @@ from typing import Any
 import pynvml
 import pytest
 
-from qwen2vl_serve.doctor import Build, World
+from qwen2vl_serve import hardware
+from qwen2vl_serve.doctor import Build, World, machine
 from qwen2vl_serve.profile import load_profile
 from tests.adapter_files import DEMO_SIZES, Q_PROJ, write_adapter
 
@@ -27,7 +28,7 @@ VARIABLES = (
     "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy",
     "NO_PROXY", "no_proxy", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_USE_MODELSCOPE",
     "NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "CUDA_VISIBLE_DEVICES", "TORCH_DEVICE_BACKEND_AUTOLOAD",
-    "QWEN2VL_API_KEY", "HF_HOME",
+    "QWEN2VL_API_KEY", "HF_HOME", "VLLM_CPU_KVCACHE_SPACE",
 )  # fmt: skip
 
 
@@ -47,6 +48,7 @@ class Lab:
         self._site = self.folder / "site"
         self._site.mkdir()
         self.monkeypatch.syspath_prepend(str(self._site))
+        self.memory(1024, free=1000)
         self.model = shutil.copytree(DEMO, self.folder / "model")
 
     def world(
@@ -131,6 +133,14 @@ class Lab:
             return usage(path)._replace(free=free) if there else usage(path)
 
         self.monkeypatch.setattr(shutil, "disk_usage", measured)
+
+    def memory(self, gib: float, free: float, nodes: int = 1) -> None:
+        """Give the host this memory, in so many memory nodes."""
+        place = self.folder / "nodes"
+        for number in range(nodes):
+            (place / f"node{number}").mkdir(parents=True, exist_ok=True)
+        self.monkeypatch.setattr(machine, "MEMORY_NODES", place)
+        self.monkeypatch.setattr(hardware, "host", lambda: hardware.Host((0, 1), gib, free))
 
     def edit(self, name: str, **changes: Any) -> None:
         """Change values of one of the checkpoint's JSON files; None takes a key away."""

@@ -16,7 +16,8 @@ BFLOAT16_CAPABILITY = (8, 0)
 # vLLM's wheels hold kernels from Turing on.
 WHEEL_CAPABILITY = (7, 5)
 WITHOUT_CARDS = "not needed: this profile runs on the CPU"
-P2P_VARIABLES = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL")
+# What ends P2P over PCIe, by NCCL's manual; LOC was once written 0.
+P2P_OFF = {"NCCL_P2P_DISABLE": ("1",), "NCCL_P2P_LEVEL": ("LOC", "NVL", "0")}
 
 
 def driver(world: World) -> Finding:
@@ -161,7 +162,7 @@ def p2p(world: World) -> Finding:
     pairs = [(a, b) for a, b in nvidia.apart(list(engines)) if engines[a] == engines[b]]
     if not pairs:
         return ok(f"{len(world.used_cards)} cards reach each other")
-    told = next((name for name in P2P_VARIABLES if os.environ.get(name)), None)
+    told = next((name for name, off in P2P_OFF.items() if os.environ.get(name) in off), None)
     disabled = world.profile.engine.disable_custom_all_reduce is True
     cards = "{} and {}".format(*pairs[0])
     found = f"cards {cards} cannot read each other's memory (P2P)"

@@ -18,10 +18,15 @@ from packaging.specifiers import SpecifierSet
 from qwen2vl_serve import hardware
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, warning
 from qwen2vl_serve.doctor.world import World
+from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.plan import plan_for
+from qwen2vl_serve.profile import Profile
 
 DISTRIBUTION = "qwen2vl-serve"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # not a file of ours: the system's own place
 INFINIBAND = Path("/sys/class/infiniband")
+MEMORY_NODES = Path("/sys/devices/system/node")
+KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 MIB = 1024**2
 # vLLM 0.32 maps a ring of 10 × 16 MiB for requests, and one of 10 × 24
 # MiB for each worker's answers (multiproc_executor.py, shm_broadcast.py).
@@ -115,29 +120,78 @@ def limits(world: World) -> Finding:
 
 
 def memory(world: World) -> Finding:
-    """See that the system has the KV cache that CPU workers are told to take."""
+    """See that the system has what CPU workers will take: their weights and their KV cache.
+
+    Source: ``v1/worker/cpu_worker.py``. A worker whose KV cache has no size takes
+    ``gpu_memory_utilization`` of its memory node for both, and stops where that is not free.
+    """
     if world.on_cards:
         return ok("not needed: this profile runs on cards")
-    host = hardware.host()
-    profile = world.profile
-    if profile.hardware.cpu_kvcache_gib is not None:
-        field = "hardware.cpu_kvcache_gib"
-        each = float(profile.hardware.cpu_kvcache_gib)
-    elif profile.engine.kv_cache_memory_bytes is not None:
-        field = "engine.kv_cache_memory_bytes"
-        each = profile.engine.kv_cache_memory_bytes / hardware.GIB
-    else:
-        return ok(f"{host.available_gib:.1f} GiB free")
-    if each * profile.workers > host.available_gib:
+    host, workers = hardware.host(), world.profile.workers
+    free = f"{host.available_gib:.1f} GiB of memory are free"
+    field, each = _kv_cache(world.profile)
+    if each is None:
+        return _share(world, host)
+    weights, cache = _weights(world.profile, host), each * workers
+    if cache + weights > host.available_gib:
+        smaller = "take a smaller model, or set model.dtype=bfloat16"
         return fatal(
-            f"{field}: {profile.workers} × {each:g} GiB of KV cache are asked for and "
-            f"{host.available_gib:.1f} GiB of memory are free",
+            f"{field}: {workers} × {each:g} GiB of KV cache and {weights:.1f} GiB of weights are "
+            f"asked for and {free}",
             "vLLM refuses to start, or the system kills it",
-            "lower it or stop other programs",
+            f"{smaller if weights > cache else 'lower it'}, or stop other programs",
         )
     return ok(
-        f"{host.available_gib:.1f} GiB free, {profile.workers} × {each:g} GiB for the KV cache"
+        f"{host.available_gib:.1f} GiB free, {workers} × {each:g} GiB for the KV cache and "
+        f"{weights:.1f} for weights"
     )
+
+
+def _kv_cache(profile: Profile) -> tuple[str, float | None]:
+    """Name what gives a CPU worker's KV cache its size, with the GiB; None where nothing does.
+
+    An operator's variable wins over the profile's, and either over the engine's argument
+    (``platforms/cpu.py``).
+    """
+    told = os.environ.get(KV_CACHE_VARIABLE, "")
+    if told.isdecimal():
+        return KV_CACHE_VARIABLE, float(told)
+    if profile.hardware.cpu_kvcache_gib is not None:
+        return "hardware.cpu_kvcache_gib", float(profile.hardware.cpu_kvcache_gib)
+    size = profile.engine.kv_cache_memory_bytes
+    return "engine.kv_cache_memory_bytes", None if size is None else size / hardware.GIB
+
+
+def _share(world: World, host: hardware.Host) -> Finding:
+    workers = world.profile.workers
+    nodes = len(list(MEMORY_NODES.glob("node[0-9]*"))) or 1
+    each = host.memory_gib / nodes * world.utilization
+    found = f"{host.available_gib:.1f} GiB of memory are free, {workers} × {each:.1f} are taken"
+    if each * workers > host.available_gib:
+        return fatal(
+            f"engine.gpu_memory_utilization: {found}, {world.utilization:g} of the memory by each "
+            "worker",
+            "vLLM refuses to start (less than desired CPU memory utilization), or the system "
+            "kills it",
+            "set hardware.cpu_kvcache_gib, or lower engine.gpu_memory_utilization",
+        )
+    weights = _weights(world.profile, host)
+    if weights > each * workers:
+        return fatal(
+            f"engine.gpu_memory_utilization: {found}, and the weights alone are {weights:.1f}",
+            "vLLM refuses to start: nothing is left for the KV cache",
+            "take a smaller model, set model.dtype=bfloat16, or raise it",
+        )
+    return ok(found)
+
+
+def _weights(profile: Profile, host: hardware.Host) -> float:
+    """Return the GiB of all CPU workers' weights as planned; 0 where the model is not known."""
+    try:
+        plan = plan_for(profile, (), host=host, ask_hub=False)
+    except PreflightError:
+        return 0.0
+    return sum(plan.weights_gib) * (profile.workers // len(plan.stages))
 
 
 def proxy(world: World) -> Finding:

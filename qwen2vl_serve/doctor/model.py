@@ -12,13 +12,18 @@ from qwen2vl_serve.doctor import software
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.plan.architectures import Quantisation
 from qwen2vl_serve.plan.configuration import quantisation_of
-from qwen2vl_serve.plan.refusals import refusal
+from qwen2vl_serve.plan.refusals import mismatch, refusal
 
 NOT_HERE = "not here yet: the hub is asked at start"
 UNUSABLE = "not looked at: config.json cannot be used"
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 PICKLES = ("pt", "npcache")
+# Where older tools told of the packing, and vLLM still looks (``get_config_filenames``).
+PACKED_BY = (
+    "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json",
+)  # fmt: skip
 UNPADDED_72B, PADDED_72B = 29568, 29696
 
 
@@ -119,9 +124,9 @@ def weights(world: World) -> Finding:
 
 
 def quantisation(world: World) -> Finding:
-    """Find weights packed as vLLM refuses them, and a 72B whose width was not padded before."""
-    if (unread := _unreadable(world)) is not None:
-        return unread
+    """Find packing that vLLM refuses, or that is not the profile's, and an unpadded 72B."""
+    if (stopped := _contradicted(world) or _unreadable(world)) is not None:
+        return stopped
     shape = None if world.config is None else checkpoint.shape_of(world.config)
     if shape is None:
         return ok(UNUSABLE if world.folder is not None else NOT_HERE)
@@ -142,11 +147,31 @@ def quantisation(world: World) -> Finding:
     return warning(f"{found}: it runs on one card only", why, mend)
 
 
-def _unreadable(world: World) -> Finding | None:
+def _packing(world: World) -> Quantisation | None:
     try:
-        packing = quantisation_of(world.config or {})
+        return quantisation_of(world.config or {})
     except (TypeError, ValueError):
         return None  # of no known form: vLLM says what it thinks of it
+
+
+def _contradicted(world: World) -> Finding | None:
+    config, folder = world.config, world.folder
+    if config is None or folder is None:
+        return None
+    packing = _packing(world)
+    if packing is None:
+        parts = (config, checkpoint.text_config(config))
+        in_config = any(part.get("quantization_config") for part in parts)
+        if in_config or any((folder / name).is_file() for name in PACKED_BY):
+            return None  # told in a place or a form that only vLLM reads
+    found = mismatch(world.profile.model.quantization, packing, on_cards=world.on_cards)
+    if found is None:
+        return None
+    return fatal(f"{found.field}: {found.found}", "vLLM refuses it", found.mend)
+
+
+def _unreadable(world: World) -> Finding | None:
+    packing = _packing(world)
     if packing is None:
         return None
     dtype = world.profile.model.dtype
