@@ -290,6 +290,36 @@ def test_a_folder_is_read(run, tmp_path: Path) -> None:
     assert "the download may not be whole" in " ".join(text.split())
 
 
+def safetensors(size: int) -> bytes:
+    header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+def test_files_that_are_not_whole_are_told(run, tmp_path: Path) -> None:
+    """Missing shards and files that are none, by the doctor's own look; too few bytes by theirs.
+
+    None of it forbids to plan: the download may go on.
+    """
+
+    def told() -> str:
+        answer = json.loads(run("--model", str(tmp_path), "--gpus", "1x3090", "--json", status=0))
+        return str([finding["text"] for finding in answer["findings"]])
+
+    config = config_of(known("Qwen2-VL-2B-Instruct-AWQ"))
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    first, second = (tmp_path / f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    index = {"weight_map": {"x": first.name, "y": second.name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    first.write_bytes(safetensors(9))
+    assert f"{second.name}: is missing" in told()
+    second.write_bytes(b"garbage, and more of it")
+    assert "is not a whole safetensors file" in told()
+    (tmp_path / "model.safetensors.index.json").unlink()
+    second.unlink()
+    first.rename(tmp_path / "model.safetensors")
+    assert "the download may not be whole" in told()
+
+
 def test_a_folder_of_another_machine_goes_by_its_name(run) -> None:
     """A profile for a server can be planned on a laptop, and it is told by what."""
     words = ["--model", "/srv/models/Qwen2-VL-7B-Instruct", "--gpus", "1xl40s"]

@@ -177,8 +177,9 @@ class Text:
 class Architecture:
     """A checkpoint's sizes; ``dtype_bytes`` and ``dtype`` are of its unquantised weights.
 
-    ``stored_bytes`` is what the weight files hold, where they were seen; ``assumed`` tells that a
-    folder was named that is not here, and that its name alone was gone by.
+    ``stored_bytes`` is what the weight files hold, where they were seen, and ``fault`` what is
+    wrong with them; ``assumed`` tells that a folder was named that is not here, and that its name
+    alone was gone by.
     """
 
     name: str
@@ -189,6 +190,7 @@ class Architecture:
     kind: str = "qwen2_vl"
     stored_bytes: int | None = None
     assumed: bool = False
+    fault: str | None = None
 
     @property
     def parameters(self) -> int:

@@ -13,6 +13,7 @@ from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan.cards import Machines, decoder_attention, vision_attention
 from qwen2vl_serve.plan.deployment import BFLOAT16_CAPABILITY, NUMBER_BYTES, Deployment
 from qwen2vl_serve.plan.refusals import mismatch, refusal
+from qwen2vl_serve.plan.weights import stored_bytes
 
 BUILT_FOR, NATIVE_FP8 = (7, 5), (8, 9)
 """Oldest compute capability of vLLM's wheels, and of cards that compute in 8-bit floats."""
@@ -235,12 +236,22 @@ def _pictures(plan: Deployment, _: Machines) -> Iterator[Finding]:
 
 
 def _stored(plan: Deployment, _: Machines) -> Iterator[Finding]:
-    """Compare what the files hold with what the sizes need."""
+    """Compare what the files hold with what the sizes need; packers may keep more than is needed.
+
+    Nothing that forbids to plan: the download may go on.
+    """
     model = plan.architecture
-    if model.stored_bytes is None or plan.architecture.quantisation is not None:
+    if model.fault is not None:
+        yield Finding("model.model", model.fault, fatal=False)
+    if model.stored_bytes is None:
         return
-    expected = model.parameters * NUMBER_BYTES.get(model.dtype, 2)
-    if abs(model.stored_bytes / expected - 1) > 0.03:
+    if model.quantisation is None:
+        expected = float(model.parameters * NUMBER_BYTES.get(model.dtype, 2))
+        whole = abs(model.stored_bytes / expected - 1) <= 0.03
+    else:
+        expected = stored_bytes(model)
+        whole = model.stored_bytes >= 0.95 * expected
+    if not whole:
         yield Finding(
             "model.model",
             f"its files hold {model.stored_bytes / GIB:.2f} GiB and its config.json describes "

@@ -59,6 +59,10 @@ def _of_folder(name: str, folder: Path, overrides: Mapping[str, Any]) -> Archite
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return found
+    try:
+        checkpoint.check_weights(folder)
+    except PreflightError as error:
+        return replace(found, fault=str(error))
     return replace(found, stored_bytes=sum(_tensor_bytes(file) for file in files))
 
 
