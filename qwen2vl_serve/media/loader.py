@@ -204,7 +204,7 @@ class MediaLoader:
         """Read the headers, which takes time: a container is read to its end."""
         limits, rules = self.video_limits, self.frame_rules
         if listed:
-            header = video.read_listed_header(data, wish.fps, limits, param)
+            header = video.read_listed_header(data, wish.fps, limits, param, self.formats)
             sampling = sample_list(header, wish, rules, param)
             digest = blake3(b"".join(blake3(one).digest() for one in data)).hexdigest()
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -90,17 +90,21 @@ def decode(
 
 
 def read_listed_header(
-    frames: Sequence[bytes], fps: float | None, limits: VideoLimits, param: str
+    frames: Sequence[bytes],
+    fps: float | None,
+    limits: VideoLimits,
+    param: str,
+    formats: Collection[str] = image.FORMATS.keys(),
 ) -> VideoHeader:
-    """Return what a list of pictures is as a video.
+    """Return what a list of pictures is as a video; ``formats`` are Pillow's names.
 
     Raises:
         InvalidImage, ImageTooLarge: one of them cannot be used; the message names it.
         InvalidVideo: their sizes differ.
     """
-    first = image.read_header(frames[0], limits.max_pixels, f"{param}[0]")
+    first = image.read_header(frames[0], limits.max_pixels, f"{param}[0]", formats)
     for number, data in enumerate(frames[1:], 1):
-        other = image.read_header(data, limits.max_pixels, f"{param}[{number}]")
+        other = image.read_header(data, limits.max_pixels, f"{param}[{number}]", formats)
         if (other.width, other.height) != (first.width, first.height):
             raise InvalidVideo(
                 f"{param}: frame {number} is {other.width} × {other.height} pixels, frame 0 "

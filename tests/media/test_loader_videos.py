@@ -293,3 +293,17 @@ def test_a_smaller_copy_is_another_video_of_the_same_frames() -> None:
     assert small.frames().shape[0] == video.frames().shape[0]
     assert small.info()["clamped"]
     assert not video.info()["clamped"]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_frames_are_of_the_formats_that_are_taken(listed: bool) -> None:
+    """``media.formats`` holds for each frame of a list, in either of its forms."""
+    made = io.BytesIO()
+    Image.new("RGB", (84, 84)).save(made, "TIFF")
+    frame = base64.b64encode(made.getvalue()).decode()
+    urls = [f"data:image/jpeg;base64,{frame}"] * 2
+    text = "data:video/jpeg;base64," + ",".join([frame] * 2)
+    loading = Loading()
+    loading.loader.formats = ["JPEG"]
+    with pytest.raises(InvalidImage, match="holds TIFF data; this server takes JPEG"):
+        loading.load({"type": "video", "video": urls} if listed else part(text))
