@@ -9,14 +9,16 @@ import zlib
 from collections.abc import Collection
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
+from qwen2vl_serve.media import jpeg
 from qwen2vl_serve.media.headers import Header
-from qwen2vl_serve.media.resample import resize
+from qwen2vl_serve.media.resample import ROWS, resize
 
 FORMATS = MappingProxyType(
     {
@@ -34,6 +36,8 @@ FORMATS = MappingProxyType(
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_TEXT = PngImagePlugin.MAX_TEXT_CHUNK
+_BITS_PER_SAMPLE = 258
+_JPEGS = frozenset({"JPEG", "MPO"})
 _SWAPPED = frozenset({5, 6, 7, 8})
 
 
@@ -55,7 +59,8 @@ def read_header(
                 "pixels are decoded: send it smaller.",
                 param=param,
             )
-        if _orientation(image, data) in _SWAPPED:
+        # Of a TIFF Pillow tells the upright size already.
+        if image.format != "TIFF" and _orientation(image, data) in _SWAPPED:
             width, height = height, width
         return Header(str(image.format), width, height)
 
@@ -82,6 +87,8 @@ def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False
                 turned = orientation in _SWAPPED
                 image.draft(None, (height, width) if turned else (width, height))
             image.load()
+            if image.format in _JPEGS and not jpeg.is_whole(data, image):
+                raise _invalid(param)
             upright = ImageOps.exif_transpose(image) if orientation != 1 else image
             rgb = _to_rgb(upright)
             return np.asarray(rgb) if rgb.size == (width, height) else resize(rgb, size)
@@ -235,11 +242,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Scale wide samples to 8 bits; Pillow's own conversion clips them to white."""
-    samples = np.asarray(image).astype(np.float64)
-    # 16 bits of a PNG or TIFF arrive in modes "I;16" and "I"; "F" holds any range.
-    top = 65535.0 if image.mode != "F" and samples.max(initial=0) > 255 else 255.0
-    if image.mode == "F" and samples.max(initial=0) <= 1:
-        top = 1.0
-    grey = np.clip(np.rint(samples * (255.0 / top)), 0, 255).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+    """Scale wide samples to 8 bits; Pillow's own conversion clips them to white.
+
+    Samples of 16 bits (of 12, in a TIFF) reach to the top that their format says. For those of
+    32 bits, integer or float, files keep to no range: 1, 255 and 65535 are all in use, and the
+    largest sample tells which.
+    """
+    clear = image.info.get("transparency")
+    grey = Image.new("L", image.size)
+    if image.mode.startswith("I;16"):
+        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+        top = float((1 << max(bits)) - 1)
+    else:
+        high: Any = image.getextrema()[1]
+        top = 65535.0 if image.mode == "I" and float(high) > 255 else 255.0
+        if image.mode == "F" and float(high) <= 1:
+            top = 1.0
+    for start in range(0, image.height, ROWS):
+        end = min(start + ROWS, image.height)
+        samples = np.asarray(image.crop((0, start, image.width, end)))
+        scaled = np.clip(np.rint(samples * np.float64(255.0 / top)), 0, 255).astype(np.uint8)
+        if isinstance(clear, int):
+            scaled[samples == clear] = 255  # a PNG's one see-through sample: on white
+        grey.paste(Image.fromarray(scaled), (0, start))
+    return grey.convert("RGB")

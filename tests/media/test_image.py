@@ -70,6 +70,8 @@ FILES = {
     "TIFF": encoded(photo(300, 200), "TIFF", compression="tiff_lzw"),
     "199:1": encoded(photo(1990, 10), "PNG"),
     "1:199": encoded(photo(10, 1990), "PNG"),
+    "200:1": encoded(photo(2000, 10), "PNG"),
+    "1:200": encoded(photo(10, 2000), "PNG"),
 }
 
 
@@ -79,12 +81,15 @@ def test_pixels_equal_the_references(name: str) -> None:
     assert np.array_equal(ours(FILES[name]), reference(FILES[name]))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_stands_upright(orientation: int) -> None:
-    """All eight EXIF orientations, sizes included."""
+def test_every_orientation_stands_upright(orientation: int, kind: str) -> None:
+    """All eight EXIF orientations in each format that has them, sizes included."""
+    if kind not in installed_formats():
+        pytest.skip("this Pillow cannot")
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    data = encoded(photo(300, 200), "JPEG", exif=exif)
+    data = encoded(photo(300, 200), kind, exif=exif)
     header = read_header(data, LIMIT, "p")
     expected = (300, 200) if orientation < 5 else (200, 300)
     assert (header.width, header.height) == expected
@@ -155,6 +160,25 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 140 * 140).astype(np.uint16).reshape(140, 140)
     seen = ours(encoded(Image.fromarray(ramp), "PNG"))
     assert np.abs(seen[..., 0].astype(int) - (ramp // 257).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(("sample", "shown"), [(255, 1), (256, 1), (257, 1), (65535, 255)])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_of_one_range(kind: str, sample: int, shown: int) -> None:
+    """What the file says, not its brightest sample: a dark picture stays dark."""
+    dark = np.full((84, 84), sample, np.uint16)
+    assert (ours(encoded(Image.fromarray(dark), kind)) == shown).all()
+
+
+def test_clear_samples_of_sixteen_bits_are_white() -> None:
+    """A grey PNG may name one sample as see-through."""
+    samples = np.full((84, 84), 30_000, np.uint16)
+    samples[:, 42:] = 500
+    data = encoded(Image.fromarray(samples), "PNG")
+    at = data.index(b"IDAT") - 4
+    seen = ours(data[:at] + chunk(b"tRNS", struct.pack(">H", 500)) + data[at:])
+    assert (seen[:, 50:] == 255).all()
+    assert (seen[:, :30] == 117).all()
 
 
 def test_an_animation_is_its_first_frame() -> None:
