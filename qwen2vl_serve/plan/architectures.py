@@ -112,7 +112,11 @@ class Vision:
         return self.embed * self.merge**2
 
     def tensors(self) -> Iterator[Tensors]:
-        """List the encoder's layers."""
+        """List the encoder's layers.
+
+        Sources: ``Qwen2VisionTransformer`` in ``models/qwen2_vl.py``, and of Qwen2.5-VL and
+        Qwen3-VL ``models/qwen2_5_vl.py`` and ``qwen3_vl.py``.
+        """
         d, m, n, wide = self.embed, self.intermediate, self.depth, self.merged
         norm = d if self.gated else 2 * d
         bias = d if self.positions else 0
@@ -154,7 +158,10 @@ class Text:
         return self.positions * (MROPE_POSITIONS if self.mrope else 1) * self.head_dim
 
     def layer_tensors(self, layers: int) -> Iterator[Tensors]:
-        """List the layers of ``layers`` decoder blocks."""
+        """List the layers of ``layers`` decoder blocks.
+
+        Sources: ``Qwen2Attention`` and ``Qwen2MLP`` in ``models/qwen2.py``, ``models/qwen3.py``.
+        """
         h, hd = self.hidden, self.head_dim
         q, kv = self.heads * hd, self.kv_heads * hd
         yield Tensors(

@@ -74,12 +74,18 @@ _OTHER_JOINED = Range(0.2 * GIB, 0.4 * GIB, 0.8 * GIB)
 
 
 def context_bytes(workers: int) -> Range:
-    """Return what lies outside vLLM's share: CUDA's context, and NCCL's among several cards."""
+    """Return what lies outside vLLM's share: CUDA's context, and NCCL's among several cards.
+
+    Source: ``init_device`` in ``v1/worker/gpu_worker.py``, which measures after both are there.
+    """
     return _CONTEXT + (_NCCL_CONTEXT if workers > 1 else Range())
 
 
 def parts(plan: Deployment, weights: StageWeights, *, first: bool, last: bool) -> Parts:
-    """Return the parts of one card of a stage."""
+    """Return the parts of one card of a stage.
+
+    Source: ``determine_available_memory`` in ``v1/worker/gpu_worker.py``.
+    """
     text, vision = weights.text, weights.vision
     return Parts(
         weights=Range(text.exact, text.allocated, text.allocated * 1.01),
@@ -181,7 +187,10 @@ def _graphs(plan: Deployment, layers: int) -> Range:
 
 
 def capture_sizes(most: int) -> list[int]:
-    """List the batch sizes that graphs are captured for, up to ``most``."""
+    """List the batch sizes that graphs are captured for, up to ``most``.
+
+    Source: ``_set_cudagraph_sizes`` in ``config/vllm.py``.
+    """
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)]
     return [size for size in sizes if size <= most]
 

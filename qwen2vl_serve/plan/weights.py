@@ -119,7 +119,10 @@ def stored_bytes(architecture: Architecture) -> float:
 
 
 def _load(tensor: Tensors, ranks: int, width: int, packing: Quantisation | None) -> Load:
-    """Bytes of ``tensor.count`` layers on one of ``ranks`` cards."""
+    """Bytes of ``tensor.count`` layers on one of ``ranks`` cards.
+
+    Source: ``create_weights`` in ``model_executor/layers/linear.py``.
+    """
     inputs, outputs, bias = _rank_sizes(tensor, ranks)
     if packing is not None and tensor.packed:
         matrix = packing.packed_bytes(inputs, outputs)
@@ -130,7 +133,11 @@ def _load(tensor: Tensors, ranks: int, width: int, packing: Quantisation | None)
 
 
 def _rank_sizes(tensor: Tensors, ranks: int) -> tuple[int, int, int]:
-    """Return inputs, outputs and biases on one rank."""
+    """Return inputs, outputs and biases on one rank.
+
+    Sources: ``ColumnParallelLinear``, ``QKVParallelLinear`` and ``RowParallelLinear`` in
+    ``layers/linear.py``, ``VocabParallelEmbedding`` in ``layers/vocab_parallel_embedding.py``.
+    """
     if tensor.split == "vocabulary":
         padded = -(-tensor.outputs // VOCABULARY_STEP) * VOCABULARY_STEP
         return tensor.inputs, -(-padded // ranks), 0
