@@ -130,8 +130,13 @@ def test_damage_beside_the_picture_is_no_damage() -> None:
 
 def test_of_a_large_picture_the_data_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last pixel tells; FFmpeg's second reading is for the others."""
-    read = []
-    monkeypatch.setattr("qwen2vl_serve.media.jpeg._decodes", lambda data: not read.append(data))
+    read: list[bytes] = []
+
+    def decodes(data: bytes) -> bool:
+        read.append(data)
+        return True
+
+    monkeypatch.setattr("qwen2vl_serve.media.jpeg._decodes", decodes)
     bright = np.full((300, 300, 3), 200, np.uint8)
     assert bright.size // 3 > SMALL
     decode(encoded(Image.fromarray(bright), "JPEG"), (56, 56), "p")
