@@ -49,7 +49,7 @@ class Plan:
 
 FURTHER = Plan(
     pictures=32_000, videos=6_000, first_seed=200_000, crowds=12_000, crowded_steps=2_300,
-    see_rate=1.2e-3, looked_at=16_000, watched=2_500, speak_steps=2_200, both_steps=400,
+    see_rate=1.2e-3, looked_at=16_000, watched=2_500, speak_steps=2_200, both_steps=260,
     speak_rate=1e-3,
 )  # fmt: skip
 REHEARSAL = Plan(

@@ -59,6 +59,8 @@ def mismatch(asked: str | None, packing: Quantisation | None, *, on_cards: bool)
         names = [method]
         if method == "gptq" or (method == "awq" and on_cards):
             names += [f"{method}_marlin", f"auto_{method}"]
+        elif method == "auto-round":  # ``quantization/inc/inc.py``
+            names += ["inc"]
         # Of ModelOpt's, config.json does not always tell which.
         if asked in names or (method.startswith("modelopt") and asked.startswith("modelopt")):
             return None
