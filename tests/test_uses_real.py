@@ -3,8 +3,8 @@
 The demo model knows drawn shapes and short texts. Pictures are drawn by ``qwen2vl_serve.demo`` on
 seeds from 51,000,000, which training never draws; where a seed is named it was chosen among the
 first thirty because the model answers it rightly (greedy: it always will). Of the texts on seeds
-4 to 29 it read 18 of 26 exactly; of the single shapes on seeds 100 to 123 it named 23 of 24 by
-colour and shape and boxed 22 with an overlap of one half or more.
+4 to 29 it read 21 of 26 exactly; of the single shapes on seeds 100 to 123 it named 22 of 24 by
+colour and shape and boxed all with an overlap of one half or more.
 
 What it cannot do (translation, tables, code, mathematics, moderation) is asked for the form alone;
 the content is tested on a stub with answers as Qwen's models give them. Bound to JSON of a kind it
@@ -72,10 +72,10 @@ def drawn(seed: int, subject: Literal["text", "shapes"] = "shapes") -> tuple[byt
     return store.getvalue(), scene.things[0]
 
 
-@pytest.mark.parametrize("seed", [4, 20, 23])
+@pytest.mark.parametrize("seed", [4, 20, 21])
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_ocr_reads_the_text(client: Client, seed: int, language: str) -> None:
-    """Chosen seeds: 3450, ZONE, Tiger. The demo model answers in a sentence that quotes it."""
+    """Chosen seeds: 3450, ZONE, ONION. The demo model answers in a sentence that quotes it."""
     picture, thing = drawn(seed, "text")
     reply = ocr(client, picture, prompts=language)
     assert re.findall(r"[\"“](.*)[\"”]", reply.text) == [thing.text]
@@ -138,7 +138,7 @@ def test_an_answer_bound_to_json_does_not_run_off_into_blanks(client: Client, na
 
 
 def test_boxes_land_on_the_thing(client: Client) -> None:
-    """All of 24 single shapes, not chosen: at least 20 overlap by a half with what was drawn.
+    """All of 24 single shapes, not chosen: at least 22 overlap by a half with what was drawn.
 
     The box is compared in pixels of the source, whose sides differ from those the model saw.
     """
@@ -153,7 +153,7 @@ def test_boxes_land_on_the_thing(client: Client) -> None:
             for side, scale in zip(thing.box, (width, height, width, height), strict=True)
         )
         hits += any(overlap(box.pixels, truth) >= 0.5 for box in found.boxes)  # type: ignore[arg-type]
-    assert hits >= 20
+    assert hits >= 22
 
 
 def test_a_box_is_found_in_chinese_and_drawn(client: Client) -> None:
@@ -220,7 +220,7 @@ def test_what_the_demo_model_cannot_do_has_its_form(client: Client) -> None:
 
 def test_a_batch_of_pictures_is_right_in_its_order(client: Client, tmp_path: Path) -> None:
     """Chosen seeds in a folder; the visual tokens are those the server tells."""
-    seeds = (105, 112, 115, 117, 118, 119, 120, 122)
+    seeds = (105, 112, 115, 117, 118, 120, 121, 122)
     things = []
     for seed in seeds:
         picture, thing = drawn(seed)
