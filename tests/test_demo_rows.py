@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch  # noqa: F401  (hides what cannot load before transformers asks what there is)
 from transformers import AutoTokenizer
 
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
