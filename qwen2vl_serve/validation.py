@@ -132,6 +132,8 @@ def _json_fault(body: bytes) -> str:
     """
     if not body.strip():
         return "it is empty; send a JSON object"
+    if len(body) > _READ_TWICE:
+        return f"somewhere in its {len(body)} bytes; was it cut short, or put together by hand?"
     constants: list[str] = []
     fault = f"{_TOO_DEEP}, or holds half of a surrogate pair (as \\ud800), which is no character"
     try:
@@ -152,6 +154,8 @@ def _json_fault(body: bytes) -> str:
     return fault
 
 
+_READ_TWICE = 1 << 20
+"""Bytes up to which a faulty body is read again for the place; others wait for that meanwhile."""
 _TOO_DEEP = "it nests objects and arrays more than 200 deep"
 
 

@@ -482,3 +482,17 @@ def test_text_reaches_the_request_unchanged(text: str) -> None:
         assert parse(user(text)).messages[0].content == text
     except ReservedToken:
         assert "<|" in text
+
+
+def test_a_large_body_is_not_read_twice_to_find_its_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is read nobody else is served: above 1 MiB its size is told, not the place."""
+    comma_too_many = b'{"messages": [1,], "padding": "%s"}'
+    with pytest.raises(InvalidJSON, match=r"line 1, column 1\d;"):
+        parse_chat(comma_too_many % b"", LIMITS)
+
+    def read_again(*_: object, **__: object) -> None:
+        raise AssertionError("read twice")
+
+    monkeypatch.setattr(json, "loads", read_again)
+    with pytest.raises(InvalidJSON, match=r"not valid JSON: somewhere in its \d{7} bytes"):
+        parse_chat(comma_too_many % (b"a" * (1 << 20)), LIMITS)
