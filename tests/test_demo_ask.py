@@ -63,12 +63,12 @@ def test_a_comparison_ends_in_the_verdict():
     """What each is comes before whether that is the same."""
     twins = Scene(100, 100, (RED, Thing("circle", "red", BLUE.box)), "white")
     for scene, english, chinese in (
-        (PAIR, "so no.", "所以不一样。"),
-        (twins, "so yes.", "所以一样。"),
+        (PAIR, ": no.", "，不一样。"),
+        (twins, " too: yes.", "：一样。"),
     ):
         asked = many(ask.compare_question, scene) + many(ask.compare_question, scene, "zh")
         answers = {plain(d.turns[0].answer) for d in asked}
-        verdicts = {answer for answer in answers if ", so " in answer or "，所以" in answer}
+        verdicts = {answer for answer in answers if answer.startswith(("One is", "一个是"))}
         assert verdicts
         assert all(answer.endswith((english, chinese)) for answer in verdicts)
     more = [Scene(9, 9, (RED, BLUE), None), Scene(9, 9, (RED,), None)]
@@ -129,6 +129,17 @@ def test_the_scorer_accepts_the_truth_and_refuses_another(task):
             assert sample.pictures or task == "text"
 
 
+def test_a_box_asked_for_last_is_scored_as_a_box():
+    """Also where a turn after it could not be asked: half an overlap is enough, no overlap none."""
+    last = 0
+    for seed in range(400):
+        dialogue = ask_many.follow_up(np.random.default_rng(seed), PAIR, "en")
+        boxed = bool(dialogue and "<|box_start|>" in dialogue.turns[-1].answer)
+        assert bool(dialogue and dialogue.box) == boxed
+        last += boxed
+    assert last > 50
+
+
 def test_chinese_names_that_contain_each_other_are_told_apart():
     """椭圆形 is not 圆形, and words count in either language."""
     assert said("一个椭圆形") == {"oval": 1}
@@ -186,5 +197,7 @@ def test_an_answer_says_where_each_name_is_seen():
     for (_, x, y), thing in zip(looked, (RED, BLUE), strict=True):
         assert (x, y) == pytest.approx(thing.centre, abs=0.01)
     assert plain(answer) == "a red circle and a blue square"
+    # Whether one more is to be named is seen at the word before it.
+    assert looks_at(answer[answer.index(" and ") - 1])
     assert looks_at("a") is None
     assert looks_at(look_at((0.9, 0.9, 1.2, 1.2), 3)) == pytest.approx((3, 1, 1), abs=0.01)

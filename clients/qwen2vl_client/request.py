@@ -58,6 +58,16 @@ class Sampling(TypedDict, total=False):
     add_generation_prompt: bool | None
     mm_processor_kwargs: dict[str, Any] | None
     media_io_kwargs: dict[str, Any] | None
+    min_pixels: int | None
+    max_pixels: int | None
+    resized_height: int | None
+    resized_width: int | None
+    detail: Literal["auto", "low", "high"] | None
+    fps: float | None
+    nframes: int | None
+    min_frames: int | None
+    max_frames: int | None
+    total_pixels: int | None
     vl_high_resolution_images: bool | None
     include_media_info: bool | None
     stream_options: dict[str, Any] | None

@@ -66,7 +66,6 @@ def follow_up(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:  #
     turns += first.turns
     box = None
     for lean in rng.permutation(leans)[: int(rng.integers(1, 4))].tolist():
-        box = None
         if lean == "colour":
             turn = Turn(
                 ask.ask(rng, language, patterns.IT_COLOUR, patterns.IT_COLOUR_ZH),
@@ -87,7 +86,6 @@ def follow_up(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:  #
                 ask.ask(rng, language, patterns.IT_BOX, patterns.IT_BOX_ZH),
                 ask.box_answer(thing, language),
             )
-            box = thing.box
         elif lean == "other":
             other = ask.one(rng, things)
             ref = refer(rng, other, things, language, hide="colour")
@@ -100,10 +98,12 @@ def follow_up(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:  #
                 ask.colour_answer(other, language),
             )
             turns.append(turn)
+            box = None
             break
         else:
             continue
         turns.append(turn)
+        box = thing.box if lean == "box" else None
     if len(turns) < 2:
         return None
     return Dialogue("follow-up", language, tuple(turns), box=box)

@@ -16,7 +16,7 @@ from qwen2vl_serve.demo.wording import Dialogue
 ROW_TOKENS = 304
 # Shares of a step's rows by what they are about.
 KINDS = ("picture", "pictures", "video", "question first", "talk")
-KIND_SHARES = (0.46, 0.28, 0.12, 0.10, 0.04)
+KIND_SHARES = (0.48, 0.30, 0.09, 0.10, 0.03)
 
 
 class Step:
@@ -79,7 +79,7 @@ class Step:
             medium, clip = self._video()
             row.medium(encoder, medium)
         elif kind in ("picture", "pictures"):
-            count = 1 if kind == "picture" else int(rng.choice([2, 3, 4], p=[0.6, 0.25, 0.15]))
+            count = 1 if kind == "picture" else int(rng.choice([2, 3, 4], p=[0.4, 0.3, 0.3]))
             named = count > 1 and rng.random() < 0.12
             for n in range(count):
                 if named:

@@ -16,17 +16,17 @@ Rng = np.random.Generator
 Asker = Callable[[Rng, Scene, Language], Dialogue | None]
 
 SHAPE_ASKERS: tuple[tuple[Asker, float], ...] = (
-    (ask.colour_question, 1.6),
-    (ask.shape_question, 1.6),
+    (ask.colour_question, 1.2),
+    (ask.shape_question, 1.4),
     (ask.describe_question, 2.0),
-    (ask.place_question, 2.2),
-    (ask.count_question, 2.0),
+    (ask.place_question, 2.6),
+    (ask.count_question, 3.0),
     (ask.box_question, 2.2),
-    (ask.compare_question, 1.6),
-    (ask.exists_question, 0.7),
+    (ask.compare_question, 2.0),
+    (ask.exists_question, 0.6),
     (ask.json_question, 0.8),
     (ask.background_question, 0.4),
-    (ask_many.follow_up, 1.5),
+    (ask_many.follow_up, 2.0),
 )
 TEXT_ASKERS: tuple[tuple[Asker, float], ...] = (
     (ask.read_question, 4.5),

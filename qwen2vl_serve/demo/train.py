@@ -47,10 +47,17 @@ class Plan:
     corpus: int = 40_000
 
 
-FURTHER = Plan(
-    pictures=32_000, videos=6_000, first_seed=200_000, crowds=12_000, crowded_steps=2_300,
-    see_rate=1.2e-3, looked_at=16_000, watched=2_500, speak_steps=2_200, both_steps=260,
-    speak_rate=1e-3,
+# Rounds that train a checkpoint further, each with pictures of its own.
+FURTHER = (
+    Plan(
+        pictures=32_000, videos=6_000, first_seed=200_000, crowds=12_000, crowded_steps=2_300,
+        see_rate=1.2e-3, looked_at=16_000, watched=2_500, speak_steps=2_200, both_steps=260,
+        speak_rate=1e-3,
+    ),
+    Plan(
+        pictures=24_000, videos=3_000, first_seed=400_000, crowds=8_000, crowded_steps=1_000,
+        see_rate=8e-4, looked_at=16_000, watched=1_500, speak_steps=2_700, speak_rate=1e-3,
+    ),
 )  # fmt: skip
 REHEARSAL = Plan(
     pictures=192, videos=48, crowds=48, simple_steps=4, simple_batch=4, crowded_steps=10,
@@ -161,6 +168,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--further", type=Path, metavar="FOLDER", help="train this checkpoint further instead"
     )
+    parser.add_argument(
+        "--round", type=int, choices=range(1, len(FURTHER) + 1), default=1,
+        help="of those that train further",
+    )  # fmt: skip
     parser.add_argument("--rehearse", action="store_true", help="a few steps, to try the script")
     options = parser.parse_args(arguments)
     begin = time.monotonic()
@@ -168,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     def say(line: str) -> None:
         sys.stderr.write(f"{time.monotonic() - begin:6.0f} s  {line}\n")
 
-    plan = FURTHER if options.further else Plan()
+    plan = FURTHER[options.round - 1] if options.further else Plan()
     keep_memory()
     train(
         REHEARSAL if options.rehearse else plan, options.work, options.out, options.seed, say,

@@ -191,12 +191,18 @@ def refer(
 
 
 def listing(phrases: list[str], language: Language) -> str:
-    """ "a, b and c", or a、b和c."""
-    if len(phrases) == 1:
-        return phrases[0]
-    if language == "en":
-        return ", ".join(phrases[:-1]) + " and " + phrases[-1]
-    return "、".join(phrases[:-1]) + "和" + phrases[-1]
+    """ "a, b and c", or a、b和c.
+
+    The mark of where a name is seen stands before the word that joins it: whether there is one more
+    to be named has to be seen at that word.
+    """
+    between, last = (", ", " and ") if language == "en" else ("、", "和")
+    said = phrases[0]
+    for number, phrase in enumerate(phrases[1:], start=2):
+        marked = phrase[:1] and looks_at(phrase[0])
+        mark, name = (phrase[0], phrase[1:]) if marked else ("", phrase)
+        said += mark + (last if number == len(phrases) else between) + name
+    return said
 
 
 SAID: dict[str, str] = {
