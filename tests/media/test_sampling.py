@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -44,37 +45,47 @@ def theirs() -> Any:
 
 
 @pytest.fixture(scope="module")
-def their_size(theirs: Any) -> Any:
-    """Their (height, width) of a video without the work: nothing is decoded or resized."""
+def their_sampling(theirs: Any) -> Any:
+    """Their (frames, height, width) of a video without the work: nothing is decoded or resized.
+
+    A video is (height, width, frames, rate), or a list of pictures.
+    """
     torch: Any = importlib.import_module("torch")
-    asked: list[tuple[int, int]] = []
+    zero = torch.zeros(1, dtype=torch.uint8)
+    shown: list[tuple[int, int, int]] = []
 
     def resize(video: Any, size: list[int], **_: Any) -> Any:
-        asked.append((size[0], size[1]))
-        return torch.zeros(1)
+        shown.append((len(video), size[0], size[1]))
+        return zero
+
+    def pillows(image: Image.Image, size: tuple[int, int]) -> Any:
+        return np.broadcast_to(np.uint8(0), (size[1], size[0], 3))
+
+    def sampling_of(video: Any, fields: dict[str, Any]) -> tuple[int, int, int]:
+        if isinstance(video, tuple):
+            height, width, total, rate = video
+            count = theirs.smart_nframes(fields, total, rate)
+            frames = zero.expand(count, 3, height, width)
+            patch.setattr(theirs, "VIDEO_READER_BACKENDS", {"fake": lambda _: (frames, {}, 2.0)})
+            theirs.fetch_video({"video": "x", **fields})
+        else:
+            with pytest.MonkeyPatch.context() as inner:
+                inner.setattr(Image.Image, "resize", pillows)
+                theirs.fetch_video({"video": video, **fields})
+        return shown[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         functional = SimpleNamespace(functional=SimpleNamespace(resize=resize))
         patch.setattr(theirs, "transforms", functional)
+        patch.setattr(theirs, "get_video_reader_backend", lambda: "fake")
+        yield sampling_of
 
-        def pillows(image: Image.Image, size: tuple[int, int]) -> Any:
-            return np.broadcast_to(np.uint8(0), (size[1], size[0], 3))
 
-        def size_of(video: Any, fields: dict[str, Any]) -> tuple[int, int]:
-            if isinstance(video, tuple):
-                count, height, width = video
-                frames = torch.zeros(1, dtype=torch.uint8).expand(count, 3, height, width)
-                reader = {"fake": lambda _: (frames, {}, 2.0)}
-                patch.setattr(theirs, "VIDEO_READER_BACKENDS", reader)
-                patch.setattr(theirs, "get_video_reader_backend", lambda: "fake")
-                theirs.fetch_video({"video": "x", **fields})
-            else:
-                with pytest.MonkeyPatch.context() as inner:
-                    inner.setattr(Image.Image, "resize", pillows)
-                    theirs.fetch_video({"video": video, **fields})
-            return asked[-1]
-
-        yield size_of
+@pytest.fixture(scope="module")
+def processors_size() -> Any:
+    """The size that the processor behind us gives to frames: transformers' ``smart_resize``."""
+    module: Any = importlib.import_module("transformers.models.qwen2_vl.video_processing_qwen2_vl")
+    return module.smart_resize
 
 
 def sampled(header: VideoHeader, rules: FrameRules = REFERENCE, **fields: Any) -> Sampling:
@@ -92,17 +103,20 @@ ways = st.fixed_dictionaries({"nframes": st.integers(2, 900)}) | st.fixed_dictio
 )
 
 
-@settings(max_examples=3000, deadline=None)
+def rules_for(fields: dict[str, Any], rules: FrameRules) -> FrameRules:
+    """Theirs has a cap of frames only where a request has no word on them."""
+    own = "max_frames" in fields or "nframes" in fields
+    return replace(rules, max_frames=10**9) if own else rules
+
+
+@settings(max_examples=1000, deadline=None)
 @given(st.integers(2, 5000), rates, ways)
 def test_as_many_frames_as_the_reference(
     theirs: Any, total: int, rate: float, fields: dict[str, Any]
 ) -> None:
     """``smart_nframes`` for any length, rate and wish, where it answers at all."""
     header = VideoHeader(320, 240, total, rate)
-    # Their own default is the only cap; a request's max_frames is above it or below.
-    rules = FrameRules(REFERENCE.bounds, REFERENCE.total_pixels, max_frames=10**9)
-    if "max_frames" not in fields and "nframes" not in fields:
-        rules = REFERENCE
+    rules = rules_for(fields, REFERENCE)
     try:
         expected = theirs.smart_nframes(fields, total, rate)
     except ValueError:
@@ -126,6 +140,10 @@ def test_frames_are_spread_as_the_reference_spreads_them(total: int, pairs: int)
 
 
 sides = st.integers(16, 4000)
+films = st.tuples(sides, sides, st.integers(2, 5000), rates).filter(
+    lambda film: max(film[:2]) <= 100 * min(film[:2])
+)
+"""Height, width, frames and rate."""
 budgets = st.fixed_dictionaries(
     {},
     optional={
@@ -140,29 +158,35 @@ WIDE = FrameRules(
 
 
 @settings(
-    max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10_000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(sides, sides, st.integers(1, 384), budgets)
-def test_frames_are_as_large_as_the_references(
-    their_size: Callable[..., tuple[int, int]],
-    height: int,
-    width: int,
-    pairs: int,
+@given(films, ways, budgets)
+def test_a_video_has_the_visual_tokens_that_the_reference_gives_it(
+    their_sampling: Callable[..., tuple[int, int, int]],
+    processors_size: Callable[..., tuple[int, int]],
+    film: tuple[int, int, int, float],
+    way: dict[str, Any],
     fields: dict[str, int],
 ) -> None:
-    """``fetch_video``'s rule for one frame and for all together, for any shape and wish."""
-    if max(height, width) > 100 * min(height, width):
-        return
+    """``fetch_video`` for 10,000 videos: any shape, length, rate and wish on frames and pixels.
+
+    transformers, which runs behind us, keeps the size and counts as many tokens.
+    """
+    height, width, total, rate = film
+    if "nframes" in way:  # that more are refused is shown above
+        way = {"nframes": min(way["nframes"], total // 2 * 2)}
     fields = {"min_pixels": 128 * TOKEN, **fields} if "max_pixels" in fields else fields
-    expected = their_size((2 * pairs, height, width), fields)
-    header = VideoHeader(width, height, 2 * pairs, 2.0)
-    sizing = sampled(header, WIDE, nframes=2 * pairs, **fields).sizing
-    if TOKEN <= expected[0] * expected[1] <= 768 * TOKEN:
-        assert (sizing.height, sizing.width) == expected
-    else:
-        assert sizing.height * sizing.width <= 768 * TOKEN
-    tokens = sizing.height * sizing.width // TOKEN
-    assert sampled(header, WIDE, nframes=2 * pairs, **fields).visual_tokens == pairs * tokens
+    frames, rows, columns = their_sampling(film, {**way, **fields})
+    header, low, high = VideoHeader(width, height, total, rate), TOKEN, 768 * TOKEN
+    ours = sampled(header, rules_for(way, WIDE), **way, **fields)
+    if not low <= rows * columns <= high:
+        assert ours.sizing.height * ours.sizing.width <= high
+        reject()
+    assert (ours.frames, ours.sizing.height, ours.sizing.width) == (frames, rows, columns)
+    assert ours.visual_tokens == frames // 2 * (rows // 28) * (columns // 28)
+    assert processors_size(rows, columns, 28, low, high) == (rows, columns)
 
 
 @settings(
@@ -180,7 +204,7 @@ def test_frames_are_as_large_as_the_references(
     ),
 )
 def test_listed_frames_are_as_large_as_the_references(
-    their_size: Callable[..., tuple[int, int]],
+    their_sampling: Callable[..., tuple[int, int, int]],
     height: int,
     width: int,
     count: int,
@@ -188,11 +212,10 @@ def test_listed_frames_are_as_large_as_the_references(
 ) -> None:
     """Frames of a list go through multiples of 56, as theirs do; an odd one out is doubled."""
     picture = Image.new("RGB", (width, height))
-    expected = their_size([picture] * count, {"min_pixels": 128 * TOKEN, **fields})
+    expected = their_sampling([picture] * count, {"min_pixels": 128 * TOKEN, **fields})
     wish = VideoFields(**{"min_pixels": 128 * TOKEN, **fields})
     sampling = sample_list(VideoHeader(width, height, count, 0.0), wish, WIDE, "it")
-    assert (sampling.sizing.height, sampling.sizing.width) == expected
-    assert sampling.frames == count + count % 2
+    assert (sampling.frames, sampling.sizing.height, sampling.sizing.width) == expected
 
 
 def test_a_profile_that_says_nothing_has_the_references_rules() -> None:
