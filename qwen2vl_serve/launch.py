@@ -291,6 +291,7 @@ def media_loader(profile: Profile, *, shared: bool = False) -> MediaLoader:
 
     Raises:
         PreflightError: the folder for uploads cannot be used.
+        ProfileError: a proxy of the environment is of no use.
     """
     media, limits = profile.media, profile.limits
     policy = FetchPolicy(
@@ -300,6 +301,7 @@ def media_loader(profile: Profile, *, shared: bool = False) -> MediaLoader:
         allowed_domains=frozenset(media.allowed_domains),
         denied_domains=frozenset(media.denied_domains),
         allowed_networks=media.allowed_networks,
+        proxy=None if media.proxy is None else media.proxy.get_secret_value(),
     )
     video_limits = VideoLimits(
         max_bytes=media.max_video_bytes,

@@ -50,6 +50,7 @@ MEDIA_SAFETY = (
     "video_decode_seconds",
     "max_download_bytes",
     "download_seconds",
+    "proxy",
     "allowed_ports",
     "allowed_domains",
     "denied_domains",
@@ -61,6 +62,7 @@ MEDIA_SAFETY = (
     "max_held_bytes",
     "pdf_cache_bytes",
 )
+SECRETS = frozenset({("server", "api_keys"), ("media", "proxy")})
 LORA_ARGUMENTS = (
     "enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "fully_sharded_loras",
     "enable_tower_connector_lora",
@@ -488,7 +490,7 @@ def _explain(errors: Iterable[ErrorDetails], document: Document) -> str:
         problem = re.sub(r"^\w+ should", "must", first["msg"])
         if kind == "string_pattern_mismatch":
             problem = "must be one line without control characters"
-        if path[:2] != ("server", "api_keys"):  # an error may be logged; a key must not
+        if path[:2] not in SECRETS:  # an error may be logged; a key must not
             problem += f", is {shown(first['input'])}"
     rest = f" (and {len(others)} more)" if others else ""
     return f"{document.place(path)}: {dotted(path)} {problem}{rest}"

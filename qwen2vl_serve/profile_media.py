@@ -8,8 +8,16 @@ from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from qwen2vl_serve.profile_sections import Port, Positive, Section, Text, contradiction
@@ -75,6 +83,40 @@ def _host_of(kind: str, parse: Callable[[str], str]) -> Callable[[str], str]:
 
 Domain = Annotated[Text, AfterValidator(_host_of("a domain name", _as_name))]
 Host = Annotated[Text, AfterValidator(_host_of("a domain name or address", _as_name_or_address))]
+
+
+ENVIRONMENT = "environment"
+"""The word for proxies that the variables of the environment name."""
+
+
+def proxy_address(text: str) -> str:
+    """Return the address of an HTTP proxy as it is, perhaps with a user and a password.
+
+    Raises:
+        ValueError: it is none; the text completes a sentence and does not quote it.
+    """
+    if not re.fullmatch("[!-~]+", text):
+        raise ValueError("must be ASCII without blanks; write %20 and the like in a password")
+    try:
+        parsed = urlsplit(text)
+        host, _ = parsed.hostname, parsed.port
+    except ValueError:
+        host = None
+    whole = host and not parsed.path.strip("/") and not parsed.query and not parsed.fragment
+    if not whole or parsed.scheme not in ("http", "https"):
+        raise ValueError("must be the address of an HTTP proxy, as http://proxy.example.org:3128")
+    return text
+
+
+def _as_proxy(secret: SecretStr) -> SecretStr:
+    if secret.get_secret_value() != ENVIRONMENT:
+        try:
+            proxy_address(secret.get_secret_value())
+        except ValueError as error:
+            raise PydanticCustomError(
+                "no_proxy", "{problem}; or the word environment", {"problem": str(error)}
+            ) from None
+    return secret
 
 
 def _refuse_bad_bounds(bounds: MediaSection | VideoPixels, section: str) -> None:
@@ -233,6 +275,13 @@ class MediaSection(Section):
     download_seconds: Annotated[float, Field(gt=0)] = Field(
         default=20.0, description="Time for fetching one file, redirects and all."
     )
+    proxy: Annotated[SecretStr, AfterValidator(_as_proxy)] | None = Field(
+        default=None,
+        description="HTTP proxy that media are fetched through, as `http://user:password@host:3128`,"
+        " or `environment`: those of `HTTP_PROXY` and `HTTPS_PROXY`, but for what `NO_PROXY` "
+        "names. It is told addresses that were judged here, not names. Unset: none, whatever the "
+        "environment says.",
+    )
     allowed_ports: Annotated[tuple[Port, ...], Field(strict=False)] = Field(
         default=(80, 443), description="Ports that URLs may name."
     )
@@ -285,6 +334,16 @@ class MediaSection(Section):
     def most_pixels(self) -> int:
         """Upper bound of a picture's pixels, whatever a request asks for."""
         return self.max_pixels if self.client_max_pixels is None else self.client_max_pixels
+
+    @property
+    def proxy_is_secret(self) -> bool:
+        """Whether ``proxy`` has a user or a password in it."""
+        return self.proxy is not None and "@" in self.proxy.get_secret_value()
+
+    @field_serializer("proxy", when_used="json-unless-none")
+    def _without_password(self, proxy: SecretStr) -> str:
+        _, at, place = proxy.get_secret_value().rpartition("@")
+        return f"…@{place}" if at else place
 
     @field_validator("allowed_networks")
     @classmethod

@@ -19,6 +19,7 @@ import yaml
 from qwen2vl_serve import __version__, cli, hardware, launch, preflight
 from qwen2vl_serve.errors import BootError, PreflightError
 from qwen2vl_serve.hardware import Card
+from qwen2vl_serve.plan.answer import as_yaml
 from qwen2vl_serve.profile import Profile, load_profile, profile_names
 
 COMMAND = [sys.executable, "-m", "qwen2vl_serve.cli"]
@@ -257,6 +258,18 @@ def test_keys_are_counted_and_not_shown(capfd):
     assert "server.api_keys: 2, not shown" in output
     assert "sesame" not in output
     assert "*" not in output
+
+
+def test_a_proxy_is_shown_without_its_password(capfd):
+    address = "http://user:sesame@proxy.test:3128"
+    assert cli.main(["profiles", "show", "demo", "--set", f"media.proxy={address}"]) == 0
+    output = capfd.readouterr().out
+    assert yaml.safe_load(output)["media"]["proxy"] == "…@proxy.test:3128"
+    assert "sesame" not in output
+    written = as_yaml(load_profile("demo", [f"media.proxy={address}"]))
+    assert "sesame" not in written
+    assert "media.proxy has a password" in written
+    assert "proxy: environment" in as_yaml(load_profile("demo", ["media.proxy=environment"]))
 
 
 def test_ask_is_the_clients_command(capfd):

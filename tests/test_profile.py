@@ -342,6 +342,51 @@ def test_keys_are_never_shown():
         assert "sesame" not in refusal("demo", [f"server.api_keys={value}"])
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "environment",
+        "http://10.0.0.1:3128",
+        "https://proxy.example.org/",
+        "http://user:sesame@[fd00::1]:3128",
+    ],
+)
+def test_a_proxy_is_an_address_or_the_environments(word):
+    """Held as it is; a rehearsal fetches through it as well."""
+    profile = load_profile("demo", [f'media.proxy="{word}"'])
+    assert profile.media.proxy.get_secret_value() == word
+    assert profile.rehearsal().media.proxy == profile.media.proxy
+    assert "sesame" not in repr(profile)
+    assert load_profile("demo").media.proxy is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "sesame",
+        "sesame:3128",
+        "Environment",
+        "socks5://sesame:1080",
+        "http://",
+        "http://user:ses ame@host:3128",
+        "http://user:sésame@host:3128",
+        "http://user:sesame@host:port",
+        "http://user:sesame@host:99999",
+        "http://user:sesame/x@host:3128",
+        "http://host:3128/sesame",
+        "http://host:3128?sesame",
+        "",
+    ],
+)
+def test_what_is_no_proxy_is_refused_without_being_shown(value):
+    """It may hold a password."""
+    told = refusal("demo", [f'media.proxy="{value}"'])
+    assert "media.proxy must be" in told
+    assert "environment" in told
+    assert not re.search("s[eé]same|ses ame", told)
+    assert "sesame" not in refusal("demo", ["media.proxy=[sesame]"])
+
+
 def test_log_file_has_a_place_of_its_own(monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
     assert load_profile("demo").log_path == Path("/state/qwen2vl-serve/serve-8000.log")

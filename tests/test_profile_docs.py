@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from qwen2vl_serve import cli
@@ -26,6 +27,7 @@ KINDS = {
     int: ("integer", "整数"),
     float: ("number", "数"),
     str: ("text", "文本"),
+    SecretStr: ("text", "文本"),
     dict: ("mapping", "映射"),
 }
 LISTS = {str: ("list of text", "文本列表"), int: ("list of integers", "整数列表")}

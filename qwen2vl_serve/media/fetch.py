@@ -4,6 +4,9 @@ A URL is parsed once. A name is used only if ``AddressRules`` admits every addre
 to. Every socket is opened by ``_guarded_socket``, which sees the numeric address of each attempt,
 so that no name, number format, redirect or second resolution reaches another one; Host and SNI stay
 those of the URL.
+
+A proxy, where the profile has one, is told the address that was judged: whoever resolves a name
+decides where it leads.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from qwen2vl_serve.media.addresses import AddressRules
+from qwen2vl_serve.media.proxies import Proxies
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_URL_LENGTH = 8192
@@ -41,7 +47,7 @@ class FetchPolicy:
 
     ``allowed_domains`` (empty: all) and ``denied_domains`` hold for subdomains as well, and are
     ASCII in lower case without outer dots, as a profile makes them; ``allowed_networks`` (CIDR)
-    opens networks that are not public.
+    opens networks that are not public. ``proxy`` is the profile's ``media.proxy``.
     """
 
     max_bytes: int = 32 * 1024 * 1024
@@ -53,18 +59,25 @@ class FetchPolicy:
     allowed_domains: frozenset[str] = field(default_factory=frozenset)
     denied_domains: frozenset[str] = field(default_factory=frozenset)
     allowed_networks: tuple[str, ...] = ()
+    proxy: str | None = field(default=None, repr=False)
 
 
 class Fetcher:
-    """Fetches bytes under a policy; one pool of connections, to be closed at the end."""
+    """Fetches bytes under a policy; pools of connections, to be closed at the end."""
 
     def __init__(self, policy: FetchPolicy, resolver: AbstractResolver | None = None) -> None:
-        """``resolver`` replaces the system's name resolution; its answers are judged alike."""
+        """``resolver`` replaces the system's name resolution; its answers are judged alike.
+
+        Raises:
+            ProfileError: a proxy of the environment is of no use.
+        """
         self.policy = policy
         self._rules = AddressRules(policy.allowed_networks)
+        self._proxies = Proxies(policy.proxy)
         self._resolver = resolver
-        self._own_resolver: AbstractResolver | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._names: _JudgedResolver | None = None
+        self._direct: aiohttp.ClientSession | None = None
+        self._proxied: aiohttp.ClientSession | None = None
 
     async def fetch(self, url: str, take: Take) -> bytes:
         """Return the bytes at ``url``; while ``take`` waits, the time for it stands still.
@@ -79,27 +92,62 @@ class Fetcher:
                 return await self._follow(self._checked(url), _without_clock(take, deadline))
         except TimeoutError as error:
             raise FetchTimeout(str(error) or "total time") from None
+        except aiohttp.ClientHttpProxyError as error:
+            raise FetchError(f"the proxy answers {error.status}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # Some of these quote the address, others the bytes of the answer.
             raise FetchError(type(error).__name__) from None
 
     async def close(self) -> None:
-        """Close the pool."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-        if self._own_resolver is not None:
-            await self._own_resolver.close()
-            self._own_resolver = None
+        """Close the pools."""
+        for session in (self._direct, self._proxied):
+            if session is not None:
+                await session.close()
+        if self._names is not None and self._resolver is None:
+            await self._names.close()
+        self._direct = self._proxied = self._names = None
 
     async def _follow(self, url: URL, take: Take) -> bytes:
         for _ in range(self.policy.max_redirects + 1):
-            async with self._pool().get(url, allow_redirects=False) as answer:
+            async with await self._asked(url) as answer:
                 if answer.status in _REDIRECTS:
                     url = self._checked(str(url.join(URL(answer.headers.get("location", "")))))
                     continue
                 return await self._read(answer, take)
         raise FetchError(f"more than {self.policy.max_redirects} redirects")
+
+    async def _asked(self, url: URL) -> aiohttp.ClientResponse:
+        """Return the answer at ``url``, of which the head has come."""
+        proxy = self._proxies.of(url)
+        if proxy is None:
+            if self._direct is None:
+                connector = self._connector(self._judged(), socket_factory=self._guarded_socket)
+                self._direct = self._session(connector)
+            return await self._direct.get(url, allow_redirects=False)
+        if self._proxied is None:
+            # Connects to proxies alone, wherever the operator has them.
+            self._proxied = self._session(self._connector(aiohttp.DefaultResolver()))
+        return await self._proxied.get(
+            url.with_host(await self._address_of(url)),
+            allow_redirects=False,
+            proxy=proxy,
+            headers={"host": url.host_port_subcomponent or ""},
+            server_hostname=(url.raw_host or "").rstrip("."),
+        )
+
+    async def _address_of(self, url: URL) -> str:
+        """Return an admitted address of the URL's host; raises ``OSError`` if there is none."""
+        host, port = url.raw_host or "", url.port or 0
+        try:
+            ip_address(host)
+        except ValueError:
+            found = await self._judged().resolve(host, port, socket.AF_UNSPEC)
+            # Whether the proxy has IPv6 is not known here.
+            first = min(found, key=lambda one: one["family"] != socket.AF_INET)
+            return first["host"]
+        if not self._rules.admit(host):
+            raise OSError("address not admitted")
+        return host
 
     async def _read(self, answer: aiohttp.ClientResponse, take: Take) -> bytes:
         limit = self.policy.max_bytes
@@ -137,28 +185,28 @@ class Fetcher:
             raise FetchError("not an allowed domain")
         return url
 
-    def _pool(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            policy = self.policy
-            resolver = self._resolver
-            if resolver is None:
-                resolver = self._own_resolver = aiohttp.DefaultResolver()
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    resolver=_JudgedResolver(resolver, self._rules),
-                    use_dns_cache=False,
-                    force_close=True,
-                    socket_factory=self._guarded_socket,
-                ),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=policy.connect_seconds, sock_read=policy.idle_seconds
-                ),
-                headers={"accept-encoding": "identity", "user-agent": "qwen2vl_serve"},
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-            )
-        return self._session
+    def _judged(self) -> _JudgedResolver:
+        if self._names is None:
+            self._names = _JudgedResolver(self._resolver or aiohttp.DefaultResolver(), self._rules)
+        return self._names
+
+    def _connector(self, resolver: AbstractResolver, **guard: Any) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(
+            resolver=resolver, use_dns_cache=False, force_close=True, **guard
+        )
+
+    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        policy = self.policy
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=policy.connect_seconds, sock_read=policy.idle_seconds
+            ),
+            headers={"accept-encoding": "identity", "user-agent": "qwen2vl_serve"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
 
     def _guarded_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, place = address
