@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qwen2vl_serve.hardware import Host
 from qwen2vl_serve.plan import Verdict, plan_for
 from qwen2vl_serve.plan.answer import as_yaml, fixed
 from qwen2vl_serve.plan.assessment import Assessment
@@ -165,6 +166,34 @@ def test_what_is_forbidden_is_mended_first(
     found = plan("multi-gpu", gpus, *overrides)
     assert found.problems
     assert first_values(found) == expected
+
+
+def test_a_cache_that_holds_no_request_is_made_larger() -> None:
+    """A size in the profile is raised to one full request, and not where that is not free."""
+    cache = "engine.kv_cache_memory_bytes"
+    found = plan("single-3090", "1x3090", f"{cache}=100000000")
+    assert found.verdict is Verdict.NO
+    assert list(first_values(found)) == [cache]
+    size = first_values(found)[cache]
+    assert isinstance(size, int)
+    assert plan("single-3090", "1x3090", f"{cache}={size - 1}").verdict is Verdict.NO
+    found = plan("single-3090", "1x2080ti-11g", f"{cache}=100000000")
+    assert find_remedies(found)
+    assert all([*values(one)] != [cache] for one in find_remedies(found))
+
+
+def test_a_cpus_cache_is_raised_in_its_own_field() -> None:
+    """Whole GiB there, as vLLM's variable takes them."""
+    profile = make_profile(
+        {
+            "model": {"model": "Qwen/Qwen2-VL-7B-Instruct"},
+            "hardware": {"device": "cpu", "cpu_kvcache_gib": 1},
+            "engine": {"max_model_len": 32768},
+        }
+    )
+    host = Host((0,), memory_gib=64, available_gib=60)
+    remedies = find_remedies(plan_for(profile, (), host=host), host)
+    assert {"hardware.cpu_kvcache_gib": 2} in [values(remedy) for remedy in remedies]
 
 
 def test_nothing_helps_a_card_without_kernels() -> None:

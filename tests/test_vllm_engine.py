@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -26,7 +27,7 @@ from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.capacity import capacity
 from qwen2vl_serve.profile import load_profile
 from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
-from tests.conftest import ServerProcess
+from tests.conftest import BOOT_SECONDS, ServerProcess
 from tests.served import eventually
 
 
@@ -377,6 +378,29 @@ def test_requests_are_copies_that_share_nothing() -> None:
         if isinstance(value, list | dict):
             assert value is not getattr(other, name), name
     assert (one.request_id, other.request_id) == ("a", "b")
+
+
+def test_an_engine_without_room_for_a_request_is_told_in_one_line_with_the_plans_advice(
+    launch_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    """A KV cache too small: the engine's own words and figures, the plan's change, status 1."""
+    small = "engine.kv_cache_memory_bytes=4000000"
+    server = launch_server(
+        "--profile", "demo", "--set", small, environment={"XDG_STATE_HOME": str(tmp_path)}
+    )
+    assert server.ended(BOOT_SECONDS) == 1
+    plan = plan_for(load_profile("demo", [small]), (), host=hardware.host())
+    *phases, told = server.lines
+    log = Path(phases[0].split(maxsplit=1)[1])
+    start = "serve: the engine did not start: ValueError: To serve at least one request with"
+    assert told.startswith(start)
+    # What vLLM found by trying is what the plan knew.
+    assert f"the estimated maximum model length is {plan.longest.likely:.0f}; " in told
+    advised = "engine.kv_cache_memory_bytes: 4000000 → 16908288"
+    assert told.endswith(f"; the plan advises {advised}. Log: {log}")
+    assert [line.split()[0] for line in phases][:3] == ["log", "import", "engine"]
+    assert not any("Traceback" in line for line in phases)
+    assert "Traceback" in log.read_text("utf-8")
 
 
 def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_1(

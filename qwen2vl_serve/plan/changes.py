@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwen2vl_serve.hardware import Card
+from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan.architectures import quantised_twin
 from qwen2vl_serve.plan.assessment import Assessment
 from qwen2vl_serve.plan.deployment import BFLOAT16_CAPABILITY
@@ -196,6 +196,18 @@ def _smaller_steps(plan: Assessment) -> Iterator[Change]:
             )  # fmt: skip
 
 
+def _larger_cache(plan: Assessment) -> Iterator[Change]:
+    """The cache that one request of ``max_model_len`` needs, where the profile gives it a size."""
+    needed, held = max(stage.needed for stage in plan.stages), plan.deployment.kv_cache_bytes
+    if held is None or held >= needed:
+        return
+    cost = f"{needed / GIB:.2f} GiB for a single request of all {plan.deployment.max_model_len}"
+    values: dict[str, Any] = {"engine.kv_cache_memory_bytes": needed}
+    if plan.profile.hardware.cpu_kvcache_gib is not None:
+        values = {"hardware.cpu_kvcache_gib": math.ceil(needed / GIB)}
+    yield _change(plan, f"{cost} tokens", values)
+
+
 def _larger_share(plan: Assessment) -> Iterator[Change]:
     now = plan.deployment.utilisation
     for share in (0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94):
@@ -256,6 +268,7 @@ GENTLE: tuple[Step, ...] = (
     _shorter,
     _fewer_at_once,
     _smaller_steps,
+    _larger_cache,
     _larger_share,
 )
 HARD: tuple[Step, ...] = (_short_cache, _quantised, _more_cards)
