@@ -251,7 +251,8 @@ class MediaSection(Section):
         description="Largest video that is decoded, in pixels of one frame of the file.",
     )
     video_decode_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=30.0, description="Time for decoding one video."
+        default=30.0,
+        description="Time for one video from its header to its last frame; waiting is not counted.",
     )
     max_decoding_pixels: Positive = Field(
         default=400_000_000,

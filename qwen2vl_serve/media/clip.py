@@ -10,14 +10,14 @@ import numpy as np
 from qwen2vl_serve.media import video
 from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.media.sampling import Sampling
-from qwen2vl_serve.media.video import VideoLimits
+from qwen2vl_serve.media.video import VideoLimits, WorkTime
 
 
 @dataclass(slots=True)
 class Video:
     """One video of a request: a container's bytes, or those of each frame.
 
-    ``digest`` is the hash of them all.
+    ``digest`` is the hash of them all, ``work`` the time that all work on it shares.
     """
 
     data: Sequence[bytes] = field(repr=False)
@@ -26,6 +26,7 @@ class Video:
     limits: VideoLimits
     digest: str
     param: str
+    work: WorkTime | None = field(default=None, repr=False, compare=False)
     decoded: bool = False
     _frames: np.ndarray | None = field(default=None, repr=False)
 
@@ -71,11 +72,14 @@ class Video:
             sizing, limits = self.sampling.sizing, self.limits
             size = sizing.height, sizing.width
             if self.sampling.listed:
-                shape = self.sampling.shape
-                self._frames = video.decode_listed(self.data, shape, size, limits, self.param)
+                self._frames = video.decode_listed(
+                    self.data, self.sampling.shape, size, limits, self.param, work=self.work
+                )
             else:
                 indices = video.frame_indices(self.header.frames, self.sampling.frames)
-                self._frames = video.decode(self.data[0], indices, size, limits, self.param)
+                self._frames = video.decode(
+                    self.data[0], indices, size, limits, self.param, work=self.work
+                )
             self.decoded = True
         return self._frames
 

@@ -46,7 +46,7 @@ from qwen2vl_serve.media.sampling import (
 )
 from qwen2vl_serve.media.sizing import Bounds, shrunk, size_for
 from qwen2vl_serve.media.sources import DataURLError, Sources, UnknownFileID
-from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoLimits
+from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoLimits, WorkTime
 from qwen2vl_serve.protocol import (
     ChatRequest,
     FramesPart,
@@ -203,15 +203,18 @@ class MediaLoader:
     def _sampled(self, data: Sequence[bytes], wish: VideoFields, listed: bool, param: str) -> Video:
         """Read the headers, which takes time: a container is read to its end."""
         limits, rules = self.video_limits, self.frame_rules
+        work = WorkTime(limits.seconds)
         if listed:
-            header = video.read_listed_header(data, wish.fps, limits, param, self.formats)
+            header = video.read_listed_header(
+                data, wish.fps, limits, param, self.formats, work=work
+            )
             sampling = sample_list(header, wish, rules, param)
             digest = blake3(b"".join(blake3(one).digest() for one in data)).hexdigest()
         else:
-            header = video.read_header(data[0], limits, param)
+            header = video.read_header(data[0], limits, param, work=work)
             sampling = sample_file(header, wish, rules, param)
             digest = blake3(data[0]).hexdigest()
-        return Video(data, header, sampling, limits, digest, param)
+        return Video(data, header, sampling, limits, digest, param, work)
 
     def _refuse_excess(self, media: Sequence[Medium]) -> None:
         """Hold the request to its budget, before anything is decoded."""

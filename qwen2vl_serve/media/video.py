@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,31 +36,70 @@ class VideoLimits:
 DEFAULT_LIMITS = VideoLimits()
 
 
-def read_header(data: bytes, limits: VideoLimits, param: str) -> VideoHeader:
+class WorkTime:
+    """The seconds that are worked on one video, from its header to its last frame.
+
+    They pass within ``running`` alone: waiting for a turn is not the video's own slowness.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = self._left = seconds
+
+    @contextmanager
+    def running(self, param: str) -> Iterator[Callable[[], None]]:
+        """Give what is to be called from time to time; it raises ``VideoTooLarge`` at the end."""
+        begun = time.monotonic()
+
+        def check() -> None:
+            if time.monotonic() - begun > self._left:
+                raise VideoTooLarge(
+                    f"{param} takes more than {self._seconds:g} seconds to decode; send it "
+                    "shorter or smaller, or its frames.",
+                    param=param,
+                )
+
+        try:
+            yield check
+        finally:
+            self._left -= time.monotonic() - begun
+
+
+def read_header(
+    data: bytes, limits: VideoLimits, param: str, *, work: WorkTime | None = None
+) -> VideoHeader:
     """Return what a container holds, reading all of its packets and decoding one frame.
+
+    ``work`` is the video's time; None for one that ends with this.
 
     Raises:
         InvalidVideo: no container or codec that is served, or one that is damaged.
         VideoTooLarge: beyond ``limits``.
     """
-    deadline = _Deadline(limits, param)
-    with _opened(data, limits, param) as (container, stream):
-        count = _count(container, stream, limits, deadline, param)
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        if count == 0 or rate <= 0:
-            raise _invalid(param)
-    with _opened(data, limits, param) as (container, stream):
-        first = next(container.decode(stream), None)
-        if first is None:
-            raise _invalid(param)
-        width, height = first.width, first.height
-        if first.rotation % 180:
-            width, height = height, width
-        return VideoHeader(width, height, count, rate)
+    with (work or WorkTime(limits.seconds)).running(param) as check:
+        with _opened(data, limits, param) as (container, stream):
+            count = _count(container, stream, limits, check, param)
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            if count == 0 or rate <= 0:
+                raise _invalid(param)
+        with _opened(data, limits, param) as (container, stream):
+            first = next(container.decode(stream), None)
+            check()
+            if first is None:
+                raise _invalid(param)
+            width, height = first.width, first.height
+            if first.rotation % 180:
+                width, height = height, width
+            return VideoHeader(width, height, count, rate)
 
 
 def decode(
-    data: bytes, indices: Sequence[int], size: tuple[int, int], limits: VideoLimits, param: str
+    data: bytes,
+    indices: Sequence[int],
+    size: tuple[int, int],
+    limits: VideoLimits,
+    param: str,
+    *,
+    work: WorkTime | None = None,
 ) -> np.ndarray:
     """Return the frames at ``indices``, ascending, as RGB, uint8 [frames, height, width, 3].
 
@@ -69,15 +108,17 @@ def decode(
 
     Raises:
         InvalidVideo: the data is damaged; no frame is ever made up for a missing one.
-        VideoTooLarge: it takes longer than ``limits.seconds``.
+        VideoTooLarge: it takes longer than ``limits.seconds``, or than what is left of ``work``.
     """
-    deadline = _Deadline(limits, param)
     count = len(indices)
     frames = np.empty((count, *size, 3), np.uint8)
     filled, shape = 0, None
-    with _opened(data, limits, param) as (container, stream):
+    with (
+        (work or WorkTime(limits.seconds)).running(param) as check,
+        _opened(data, limits, param) as (container, stream),
+    ):
         for number, frame in enumerate(container.decode(stream)):
-            deadline.check()
+            check()
             shape = shape or (frame.width, frame.height)
             if frame.is_corrupt or shape != (frame.width, frame.height):
                 raise _invalid(param)
@@ -95,22 +136,27 @@ def read_listed_header(
     limits: VideoLimits,
     param: str,
     formats: Collection[str] = image.FORMATS.keys(),
+    *,
+    work: WorkTime | None = None,
 ) -> VideoHeader:
     """Return what a list of pictures is as a video; ``formats`` are Pillow's names.
 
     Raises:
         InvalidImage, ImageTooLarge: one of them cannot be used; the message names it.
         InvalidVideo: their sizes differ.
+        VideoTooLarge: it takes longer than ``limits.seconds``, or than what is left of ``work``.
     """
-    first = image.read_header(frames[0], limits.max_pixels, f"{param}[0]", formats)
-    for number, data in enumerate(frames[1:], 1):
-        other = image.read_header(data, limits.max_pixels, f"{param}[{number}]", formats)
-        if (other.width, other.height) != (first.width, first.height):
-            raise InvalidVideo(
-                f"{param}: frame {number} is {other.width} × {other.height} pixels, frame 0 "
-                f"{first.width} × {first.height}; send frames of one size.",
-                param=param,
-            )
+    with (work or WorkTime(limits.seconds)).running(param) as check:
+        first = image.read_header(frames[0], limits.max_pixels, f"{param}[0]", formats)
+        for number, data in enumerate(frames[1:], 1):
+            check()
+            other = image.read_header(data, limits.max_pixels, f"{param}[{number}]", formats)
+            if (other.width, other.height) != (first.width, first.height):
+                raise InvalidVideo(
+                    f"{param}: frame {number} is {other.width} × {other.height} pixels, frame 0 "
+                    f"{first.width} × {first.height}; send frames of one size.",
+                    param=param,
+                )
     return VideoHeader(first.width, first.height, len(frames), fps or 0.0)
 
 
@@ -120,6 +166,8 @@ def decode_listed(
     size: tuple[int, int],
     limits: VideoLimits,
     param: str,
+    *,
+    work: WorkTime | None = None,
 ) -> np.ndarray:
     """Return a list's frames as RGB, uint8 [frames, h, w, 3]; an odd one out is taken twice.
 
@@ -127,13 +175,13 @@ def decode_listed(
 
     Raises:
         InvalidImage: one of them is damaged.
-        VideoTooLarge: it takes longer than ``limits.seconds``.
+        VideoTooLarge: it takes longer than ``limits.seconds``, or than what is left of ``work``.
     """
-    deadline = _Deadline(limits, param)
     made = np.empty((len(frames) + len(frames) % FRAME_FACTOR, *size, 3), np.uint8)
-    for number, data in enumerate(frames):
-        deadline.check()
-        made[number] = resize(image.decode(data, shape, f"{param}[{number}]"), size)
+    with (work or WorkTime(limits.seconds)).running(param) as check:
+        for number, data in enumerate(frames):
+            check()
+            made[number] = resize(image.decode(data, shape, f"{param}[{number}]"), size)
     made[len(frames) :] = made[len(frames) - 1]
     return made
 
@@ -163,22 +211,6 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     )
     made: np.ndarray = resized.clamp(0, 255).round()[0].permute(1, 2, 0).byte().numpy()
     return made
-
-
-class _Deadline:
-    """Ends work on a video that takes too long."""
-
-    def __init__(self, limits: VideoLimits, param: str) -> None:
-        self._seconds, self._param = limits.seconds, param
-        self._end = time.monotonic() + limits.seconds
-
-    def check(self) -> None:
-        if time.monotonic() > self._end:
-            raise VideoTooLarge(
-                f"{self._param} takes more than {self._seconds:g} seconds to decode; send it "
-                "shorter or smaller, or its frames.",
-                param=self._param,
-            )
 
 
 @contextmanager
@@ -219,13 +251,13 @@ def _opened(data: bytes, limits: VideoLimits, param: str) -> Iterator[tuple[Any,
 
 
 def _count(
-    container: Any, stream: Any, limits: VideoLimits, deadline: _Deadline, param: str
+    container: Any, stream: Any, limits: VideoLimits, check: Callable[[], None], param: str
 ) -> int:
     """Return how many frames the stream's packets show; nothing is decoded."""
     frames = packets = 0
     end = Fraction(0)
     for packet in container.demux():
-        deadline.check()
+        check()
         if packet.pts is not None and packet.time_base is not None:
             end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
         if packet.stream_index != stream.index or not packet.size:

@@ -25,6 +25,7 @@ from qwen2vl_serve.errors import (
     TooManyItems,
     VideoTooLarge,
 )
+from qwen2vl_serve.media import video as video_module
 from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.loader import MediaLoader
@@ -101,6 +102,51 @@ def served(files: dict[str, bytes]) -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+class Ticking:
+    """A clock that a look at it moves on by a second, so that work takes as many as its checks."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def _listed(count: int = 30) -> dict[str, Any]:
+    frames = [image_url(n) for n in range(count)]
+    return {"type": "video", "video": frames}
+
+
+@pytest.mark.parametrize("form", ["file", "list"])
+def test_header_and_frames_share_one_time(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Either alone fits into it, both together do not; what waits in between is no work."""
+    clock = Ticking()
+    monkeypatch.setattr(video_module, "time", clock)
+    asked = part(data_url(MOVIE)) if form == "file" else _listed()
+
+    async def run(seconds: float, pause: float) -> tuple[float, float]:
+        loader = Loading(VideoLimits(seconds=seconds)).loader
+        body = {"messages": [{"role": "user", "content": [asked]}]}
+        chat = parse_chat(json.dumps(body).encode(), LIMITS)
+        clock.now = 0.0
+        async with loader.ledger.account() as account:
+            media = await loader.fetch(chat, account)
+        header, clock.now = clock.now, pause
+        await loader.ready(media)
+        return header, clock.now - pause
+
+    header, frames = asyncio.run(run(1e6, 1e9))
+    assert header > 20
+    assert frames > 20
+    enough, short = header + frames + 1, max(header, frames) + 10
+    assert asyncio.run(run(enough, 1e9)) == (header, frames)
+    assert short < header + frames - 10
+    with pytest.raises(VideoTooLarge, match=f"more than {short:g} seconds"):
+        asyncio.run(run(short, 0.0))
+    assert header + clock.now <= short + 10, "it ended with the time"
 
 
 def test_a_video_is_one_whichever_way_it_comes() -> None:
