@@ -230,7 +230,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
-        return image
+        return image  # a PNG's see-through colour and all, as the reference has it
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _scaled(image)
     if image.mode == "RGBA" or "transparency" in image.info or image.mode in ("LA", "PA", "La"):

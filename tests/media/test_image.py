@@ -8,6 +8,7 @@ import struct
 import zlib
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -153,6 +154,45 @@ def test_a_transparent_palette_entry_is_white() -> None:
     image = Image.new("P", (84, 84), 0)
     image.putpalette([255, 0, 0, 0, 255, 0])
     assert (ours(encoded(image, "PNG", transparency=0)) == 255).all()
+
+
+def keyed(image: np.ndarray, *colour: int) -> bytes:
+    """A PNG of samples, grey or BGR, with a chunk that calls one colour see-through."""
+    data: bytes = cv2.imencode(".png", image)[1].tobytes()
+    at = data.index(b"IDAT") - 4
+    return data[:at] + chunk(b"tRNS", struct.pack(f">{len(colour)}H", *colour)) + data[at:]
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_the_transparent_colour_of_an_rgb_png_is_shown_as_the_reference_shows_it(
+    depth: type[np.unsignedinteger[Any]],
+) -> None:
+    """``to_rgb`` of qwen_vl_utils knows alpha by the mode RGBA alone; of RGB it ignores tRNS.
+
+    So do we: the colour stays what it is, bit for bit, and is not made white.
+    """
+    from qwen_vl_utils.vision_process import to_rgb
+
+    scale = 257 if depth == np.uint16 else 1
+    samples = np.asarray(photo(140, 84)).astype(depth) * depth(scale)
+    samples[:42] = np.array((30, 20, 10), depth) * depth(scale)
+    data = keyed(samples, 10 * scale, 20 * scale, 30 * scale)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.mode, image.info.get("transparency") is not None) == ("RGB", True)
+        assert np.array_equal(ours(data), np.asarray(to_rgb(image)))
+    assert ours(data)[10, 10].tolist() == [10, 20, 30]
+
+
+def test_the_transparent_grey_of_a_png_is_white() -> None:
+    """Pinned: alpha on white, as for grey with alpha, palettes and grey of 16 bits.
+
+    ``to_rgb`` of qwen_vl_utils would show what hides behind: it looks at the mode RGBA alone.
+    """
+    samples = np.full((84, 84), 100, np.uint8)
+    samples[:42] = 7
+    seen = ours(keyed(samples, 7))
+    assert (seen[:30] == 255).all()
+    assert (seen[50:] == 100).all()
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
