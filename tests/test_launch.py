@@ -538,6 +538,19 @@ def test_engines_are_spawned_as_those_of_vllm_serve(monkeypatch: pytest.MonkeyPa
     assert "VLLM_WORKER_MULTIPROC_METHOD" not in engine_environment(profile)
 
 
+@pytest.mark.parametrize(("build", "bound"), [("cpu", "128"), ("cuda", None)])
+def test_the_code_that_a_cpu_keeps_for_shapes_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, build: str, bound: str | None
+) -> None:
+    """A worker that meets prompts of every length stays as large as it is."""
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    monkeypatch.setattr("qwen2vl_serve.launch.vllm_build", lambda: build)
+    profile = load_profile("demo")
+    assert engine_environment(profile).get("ONEDNN_PRIMITIVE_CACHE_CAPACITY") == bound
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" not in engine_environment(profile)
+
+
 @pytest.mark.parametrize(
     ("build", "eager", "off"), [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)]
 )
