@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 
+from qwen2vl_serve.hardware import Host
+from qwen2vl_serve.plan import Verdict, plan_for
 from qwen2vl_serve.plan.cards import parse_cards, table
 from qwen2vl_serve.plan.hardware_page import COMMAND, PAGES, page, write
-from qwen2vl_serve.profile import profile_names
+from qwen2vl_serve.profile import load_profile, profile_names
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -28,6 +31,22 @@ def test_every_profile_and_card_is_there(name: str) -> None:
         assert f"\n## {profile}\n" in text
     for card in table():
         assert text.count(f"\n| {card.name} |") == len(profile_names()) - 1
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_profile_without_cards_says_what_memory_it_takes(name: str) -> None:
+    """Each row is the planner's: the first that fits is just above what is said to be taken."""
+    text = page(PAGES[name]).partition("\n## demo\n")[2].partition("\n## ")[0]
+    taken = float(re.findall(r"[\d.]+(?= GiB of memory| GiB 内存)", text)[0])
+    rows = re.findall(r"^\| (\d+) GiB \| ([^|]+) \| ([\d,]*) ?\|", text, re.MULTILINE)
+    fits = {PAGES[name].verdicts[Verdict.FITS]}
+    assert next(int(free) for free, verdict, _ in rows if verdict in fits) == math.ceil(taken)
+    assert [int(free) for free, _, tokens in rows if not tokens] == [1]
+    least = load_profile("demo", ["engine.kv_cache_memory_bytes=268435456"])
+    for free, told in ((2.0, Verdict.FITS), (1.8, Verdict.NO)):
+        assert plan_for(least, (), host=Host((0,), free, free)).verdict is told
+    lacking = [card.name for card in table() if card.capability < (7, 5)]
+    assert " / ".join(lacking) in text.splitlines()[-1]
 
 
 def test_the_names_of_cards_are_those_of_the_option() -> None:

@@ -196,6 +196,17 @@ def test_a_cpus_cache_is_raised_in_its_own_field() -> None:
     assert {"hardware.cpu_kvcache_gib": 2} in [values(remedy) for remedy in remedies]
 
 
+def test_a_cache_that_is_not_free_is_made_smaller() -> None:
+    """Halves, until the server's processes have room beside it; never less than one request."""
+    for free, expected in ((3.0, None), (2.5, 2**29), (2.0, 2**28), (1.7, 2**25)):
+        host = Host((0,), memory_gib=4.0, available_gib=free)
+        remedies = find_remedies(plan_for(load_profile("demo"), (), host=host), host)
+        told = [values(remedy) for remedy in remedies]
+        assert told == ([{"engine.kv_cache_memory_bytes": expected}] if expected else [])
+    host = Host((0,), memory_gib=4.0, available_gib=1.5)
+    assert find_remedies(plan_for(load_profile("demo"), (), host=host), host) == ()
+
+
 def test_nothing_helps_a_card_without_kernels() -> None:
     """vLLM is not built for it, whatever the profile says."""
     assert find_remedies(plan("single-gpu-2b", "1xv100-32g")) == ()

@@ -107,6 +107,18 @@ def _share(plan: Assessment) -> Iterator[Change]:
             yield _change(plan, "a smaller KV cache", {"engine.gpu_memory_utilization": value})
 
 
+def _smaller_cache(plan: Assessment) -> Iterator[Change]:
+    """Halves of the size that the profile sets, where that is not free; one request fits."""
+    size, least = plan.deployment.kv_cache_bytes, max(stage.needed for stage in plan.stages)
+    if size is None or all(
+        problem.field != plan.deployment.kv_cache_field for problem in plan.problems
+    ):
+        return
+    while size // 2 >= least:
+        size //= 2
+        yield _cache(plan, size, "a smaller KV cache")
+
+
 def _divides(plan: Assessment) -> Iterator[Change]:
     deployment = plan.deployment
     workers = deployment.tensor_parallel * deployment.stages
@@ -202,10 +214,14 @@ def _larger_cache(plan: Assessment) -> Iterator[Change]:
     if held is None or held >= needed:
         return
     cost = f"{needed / GIB:.2f} GiB for a single request of all {plan.deployment.max_model_len}"
-    values: dict[str, Any] = {"engine.kv_cache_memory_bytes": needed}
-    if plan.profile.hardware.cpu_kvcache_gib is not None:
-        values = {"hardware.cpu_kvcache_gib": math.ceil(needed / GIB)}
-    yield _change(plan, f"{cost} tokens", values)
+    yield _cache(plan, needed, f"{cost} tokens")
+
+
+def _cache(plan: Assessment, size: int, cost: str) -> Change:
+    """A KV cache of ``size`` bytes or, in the CPU's field, of whole GiB that hold them."""
+    field = plan.deployment.kv_cache_field
+    in_gib = field == "hardware.cpu_kvcache_gib"
+    return _change(plan, cost, {field: math.ceil(size / GIB) if in_gib else size})
 
 
 def _larger_share(plan: Assessment) -> Iterator[Change]:
@@ -261,7 +277,15 @@ def _oldest(cards: Sequence[Card]) -> tuple[int, int]:
     return min((card.capability for card in cards), default=(99, 0))
 
 
-MENDS: tuple[Step, ...] = (_half, _other_cache, _as_packed, _known_length, _share, _divides)
+MENDS: tuple[Step, ...] = (
+    _half,
+    _other_cache,
+    _as_packed,
+    _known_length,
+    _share,
+    _smaller_cache,
+    _divides,
+)
 GENTLE: tuple[Step, ...] = (
     _no_video,
     _smaller_pictures,

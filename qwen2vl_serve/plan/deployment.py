@@ -43,8 +43,9 @@ class Picture:
 class Deployment:
     """One model on cards, with no default left open. Sizes in tokens and bytes.
 
-    ``flash`` tells that pictures are attended to by FlashAttention, which needs no copies;
-    ``quantization`` is what the profile says of the weights' packing.
+    ``kv_cache_field`` is the profile's field for ``kv_cache_bytes``; ``flash`` tells that pictures
+    are attended to by FlashAttention, which needs no copies; ``quantization`` is what the profile
+    says of the weights' packing.
     """
 
     architecture: Architecture
@@ -63,6 +64,7 @@ class Deployment:
     split_vision: bool
     picture: Picture | None
     kv_cache_bytes: int | None
+    kv_cache_field: str
     offload_bytes: float
     largest_graph: int
     flash: bool
@@ -107,9 +109,9 @@ def deployment(
     asked_seqs = engine.max_num_seqs
     batched = engine.max_num_batched_tokens or min((asked_seqs or seqs) * length, tokens)
     sequences = asked_seqs or min(seqs, batched)
-    kv_bytes = engine.kv_cache_memory_bytes
+    kv_bytes, kv_field = engine.kv_cache_memory_bytes, "engine.kv_cache_memory_bytes"
     if profile.hardware.cpu_kvcache_gib is not None:
-        kv_bytes = profile.hardware.cpu_kvcache_gib * GIB
+        kv_bytes, kv_field = profile.hardware.cpu_kvcache_gib * GIB, "hardware.cpu_kvcache_gib"
     kv_dtype = engine.kv_cache_dtype or "auto"
     return Deployment(
         architecture=architecture,
@@ -128,6 +130,7 @@ def deployment(
         split_vision=engine.mm_encoder_tp_mode != "data",
         picture=_largest(profile, architecture, length, batched, sequences),
         kv_cache_bytes=kv_bytes,
+        kv_cache_field=kv_field,
         offload_bytes=(engine.cpu_offload_gb or 0) * GIB,
         # Source: ``_set_cudagraph_sizes`` in ``config/vllm.py``.
         largest_graph=1024 if cards and cards[0].capability[0] == 10 else 512,

@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwen2vl_serve.hardware import Card
-from qwen2vl_serve.plan.assessment import Assessment, Verdict
+from qwen2vl_serve.hardware import GIB, Card, Host
+from qwen2vl_serve.plan.assessment import Assessment, Verdict, host_bytes
 from qwen2vl_serve.plan.capacity import capacity
 from qwen2vl_serve.plan.cards import decoder_attention, table, vision_attention
 from qwen2vl_serve.plan.planning import plan_for
-from qwen2vl_serve.plan.remedies import find_remedies
+from qwen2vl_serve.plan.remedies import Remedy, find_remedies
 from qwen2vl_serve.profile import Profile, load_profile, profile_names
 
+_FREE_GIB = (1, 2, 3, 4)
 COMMAND = "python -m qwen2vl_serve.plan.hardware_page docs"
 
 
@@ -32,6 +33,8 @@ class Words:
     cards_head: str
     any_title: str
     any_text: str
+    any_head: str
+    any_cards: str
     several: str
     one: str
     head: str
@@ -56,7 +59,12 @@ does the least harm where a profile does not surely fit, planned again: each is 
     cards_title="## Cards",
     cards_head="| `--gpus` | card | GiB | capability | attention | attention of pictures |",
     any_title="## {name}",
-    any_text="{description}. Runs on any machine, with or without a card.",
+    any_text="""\
+{description}, for machines without a card: Linux on x86_64 with AVX2 or on
+aarch64, and vLLM's CPU build. It takes {taken:.1f} GiB of memory, {cache:.1f} of them for the
+KV cache, {weights:.2f} for the weights and the rest, as measured, for its processes:""",
+    any_head="| free memory | | KV tokens | at once | fits with |",
+    any_cards="With vLLM's CUDA build it starts on a card instead: any of those above but {cards}.",
     several="{description}. {model}, {count} cards: tensor {tensor} × pipeline {stages}.",
     one="{description}. {model}, one card.",
     head="| card | | KV tokens | at once | fits with |",
@@ -79,7 +87,11 @@ CHINESE = Words(
     cards_title="## 显卡",
     cards_head="| `--gpus` | 卡 | GiB | 计算能力 | 注意力 | 图片的注意力 |",
     any_title="## {name}",
-    any_text="{description}。任何机器都能运行，有无显卡均可。",
+    any_text="""\
+{description}，为没有显卡的机器准备：Linux，x86_64（支持 AVX2）或 aarch64，vLLM 的 CPU 版本。
+它占 {taken:.1f} GiB 内存，其中 KV 缓存 {cache:.1f}，权重 {weights:.2f}，其余属于各进程（实测）：""",
+    any_head="| 空闲内存 | | KV token | 同时 | 如何装下 |",
+    any_cards="使用 vLLM 的 CUDA 版本时，它改在一张卡上启动：上面的卡都可以，{cards} 除外。",
     several="{description}。{model}，{count} 张卡：张量并行 {tensor} × 流水线并行 {stages}。",
     one="{description}。{model}，一张卡。",
     head="| 卡 | | KV token | 同时 | 如何装下 |",
@@ -123,7 +135,7 @@ def _profile(profile: Profile, words: Words) -> Iterator[str]:
     if words is CHINESE:
         description = _CHINESE_DESCRIPTIONS.get(profile.name, description)
     if profile.hardware.device != "cuda":
-        yield words.any_text.format(description=description)
+        yield from _without_cards(profile, description, words)
         return
     engine = profile.engine
     text = words.several if profile.workers > 1 else words.one
@@ -139,18 +151,40 @@ def _profile(profile: Profile, words: Words) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for card in table():
         cards = tuple(replace(card, index=index) for index in range(profile.workers))
-        yield _row(plan_for(profile, cards), card, words)
+        plan = plan_for(profile, cards)
+        yield _row(plan, find_remedies(plan), card.name, words)
 
 
-def _row(plan: Assessment, card: Card, words: Words) -> str:
+def _without_cards(profile: Profile, description: str, words: Words) -> Iterator[str]:
+    hosts = [Host((0,), memory_gib=free, available_gib=free) for free in _FREE_GIB]
+    plans = [plan_for(profile, (), host=host) for host in hosts]
+    first = plans[0]
+    yield words.any_text.format(
+        description=description,
+        taken=host_bytes(first.deployment, first.stages) / GIB,
+        cache=(first.deployment.kv_cache_bytes or 0) / GIB,
+        weights=sum(first.weights_gib),
+    )
+    yield ""
+    yield words.any_head
+    yield "|---|---|---|---|---|"
+    for plan, host in zip(plans, hosts, strict=True):
+        yield _row(plan, find_remedies(plan, host), f"{host.available_gib:g} GiB", words)
+    yield ""
+    lacking = [
+        card.name for card in table() if plan_for(profile, (card,)).verdict is not Verdict.FITS
+    ]
+    yield words.any_cards.format(cards=" / ".join(lacking))
+
+
+def _row(plan: Assessment, remedies: Sequence[Remedy], name: str, words: Words) -> str:
     verdict = words.verdicts[plan.verdict]
     if plan.verdict is Verdict.FITS:
         held = capacity(plan, plan.deployment.max_model_len)
         tokens = f"{plan.kv_tokens.likely:,.0f}"
-        return f"| {card.name} | {verdict} | {tokens} | {held.together} | {words.as_is} |"
-    remedies = find_remedies(plan)
+        return f"| {name} | {verdict} | {tokens} | {held.together} | {words.as_is} |"
     if not remedies:
-        return f"| {card.name} | {verdict} | | | {words.nothing} |"
+        return f"| {name} | {verdict} | | | {words.nothing} |"
     first = remedies[0]
     values = {name: value for change in first.changes for name, value in change.values.items()}
     settings = " ".join(
@@ -160,7 +194,7 @@ def _row(plan: Assessment, card: Card, words: Words) -> str:
     )
     held = capacity(first.plan, first.plan.deployment.max_model_len)
     tokens = f"{first.plan.kv_tokens.likely:,.0f}"
-    return f"| {card.name} | {verdict} | {tokens} | {held.together} | {settings} |"
+    return f"| {name} | {verdict} | {tokens} | {held.together} | {settings} |"
 
 
 PAGES = {"hardware.md": ENGLISH, "hardware.zh-CN.md": CHINESE}
