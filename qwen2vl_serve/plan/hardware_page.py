@@ -89,7 +89,7 @@ CHINESE = Words(
     any_title="## {name}",
     any_text="""\
 {description}，为没有显卡的机器准备：Linux，x86_64（支持 AVX2）或 aarch64，vLLM 的 CPU 版本。
-它占 {taken:.1f} GiB 内存，其中 KV 缓存 {cache:.1f}，权重 {weights:.2f}，其余属于各进程（实测）：""",
+它占 {taken:.1f} GiB 内存：KV 缓存 {cache:.1f}，权重 {weights:.2f}，其余属于各进程（实测）：""",
     any_head="| 空闲内存 | | KV token | 同时 | 如何装下 |",
     any_cards="使用 vLLM 的 CUDA 版本时，它改在一张卡上启动：上面的卡都可以，{cards} 除外。",
     several="{description}。{model}，{count} 张卡：张量并行 {tensor} × 流水线并行 {stages}。",
