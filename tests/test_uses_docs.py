@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests import long_way
+from qwen2vl_serve.profile_sections import DEMO_MODEL_FOLDER
+from tests import long_way, transformers_way
 from tests import stub_server as stub
 from tests.markdown import ROOT, Block, Document
+from tests.media.test_video import theirs  # noqa: F401  # a fixture that reads videos
 
 PAGES = [Document("docs/uses.md"), Document("docs/uses.zh-CN.md")]
 BLOCKS = PAGES[0].blocks  # test_docs.py holds the two pages' code to be the same
@@ -125,12 +130,22 @@ ARGUMENTS = {
 """The rows of the table of lines, in its order."""
 
 
-def long_lines(name: str) -> int:
-    """Lines of the function's body, and the two of the address and the system prompt."""
-    source = inspect.getsource(getattr(long_way, name))
+def body_lines(module: ModuleType, name: str) -> int:
+    """Lines of the function's body, and those of what its module holds for all of them."""
+    tree = ast.parse(inspect.getsource(module))
+    shared = [node for node in tree.body if isinstance(node, ast.Assign)]
+    assert all(node.lineno == node.end_lineno for node in shared)
+    source = inspect.getsource(getattr(module, name))
     (function,) = ast.parse(source).body
     assert isinstance(function, ast.FunctionDef)
-    return lines_of_code("\n".join(source.splitlines()[function.body[0].lineno - 1 :])) + 2
+    body = "\n".join(source.splitlines()[function.body[0].lineno - 1 :])
+    return lines_of_code(body) + len(shared)
+
+
+def with_transformers(name: str) -> str:
+    """The lines of a use that the tutorials show with transformers, of others a dash."""
+    shown = hasattr(transformers_way, name)
+    return str(body_lines(transformers_way, name)) if shown else "–"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -138,9 +153,12 @@ def test_the_lines_are_counted(page: Document) -> None:
     """Of ours the block on the page; the last where a use has several."""
     blocks = [block for block in page.blocks if "Prompts" not in block.text]
     ours = {use_of(block): lines_of_code(block.text) for block in blocks}
-    expected = [(str(long_lines(name)), str(ours[name])) for name in ARGUMENTS]
+    expected = [
+        (with_transformers(name), str(body_lines(long_way, name)), str(ours[name]))
+        for name in ARGUMENTS
+    ]
     table = page.tables[-1]
-    assert [(row[1].text, row[2].text) for row in table] == expected
+    assert [tuple(cell.text for cell in row[1:]) for row in table] == expected
     readme = Document("README.zh-CN.md" if "zh" in page.path.name else "README.md")
     assert table in readme.tables
 
@@ -160,6 +178,55 @@ def test_the_long_way_works_as_well(
         assert "Tea,2" in Path("table.csv").read_text("utf-8-sig")
     else:
         assert SAID[name] in printed
+
+
+READS = {
+    "ocr": '"3450"',
+    "locate": "the yellow star ",
+    "compare": "yellow star",
+    "describe_video": "moves",
+    "extract_fields": "Tea House 7.5",
+    "batch": '1.png It says "3450"',
+}
+"""What the demo model answers with transformers about the page's own pictures."""
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one core: several wait for each other where another process takes them."""
+    torch: Any = importlib.import_module("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("theirs", "one_thread")
+@pytest.mark.parametrize("name", READS)
+def test_the_tutorials_way_works_as_well(
+    name: str,
+    server: stub.Stub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the demo model, which knows no receipts: of one the answer is given, not generated."""
+    transformers: Any = importlib.import_module("transformers")
+    monkeypatch.setattr(transformers_way, "MODEL", str(DEMO_MODEL_FOLDER))
+    if name == "extract_fields":
+        processor = transformers.Qwen2VLProcessor
+        monkeypatch.setattr(processor, "batch_decode", lambda *_, **__: [RECEIPT])
+    for number in range(3):
+        shutil.copy(PICTURES / "sign.png", f"scans/{number}.png")
+    getattr(transformers_way, name)(*ARGUMENTS[name])
+    assert READS[name] in capsys.readouterr().out
+    assert server.requests == []
+    if name == "batch":
+        assert len(Path("texts.jsonl").read_text("utf-8").splitlines()) == 3
+
+
+def test_every_use_of_transformers_is_run() -> None:
+    shown = {name for name, value in vars(transformers_way).items() if callable(value)}
+    assert shown == {*READS}
 
 
 def test_the_fields_that_the_page_names_exist() -> None:
