@@ -500,6 +500,21 @@ def test_links_lead_somewhere(document: Document) -> None:
 
 
 @pytest.mark.parametrize("twins", TWINS, ids=str)
+def test_links_stay_in_the_language(twins: list[Document]) -> None:
+    """A Chinese page leads to Chinese ones where they exist, an English one to English ones."""
+    for document, twin in (twins, twins[::-1]):
+        for link in document.links:
+            name = link.partition("#")[0]
+            target = (document.path.parent / name).resolve()
+            if not name.endswith(".md") or target == twin.path or "://" in link:
+                continue
+            chinese = document.path.name.endswith(".zh-CN.md")
+            if chinese and target.with_suffix(".zh-CN.md").exists():
+                raise AssertionError(link)
+            assert chinese or not name.endswith(".zh-CN.md"), link
+
+
+@pytest.mark.parametrize("twins", TWINS, ids=str)
 def test_the_two_languages_have_one_shape(twins: list[Document]) -> None:
     """The same headings by level, the same tables by size, the same code but for comments."""
     english, chinese = twins

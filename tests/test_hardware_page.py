@@ -42,6 +42,10 @@ def test_the_profile_without_cards_says_what_memory_it_takes(name: str) -> None:
     fits = {PAGES[name].verdicts[Verdict.FITS]}
     assert next(int(free) for free, verdict, _ in rows if verdict in fits) == math.ceil(taken)
     assert [int(free) for free, _, tokens in rows if not tokens] == [1]
+    readme = (DOCS.parent / name.replace("hardware", "README")).read_text("utf-8")
+    assert re.findall(r"\d+(?= GiB of free memory| GiB 空闲内存)", readme) == [
+        f"{math.ceil(taken)}"
+    ]
     least = load_profile("demo", ["engine.kv_cache_memory_bytes=268435456"])
     for free, told in ((2.0, Verdict.FITS), (1.8, Verdict.NO)):
         assert plan_for(least, (), host=Host((0,), free, free)).verdict is told
