@@ -322,7 +322,7 @@ def media_loader(profile: Profile, *, shared: bool = False) -> MediaLoader:
         budget=MediaBudget(
             limits.max_media_bytes, limits.max_media_pixels, limits.max_media_frames
         ),
-        max_decoding_pixels=media.max_decoding_pixels,
+        max_decoding_bytes=media.max_decoding_bytes,
         max_held_bytes=media.max_held_bytes,
     )
 

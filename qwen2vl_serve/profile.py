@@ -58,7 +58,7 @@ MEDIA_SAFETY = (
     "allowed_local_paths",
     "formats",
     "max_pdf_pages",
-    "max_decoding_pixels",
+    "max_decoding_bytes",
     "max_held_bytes",
     "pdf_cache_bytes",
 )

@@ -254,11 +254,12 @@ class MediaSection(Section):
         default=30.0,
         description="Time for one video from its header to its last frame; waiting is not counted.",
     )
-    max_decoding_pixels: Positive = Field(
-        default=400_000_000,
-        description="Pixels of files that are decoded at once over all requests; further ones "
-        "wait. One takes 4 bytes of memory or more, by format: 12 were measured for an RGB PNG, 16 "
-        "for RGBA of 16 bits.",
+    max_decoding_bytes: Positive = Field(
+        default=2 * 1024**3,
+        description="Memory that decoding takes at once over all requests, in bytes, counted by "
+        "what a pixel of each format was measured to take: from 8 bytes to 24, and 192 "
+        "in one frame of a video. What comes then waits; one that takes more by itself is decoded "
+        "alone.",
     )
     max_held_bytes: Positive = Field(
         default=2 * 1024**3,

@@ -48,7 +48,7 @@ PEAK_BYTES = 1024**3
 
 LIMITS = (
     "media.max_image_pixels=4000000",
-    "media.max_decoding_pixels=16000000",
+    "media.max_decoding_bytes=160000000",
     "media.max_video_pixels=1000000",
     "media.max_video_frames=2000",
     "media.max_download_bytes=2000000",

@@ -11,6 +11,7 @@ from qwen2vl_serve.media import video
 from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.media.sampling import Sampling
 from qwen2vl_serve.media.video import VideoLimits, WorkTime
+from qwen2vl_serve.media.weights import FRAME_WEIGHT, LISTED_FRAME_WEIGHT, MADE_WEIGHT
 
 
 @dataclass(slots=True)
@@ -51,6 +52,13 @@ class Video:
     def source_pixels(self) -> int:
         """Pixels of the frames that are taken, at their own size."""
         return self.sampling.frames * self.header.width * self.header.height
+
+    @property
+    def decoding_bytes(self) -> int:
+        """Memory that decoding takes at most: frames are read one by one, and kept as made."""
+        weight = LISTED_FRAME_WEIGHT if self.sampling.listed else FRAME_WEIGHT
+        made = self.sampling.frames * self.sampling.sizing.width * self.sampling.sizing.height
+        return self.header.width * self.header.height * weight + made * MADE_WEIGHT
 
     @property
     def frames_taken(self) -> int:

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the head of a file says; sides in pixels, after the EXIF orientation is applied."""
+    """What the head of a file says; sides in pixels, after the EXIF orientation is applied.
+
+    ``mode`` is Pillow's name of what a pixel holds.
+    """
 
     format: str
     width: int
     height: int
+    mode: str = "RGB"
 
 
 @dataclass(frozen=True, slots=True)

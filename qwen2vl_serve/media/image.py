@@ -62,7 +62,7 @@ def read_header(
         # Of a TIFF Pillow tells the upright size already.
         if image.format != "TIFF" and _orientation(image, data) in _SWAPPED:
             width, height = height, width
-        return Header(str(image.format), width, height)
+        return Header(str(image.format), width, height, image.mode)
 
 
 def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False) -> np.ndarray:

@@ -84,8 +84,8 @@ class MediaLoader:
 
     ``folders`` are those that ``file:`` addresses may lead into, ``files`` what clients uploaded,
     ``formats`` the kinds of pictures that are taken, by Pillow's names. ``fast_decode`` trades
-    exact pixels of JPEGs for time. At most ``max_decoding_pixels`` of the files are decoded at
-    once over all requests, and at most ``max_held_bytes`` of them held; what comes then waits.
+    exact pixels of JPEGs for time. Decoding takes at most ``max_decoding_bytes`` of memory at once
+    over all requests, their files ``max_held_bytes``; what comes then waits.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class MediaLoader:
         formats: Collection[str] = FORMATS.keys(),
         fast_decode: bool = False,
         budget: MediaBudget = MediaBudget(),
-        max_decoding_pixels: int = 400_000_000,
+        max_decoding_bytes: int = 2 * 1024**3,
         max_held_bytes: int = 2 * 1024**3,
     ) -> None:
         self.fetcher = fetcher
@@ -110,7 +110,7 @@ class MediaLoader:
         self.formats = formats
         self.fast_decode = fast_decode
         self.budget = budget
-        self.decoding = Gate(max_decoding_pixels)
+        self.decoding = Gate(max_decoding_bytes)
         self.ledger = Ledger(max_held_bytes, budget.max_media_bytes)
         self.bounds = bounds
         self.frame_rules = frame_rules
@@ -235,7 +235,7 @@ class MediaLoader:
     async def _decoded_once(self, medium: _Medium) -> _Medium:
         if self.known.get(medium.key):
             return medium
-        async with self.decoding.holding(medium.source_pixels):
+        async with self.decoding.holding(medium.decoding_bytes):
             await self._in_pool(medium.decode)
         self.known.put(medium.key, True, len(medium.key))
         return medium

@@ -9,6 +9,7 @@ import numpy as np
 from qwen2vl_serve.media.headers import Header
 from qwen2vl_serve.media.image import decode
 from qwen2vl_serve.media.sizing import Sizing
+from qwen2vl_serve.media.weights import MADE_WEIGHT, picture_weight
 
 
 @dataclass(slots=True)
@@ -47,8 +48,14 @@ class Picture:
 
     @property
     def source_pixels(self) -> int:
-        """Pixels of the file, which decoding holds in memory."""
+        """Pixels of the file."""
         return self.header.width * self.header.height
+
+    @property
+    def decoding_bytes(self) -> int:
+        """Memory that decoding takes at most."""
+        made = self.sizing.width * self.sizing.height
+        return self.source_pixels * picture_weight(self.header) + made * MADE_WEIGHT
 
     @property
     def frames_taken(self) -> int:

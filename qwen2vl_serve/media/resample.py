@@ -16,7 +16,7 @@ from numba import njit
 from PIL import Image
 
 ROWS = 128
-"""How many rows are taken at once: few enough for the nearest cache."""
+"""How many rows, or columns, are taken at once: few enough for the nearest cache."""
 
 _BITS = 22
 # (height, width) before and after: smaller, larger, along one side, and both orders of the passes.
@@ -57,11 +57,15 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     (width, height), (rows, columns) = image.size, size
     # Pillow 13 begins with the side that saves it more work.
     if rows < height and height - rows > 2 * max(width - columns, 0):
-        return _across(_down(np.asarray(image), rows), columns)
+        flat = np.empty((rows, width, 3), np.uint8)
+        for left in range(0, width, ROWS):
+            right = min(left + ROWS, width)
+            flat[:, left:right] = _down(np.asarray(image.crop((left, 0, right, height))), rows)
+        return _across(flat, columns)
     narrow = np.empty((height, columns, 3), np.uint8)
     for top in range(0, height, ROWS):
         bottom = min(top + ROWS, height)
-        # Of the whole image at once, the copy would leave the caches.
+        # Of the whole image at once, the copy would leave the caches and double the memory.
         narrow[top:bottom] = _across(np.asarray(image.crop((0, top, width, bottom))), columns)
     return _down(narrow, rows)
 

@@ -154,9 +154,9 @@ def test_a_request_keeps_to_its_budget_over_all_pictures(named: str) -> None:
 
 
 def test_decoding_waits_its_turn_and_gives_its_place_back() -> None:
-    """More pixels than may be decoded at once still come, one after another."""
+    """More than may be decoded at once still comes, one after another."""
     loading = Loading()
-    loading.loader.decoding = Gate(280 * 280)
+    loading.loader.decoding = Gate(280 * 280 * 4)
     urls = [data_url(colour) for colour in ("red", "blue", "lime", "gray")]
     assert len(loading.load(*map(part, urls))) == 4
     assert loading.loader.decoding.held == 0
