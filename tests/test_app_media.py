@@ -24,6 +24,7 @@ from PIL import Image
 
 from qwen2vl_serve.engine import Medium
 from qwen2vl_serve.media.image import decode
+from qwen2vl_serve.media.loader import KNOWN_KEY_BYTES
 from qwen2vl_serve.profile import load_profile
 from qwen2vl_serve.protocol import ChatRequest
 from tests.fake_engine import FakeEngine
@@ -444,7 +445,7 @@ def test_two_clients_with_different_pictures_never_get_each_others_answer() -> N
     port = site.server_address[1]
     overrides = [LOOPBACK, f"media.allowed_ports=[{port}]", "files.max_files=4"]
     with site, server(*overrides, engine=HashingEngine()) as api:
-        api.app.state.api.loader.known.max_bytes = 400  # four keys or so
+        api.app.state.api.loader.known.max_bytes = 4 * KNOWN_KEY_BYTES
         evicted = 0
 
         def client(seed: int) -> None:

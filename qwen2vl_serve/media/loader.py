@@ -61,7 +61,10 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 KNOWN_BYTES = 5 * 1024 * 1024
-"""How many bytes of keys are remembered as decodable; 64 hex digits and a size each."""
+"""How much memory the keys take that are remembered as decodable."""
+
+KNOWN_KEY_BYTES = 280
+"""What one was measured to take: 64 hex digits and a size, its entry, its place in the order."""
 
 DECODE_THREADS = 4
 
@@ -237,7 +240,7 @@ class MediaLoader:
             return medium
         async with self.decoding.holding(medium.decoding_bytes):
             await self._in_pool(medium.decode)
-        self.known.put(medium.key, True, len(medium.key))
+        self.known.put(medium.key, True, KNOWN_KEY_BYTES)
         return medium
 
     async def _in_pool(self, work: Callable[..., _T], *arguments: Any) -> _T:
