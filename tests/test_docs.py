@@ -394,7 +394,9 @@ def test_the_readme_tells_the_exit_statuses(document: Document) -> None:
 
 def variables_read() -> set[str]:
     """Names of environment variables in the code of server and client."""
-    pattern = re.compile(r"(?:QWEN2VL|VLLM|HF|XDG|CUDA|TRANSFORMERS|OTEL|ONEDNN|TORCH_COMPILE)_[A-Z_]+")
+    pattern = re.compile(
+        r"(?:QWEN2VL|VLLM|HF|XDG|CUDA|TRANSFORMERS|OTEL|ONEDNN|TORCH_COMPILE)_[A-Z_]+"
+    )
     found = set()
     for folder in ("qwen2vl_serve", "clients/qwen2vl_client"):
         for path in (ROOT / folder).rglob("*.py"):
