@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from qwen2vl_serve.protocol import TextPart, UserPart
+from qwen2vl_serve.content import TextPart, UserPart
 
 MARK = "\ud800"
 """Breaks a control token, for whoever encodes the prompt to take out again.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from qwen2vl_serve.content import ImagePart, TextPart
 from qwen2vl_serve.context import (
     Context,
     largest_max_pixels,
@@ -16,7 +17,7 @@ from qwen2vl_serve.context import (
     shrunk,
 )
 from qwen2vl_serve.media.loader import MediaLoader, Medium
-from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, Overflow, TextPart
+from qwen2vl_serve.protocol import ChatRequest, Message, Overflow
 from qwen2vl_serve.turns import BYTES_PER_TOKEN, Turns, count_media
 
 REMOVED = "[picture removed]"

@@ -7,21 +7,21 @@ refused, never ignored. ``validation.parse_chat`` reads a body into these models
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PrivateAttr,
-    Tag,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from qwen2vl_serve.content import (
+    Detail,
+    Positive,
+    Rate,
+    Strict,
+    TextContent,
+    UserContent,
+    VideoFields,
+    text_or_parts,
 )
-from pydantic_core import PydanticCustomError
-
 from qwen2vl_serve.tools import MOST_TOOLS, NamedTool, Tool, ToolCall
 
 # Fields of OpenAI's and vLLM's request that would change the answer, the schedule or the
@@ -76,284 +76,12 @@ UNSUPPORTED: Mapping[str, str] = {
 _INT64_MAX = 2**63 - 1
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class TextPart(_Strict):
-    """``{"type": "text", "text": …}``."""
-
-    type: Literal["text"]
-    text: str
-
-
-Positive = Annotated[int, Field(ge=1)]
-
-
-class PixelFields(_Strict):
-    """How large the model shall see a picture, in pixels; clamped to the profile's bounds."""
-
-    min_pixels: Positive | None = None
-    max_pixels: Positive | None = None
-    resized_height: Positive | None = None
-    resized_width: Positive | None = None
-
-
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class VideoFields(PixelFields):
-    """Which frames of a video the model shall see, and how large; names of qwen_vl_utils.
-
-    ``min_pixels`` and ``max_pixels`` bound one frame, ``total_pixels`` all of them together.
-    """
-
-    fps: Rate | None = None
-    nframes: Annotated[int, Field(ge=2)] | None = None
-    min_frames: Positive | None = None
-    max_frames: Annotated[int, Field(ge=2)] | None = None
-    total_pixels: Positive | None = None
-
-
-UPLOAD = "upload:"
-"""Scheme under which an uploaded file's id is an address like any other."""
-
-NonEmpty = Annotated[str, Field(min_length=1)]
-Detail = Literal["auto", "low", "high"]
-
-
-class ImageURL(PixelFields):
-    """A picture: by ``url`` (``http(s)``, base64 ``data:``, ``file:``) or by ``file_id``.
-
-    ``detail`` ``auto`` and ``high`` both mean the profile's default, ``low`` 448 × 448 pixels.
-    """
-
-    url: NonEmpty | None = None
-    file_id: NonEmpty | None = None
-    detail: Detail = "auto"
-
-    @model_validator(mode="after")
-    def _one_address(self) -> Self:
-        _need_one_of(self, "url", "file_id")
-        return self
-
-    @property
-    def address(self) -> str:
-        """Where the bytes are: ``url``, or ``upload:`` and the file's id."""
-        return self.url or f"{UPLOAD}{self.file_id}"
-
-
-class PictureFields(PixelFields):
-    """What stands beside a picture; of a PDF, ``pages`` are shown: ``2``, ``1-3`` or ``4-``."""
-
-    pages: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}(-([1-9][0-9]{0,4})?)?$")] | None = None
-
-
-class ImagePart(PictureFields):
-    """``{"type": "image_url", "image_url": {"url": …}}``, pixel fields beside it or inside."""
-
-    type: Literal["image_url"]
-    image_url: ImageURL
-    detail: Detail | None = None
-
-    _key: str = PrivateAttr("image_url")
-    _of_video: VideoFields | None = PrivateAttr(None)
-    _page: bytes | None = PrivateAttr(None)
-    _further: bool = PrivateAttr(False)
-
-    @property
-    def key(self) -> str:
-        """Under which key of the part the client put the picture."""
-        return self._key
-
-    @property
-    def of_video(self) -> VideoFields | None:
-        """What a ``file`` part says for the case that it is a video."""
-        return self._of_video
-
-    @property
-    def page(self) -> bytes | None:
-        """The picture itself, where it was drawn from a PDF."""
-        return self._page
-
-    @property
-    def further(self) -> bool:
-        """Whether it stands for one more page of the part before it, in the client's request."""
-        return self._further
-
-    def showing(self, pages: Sequence[bytes]) -> list[ImagePart]:
-        """Return parts like this one, one for each drawn page."""
-        parts: list[ImagePart] = []
-        for page in pages:
-            part = self.model_copy(update={"pages": None})
-            part._page, part._further = page, bool(parts)
-            parts.append(part)
-        return parts
-
-
-class FileReference(_Strict):
-    """OpenAI's object of an uploaded file, or of one that is sent along as a ``data:`` URL."""
-
-    file_id: NonEmpty | None = None
-    file_data: NonEmpty | None = None
-    filename: str | None = None
-
-    @model_validator(mode="after")
-    def _one_address(self) -> Self:
-        _need_one_of(self, "file_id", "file_data")
-        return self
-
-
-class FilePart(VideoFields, PictureFields):
-    """OpenAI's ``{"type": "file", "file": {"file_id": …}}``; it becomes an ``ImagePart``.
-
-    What the file is, is known when it is read: the video fields are for the case that it is one.
-    """
-
-    type: Literal["file"]
-    file: FileReference
-
-
-class InputImagePart(PictureFields):
-    """``input_image`` of OpenAI's Responses; it becomes an ``ImagePart``."""
-
-    type: Literal["input_image"]
-    image_url: NonEmpty | None = None
-    file_id: NonEmpty | None = None
-    detail: Detail = "auto"
-
-    @model_validator(mode="after")
-    def _one_address(self) -> Self:
-        _need_one_of(self, "image_url", "file_id")
-        return self
-
-
-def _need_one_of(model: BaseModel, first: str, second: str) -> None:
-    if (getattr(model, first) is None) == (getattr(model, second) is None):
-        raise PydanticCustomError("one_of", "give one", {"names": (first, second)})
-
-
-def _from_file(value: object) -> ImagePart:
-    given = FilePart.model_validate(value)
-    part = _image_part(given, "file", file_id=given.file.file_id, url=given.file.file_data)
-    part._of_video = VideoFields(**given.model_dump(include=set(VideoFields.model_fields)))
-    return part
-
-
-def _from_input_image(value: object) -> ImagePart:
-    part = InputImagePart.model_validate(value)
-    key = "file_id" if part.image_url is None else "image_url"
-    return _image_part(part, key, url=part.image_url, file_id=part.file_id, detail=part.detail)
-
-
-def _image_part(given: PictureFields, key: str, **inside: Any) -> ImagePart:
-    beside = given.model_dump(include=set(PictureFields.model_fields))
-    part = ImagePart(type="image_url", image_url=ImageURL(**inside), **beside)
-    part._key = key
-    return part
-
-
-class VideoURL(VideoFields):
-    """A video: by ``url``, or by ``file_id``.
-
-    The ``url`` may hold its frames as ``data:video/jpeg;base64,<f1>,<f2>…``.
-    """
-
-    url: NonEmpty | None = None
-    file_id: NonEmpty | None = None
-
-    @model_validator(mode="after")
-    def _one_address(self) -> Self:
-        _need_one_of(self, "url", "file_id")
-        return self
-
-    @property
-    def address(self) -> str:
-        """Where the bytes are: ``url``, or ``upload:`` and the file's id."""
-        return self.url or f"{UPLOAD}{self.file_id}"
-
-
-class VideoPart(VideoFields):
-    """``{"type": "video_url", "video_url": {"url": …}}``, video fields beside it or inside."""
-
-    type: Literal["video_url"]
-    video_url: VideoURL
-
-    _key: str = PrivateAttr("video_url")
-
-    @property
-    def key(self) -> str:
-        """Under which key of the part the client put the video."""
-        return self._key
-
-    @classmethod
-    def of_file(cls, part: ImagePart) -> VideoPart:
-        """Return the video that a ``file`` part turned out to be, with its fields."""
-        beside = {} if part.of_video is None else part.of_video.model_dump()
-        video = cls(type="video_url", video_url=VideoURL(url=part.image_url.address), **beside)
-        video._key = part.key
-        return video
-
-
-def _content_kind(value: object) -> str:
-    return "@text" if isinstance(value, str) else "@parts"
-
-
-MediaURL = Annotated[str, Field(min_length=1)]
-
-
-class FramesPart(VideoFields):
-    """``{"type": "video", "video": [url, …]}``: a video as its frames, in their order.
-
-    Of frames ``fps`` is the rate at which they were taken. One address is a video's.
-    """
-
-    type: Literal["video"]
-    video: Annotated[
-        Annotated[MediaURL, Tag("@text")]
-        | Annotated[list[MediaURL], Field(min_length=1), Tag("@parts")],
-        Discriminator(_content_kind),
-    ]
-
-
-def _part_kind(value: object) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"@{kind}" if isinstance(kind, str) else None
-
-
 def _role(value: object) -> str | None:
     role = value.get("role") if isinstance(value, dict) else getattr(value, "role", None)
     return f"@{role}" if isinstance(role, str) else None
 
 
-# Tags begin with "@" so that an error's location can drop them again.
-UserPart = Annotated[
-    Annotated[TextPart, Tag("@text")]
-    | Annotated[ImagePart, Tag("@image_url")]
-    | Annotated[
-        ImagePart, BeforeValidator(_from_file, json_schema_input_type=FilePart), Tag("@file")
-    ]
-    | Annotated[
-        ImagePart,
-        BeforeValidator(_from_input_image, json_schema_input_type=InputImagePart),
-        Tag("@input_image"),
-    ]
-    | Annotated[VideoPart, Tag("@video_url")]
-    | Annotated[FramesPart, Tag("@video")],
-    Discriminator(_part_kind),
-]
-OnlyTextPart = Annotated[Annotated[TextPart, Tag("@text")], Discriminator(_part_kind)]
-UserContent = Annotated[
-    Annotated[str, Tag("@text")] | Annotated[list[UserPart], Field(min_length=1), Tag("@parts")],
-    Discriminator(_content_kind),
-]
-TextContent = Annotated[
-    Annotated[str, Tag("@text")] | Annotated[list[TextPart], Field(min_length=1), Tag("@parts")],
-    Discriminator(_content_kind),
-]
-
-
-class SystemMessage(_Strict):
+class SystemMessage(Strict):
     """Instructions; ``developer`` is OpenAI's newer name for the same role."""
 
     role: Literal["system", "developer"]
@@ -361,7 +89,7 @@ class SystemMessage(_Strict):
     name: str | None = None
 
 
-class UserMessage(_Strict):
+class UserMessage(Strict):
     """What a user says and shows."""
 
     role: Literal["user"]
@@ -369,7 +97,7 @@ class UserMessage(_Strict):
     name: str | None = None
 
 
-class AssistantMessage(_Strict):
+class AssistantMessage(Strict):
     """An earlier answer, as this server or OpenAI's clients return it.
 
     One that only calls tools may come without ``content``.
@@ -397,7 +125,7 @@ class AssistantMessage(_Strict):
         return given
 
 
-class ToolMessage(_Strict):
+class ToolMessage(Strict):
     """What a tool returned for the call of that id: text, and pictures as a user may show them."""
 
     role: Literal["tool"]
@@ -416,7 +144,7 @@ Message = Annotated[
 ]
 
 
-class JSONSchema(_Strict):
+class JSONSchema(Strict):
     """OpenAI's wrapper around a JSON schema."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
@@ -425,14 +153,14 @@ class JSONSchema(_Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """What the answer must parse as: free text, any JSON object, or JSON under a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JSONSchema | None = None
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """``include_usage`` adds a last chunk that holds the token counts."""
 
     include_usage: bool = False
@@ -445,14 +173,14 @@ class MMProcessorKwargs(VideoFields):
     detail: Detail | None = None
 
 
-class VideoIOKwargs(_Strict):
+class VideoIOKwargs(Strict):
     """vLLM's words for the sampling of every video; ``num_frames`` beside ``fps`` is the most."""
 
     num_frames: Annotated[int, Field(ge=2)] | None = None
     fps: Rate | None = None
 
 
-class MediaIOKwargs(_Strict):
+class MediaIOKwargs(Strict):
     """vLLM's way to say how media are read, as far as a request may say it."""
 
     video: VideoIOKwargs | None = None
@@ -465,14 +193,14 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[str, Field(min_length=1)]
 StopSpec = Annotated[
     Annotated[Stop, Tag("@text")] | Annotated[list[Stop], Field(max_length=4), Tag("@parts")],
-    Discriminator(_content_kind),
+    Discriminator(text_or_parts),
 ]
 
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("@text")]
     | Annotated[NamedTool, Tag("@parts")],
-    Discriminator(_content_kind),
+    Discriminator(text_or_parts),
 ]
 
 

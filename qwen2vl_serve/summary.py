@@ -20,7 +20,12 @@ from qwen2vl_serve.engine import Usage
 from qwen2vl_serve.media.loader import MediaLoader, Medium
 from qwen2vl_serve.media.lru import LRU
 from qwen2vl_serve.overflow import Fitted, Measured, without_pictures, without_turns
-from qwen2vl_serve.protocol import AssistantMessage, ChatRequest, Message, UserMessage
+from qwen2vl_serve.protocol import (
+    AssistantMessage,
+    ChatRequest,
+    Message,
+    UserMessage,
+)
 from qwen2vl_serve.turns import BYTES_PER_TOKEN, Turns, texts
 
 KEPT_BYTES = 4 * 2**20

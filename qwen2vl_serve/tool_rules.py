@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from qwen2vl_serve import control_tokens, json_schema
+from qwen2vl_serve.content import TextPart
 from qwen2vl_serve.errors import (
     InvalidValue,
     ReservedToken,
@@ -22,7 +23,6 @@ from qwen2vl_serve.protocol import (
     AssistantMessage,
     ChatRequest,
     Message,
-    TextPart,
     ToolMessage,
 )
 from qwen2vl_serve.tools import MARKERS, CalledFunction, NamedTool, Tool, as_json

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from qwen2vl_serve.content import ImagePart, TextPart
 from qwen2vl_serve.media.loader import Medium
-from qwen2vl_serve.protocol import ChatRequest, ImagePart, Message, TextPart
+from qwen2vl_serve.protocol import ChatRequest, Message
 
 BYTES_PER_TOKEN = 16
 """More than texts have on average, in any language."""

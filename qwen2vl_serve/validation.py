@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from qwen2vl_serve import control_tokens, json_schema, tool_rules
+from qwen2vl_serve.content import FramesPart, ImagePart, VideoPart
 from qwen2vl_serve.errors import (
     InvalidJSON,
     InvalidType,
@@ -24,14 +25,7 @@ from qwen2vl_serve.errors import (
     TooManyItems,
     UnsupportedParameter,
 )
-from qwen2vl_serve.protocol import (
-    UNSUPPORTED,
-    ChatRequest,
-    FramesPart,
-    ImagePart,
-    Overflow,
-    VideoPart,
-)
+from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest, Overflow
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from qwen2vl_serve.content import ImagePart
 from qwen2vl_serve.engine import Medium
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.protocol import ChatRequest, ImagePart
+from qwen2vl_serve.protocol import ChatRequest
 from tests.fake_engine import FakeEngine
 
 

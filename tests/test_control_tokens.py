@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen2vl_serve.content import TextPart
 from qwen2vl_serve.control_tokens import MARK, escaped, first_in
-from qwen2vl_serve.protocol import ChatRequest, TextPart
+from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 
 RESERVED = [

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from qwen2vl_serve import cli, json_schema, protocol
+from qwen2vl_serve import cli, content, json_schema, protocol
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.batches.lines import _custom_id
@@ -187,12 +187,12 @@ def test_roles_and_the_keys_of_their_messages(document: Document) -> None:
 def test_content_parts(document: Document) -> None:
     """The kinds of parts and their keys, inside and beside, are those that the parser takes."""
     models = (
-        protocol.TextPart,
-        protocol.ImagePart,
-        protocol.FilePart,
-        protocol.InputImagePart,
-        protocol.VideoPart,
-        protocol.FramesPart,
+        content.TextPart,
+        content.ImagePart,
+        content.FilePart,
+        content.InputImagePart,
+        content.VideoPart,
+        content.FramesPart,
     )
     served = set()
     for model in models:
@@ -203,7 +203,7 @@ def test_content_parts(document: Document) -> None:
             served |= {(kind, one) for one in keys if one != "type"}
     table = next(t for t in document.tables if any("video_url" in row[0].codes for row in t))
     assert {(row[0].codes[0], code) for row in table for code in row[1].codes} == served
-    detail = protocol.ImageURL.model_json_schema()["properties"]["detail"]["enum"]
+    detail = content.ImageURL.model_json_schema()["properties"]["detail"]["enum"]
     rows = {row[1].codes[0]: row for row in table}
     assert set(rows["image_url.detail"][2].codes) == set(detail)
 

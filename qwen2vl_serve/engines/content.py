@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
 
+from qwen2vl_serve.content import TextPart
 from qwen2vl_serve.engine import Medium
-from qwen2vl_serve.protocol import (
-    AssistantMessage,
-    ChatRequest,
-    SystemMessage,
-    TextPart,
-)
+from qwen2vl_serve.protocol import AssistantMessage, ChatRequest, SystemMessage
 
 _CHARACTERS_A_TOKEN = 4
 """Near enough to compare with; a tokenizer would cost more than what it decides."""

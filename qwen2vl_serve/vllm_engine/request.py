@@ -20,15 +20,9 @@ from vllm.sampling_params import StructuredOutputsParams
 from xgrammar.structural_tag import JSONSchemaFormat, StructuralTag
 
 from qwen2vl_serve import protocol
+from qwen2vl_serve.content import ImagePart, TextPart, UserPart
 from qwen2vl_serve.engine import Medium, Picture, Usage
-from qwen2vl_serve.protocol import (
-    ChatRequest,
-    ImagePart,
-    Message,
-    TextPart,
-    ToolMessage,
-    UserPart,
-)
+from qwen2vl_serve.protocol import ChatRequest, Message, ToolMessage
 from qwen2vl_serve.vllm_engine import tools
 from qwen2vl_serve.vllm_engine.connector import Frames
 
