@@ -22,7 +22,7 @@ SHAPE_ASKERS: tuple[tuple[Asker, float], ...] = (
     (ask.place_question, 2.6),
     (ask.count_question, 3.0),
     (ask.box_question, 2.2),
-    (ask.compare_question, 2.0),
+    (ask.compare_question, 3.0),
     (ask.exists_question, 0.6),
     (ask.json_question, 0.8),
     (ask.background_question, 0.4),
@@ -66,7 +66,7 @@ def about_pictures(rng: Rng, scenes: list[Scene]) -> Dialogue | None:
         return None
     askers = (ask_many.nth_question, ask_many.which_question, ask_many.compare_pictures,
               ask_many.number_of_pictures)  # fmt: skip
-    return askers[_draw(rng, (2.2, 1.5, 1.8, 0.25))](rng, scenes, language_of(rng))
+    return askers[_draw(rng, (2.2, 2.2, 3.0, 0.25))](rng, scenes, language_of(rng))
 
 
 def about_video(rng: Rng, clip: Clip) -> Dialogue | None:

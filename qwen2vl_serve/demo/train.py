@@ -56,7 +56,12 @@ FURTHER = (
     ),
     Plan(
         pictures=24_000, videos=3_000, first_seed=400_000, crowds=8_000, crowded_steps=1_000,
-        see_rate=8e-4, looked_at=16_000, watched=1_500, speak_steps=2_700, speak_rate=1e-3,
+        see_rate=8e-4, looked_at=16_000, watched=1_500, speak_steps=2_700, both_steps=350,
+        speak_rate=1e-3,
+    ),
+    Plan(
+        pictures=24_000, videos=3_000, first_seed=400_000, crowds=8_000, crowded_steps=0,
+        looked_at=6_000, watched=600, speak_steps=400, both_steps=0, speak_rate=4e-4,
     ),
 )  # fmt: skip
 REHEARSAL = Plan(
@@ -138,7 +143,8 @@ def train(  # noqa: PLR0917
         # A second descent from the full rate, for letters and numbers.
         again = Schedule(plan.again_steps, plan.crowded_batch, plan.see_rate)
         learn_to_see(network, heads, stores, CROWDED, work / "again.pt", again, seed + 2, say)
-    settle(network, stores["pictures"])
+    if plan.crowded_steps:
+        settle(network, stores["pictures"])
     encoder = Encoder(tokenizer)
     # Looked at once and spoken about often; the last lesson meets all of them.
     some = {
