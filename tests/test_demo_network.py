@@ -35,6 +35,15 @@ def reference():
     return model.eval(), processor, network.eval(), Encoder(processor.tokenizer)
 
 
+def test_a_grid_first_met_in_inference_mode_can_be_learnt_from():
+    """Its angles are kept for all later calls."""
+    network = Network(Geometry())
+    picture = torch.zeros(1, 1, 3, 3 * CELL, 19 * CELL, dtype=torch.uint8)  # no other test's grid
+    with torch.inference_mode():
+        network.visual(picture)
+    network.visual(picture).sum().backward()
+
+
 def through_the_processor(model, processor, messages, **media):
     """Logits [length, vocab] and ids of one conversation."""
     text = processor.apply_chat_template(messages, tokenize=False)

@@ -104,17 +104,19 @@ def vision_angles(rows: int, columns: int, head_dim: int) -> tuple[Tensor, Tenso
     Axial rotary of Qwen2-VL: a quarter of the head turns with the row, a quarter with the column,
     both with base 10000, and the half is repeated.
     """
-    ys, xs = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
 
     def blocks(grid: Tensor) -> Tensor:
         view = grid.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE)
         return view.permute(0, 2, 1, 3).reshape(-1).float()
 
     half = head_dim // 2
-    frequencies = 1.0 / (10000.0 ** (torch.arange(0, half, 2, dtype=torch.float) / half))
-    angles = torch.cat([blocks(p)[:, None] * frequencies for p in (ys, xs)], dim=-1)
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    # Kept for later calls: made in inference mode, they would be of no use to one that learns.
+    with torch.inference_mode(mode=False):
+        ys, xs = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        frequencies = 1.0 / (10000.0 ** (torch.arange(0, half, 2, dtype=torch.float) / half))
+        angles = torch.cat([blocks(p)[:, None] * frequencies for p in (ys, xs)], dim=-1)
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()
 
 
 class VisionAttention(nn.Module):
