@@ -343,9 +343,12 @@ def test_interrupt_is_clean(tmp_path):
         text=True,
         cwd=Path(__file__).parents[1],
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "waiting\n"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # else it would go on to serve, at the port that other tests need
     assert process.returncode == 130
     assert errors == ""
