@@ -12,7 +12,6 @@ from qwen2vl_serve.demo.evaluate import BARS, evaluate
 from tests.conftest import ServerProcess
 
 PER_TASK = 40
-CARDS = 100  # in each language
 _ROW = re.compile(
     r"^\| ([a-z-]+) \| ([\d.]+) \| ([\d.]+) / ([\d.]+) \| (reached|\*\*missed\*\*) \|",
     re.MULTILINE,
@@ -40,13 +39,11 @@ def test_the_card_names_every_task_and_its_verdict():
 def test_the_cards_figures_hold(server: ServerProcess, task):
     """Asked again through the server, other questions: no worse than chance allows.
 
-    Three standard deviations of the difference below the card's share, which is of ``CARDS``
-    questions itself, and one answer.
+    Three standard deviations of the card's share below it, and one answer.
     """
     for score, share in zip(
         evaluate(server.url, PER_TASK, seed=1, tasks=(task,)), card()[task][1], strict=True
     ):
-        variance = share * (1 - share) * (1 / score.asked + 1 / CARDS)
-        spread = score.asked * math.sqrt(variance)
+        spread = math.sqrt(score.asked * share * (1 - share))
         least = score.asked * share - 3 * spread - 1
         assert score.right >= least, (score.share, share, score.wrong[:3])

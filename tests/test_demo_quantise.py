@@ -144,7 +144,7 @@ def test_vllms_cpu_kernel_multiplies_by_what_the_codes_stand_for(
 def test_the_method_is_better_than_rounding(method: Method, bits: int) -> None:
     """On pictures that it did not look at: otherwise it would not be worth its lines."""
     best, plain = made(method, bits).likeness, made(method, bits, plain=True).likeness
-    assert best.divergence < 0.95 * plain.divergence
+    assert best.divergence < 0.8 * plain.divergence
     assert best.logit_error < 0.95 * plain.logit_error
     assert best.same > 0.97
 

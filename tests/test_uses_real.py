@@ -54,7 +54,7 @@ from tests.conftest import ServerProcess
 EXAMPLES = Path(__file__).parents[1] / "clients" / "examples" / "uses"
 PICTURES = EXAMPLES / "pictures"
 FIRST = 51_000_000
-LOST: dict[str, Any] = {"frequency_penalty": 1.0, "max_tokens": 1000}
+LOST: dict[str, Any] = {"frequency_penalty": 1.0, "max_tokens": 500}
 """For what the demo model was never taught."""
 
 
