@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -87,6 +88,8 @@ def test_serve_without_a_profile_takes_what_fits(started, monkeypatch, capfd):
     card = Card(0, "NVIDIA GeForce RTX 3090", 23.58, 23.0, (8, 6))
     monkeypatch.setattr(hardware, "cards", lambda: (card,))
     monkeypatch.setattr(preflight, "vllm_build", lambda: "cuda")
+    usage = shutil.disk_usage("/")._replace(free=2**40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert cli.serve_main(["--port", "0"]) == 0
     assert started[-1][0].name == "single-3090"
     assert "1 × NVIDIA GeForce RTX 3090 (24 GiB)" in capfd.readouterr().out

@@ -27,7 +27,9 @@ RTX_3090 = Card(0, "NVIDIA GeForce RTX 3090", 23.58, 23.0, (8, 6))
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch, tmp_path) -> Callable[..., None]:
-    """A machine with vLLM's CPU build and no card; call it for another one."""
+    """A machine with vLLM's CPU build, no card and a roomy disk; call it for another one."""
+    usage = shutil.disk_usage("/")._replace(free=2**40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)

@@ -49,6 +49,7 @@ class Lab:
         self._site.mkdir()
         self.monkeypatch.syspath_prepend(str(self._site))
         self.memory(1024, free=1000)
+        self.roomy_disks()
         self.model = shutil.copytree(DEMO, self.folder / "model")
 
     def world(
@@ -123,6 +124,11 @@ class Lab:
             raise pynvml.NVMLError(error)
 
         self.monkeypatch.setattr(pynvml, "nvmlInit", fail)
+
+    def roomy_disks(self) -> None:
+        """Leave a TiB on every disk, whatever this machine has."""
+        usage = shutil.disk_usage("/")._replace(free=2**40)
+        self.monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
     def full_disk(self, place: Path, free: int) -> None:
         """Leave ``free`` bytes on the disk of ``place``."""
