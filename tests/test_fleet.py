@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not os.environ.get("FLEET"), reason="asked for by FLEET=1")
 
 START_SECONDS = 400
+PACKAGES = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'clients'}"}
 CHAT = "/v1/chat/completions"
 REPLICAS = 3
 
@@ -111,7 +112,7 @@ def running(environment: Environment, **options: Any) -> Iterator[FleetProcess]:
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'clients'}"},
+        env=PACKAGES,
         start_new_session=True,
     )
     fleet = FleetProcess(process, f"http://127.0.0.1:{port}")
@@ -310,7 +311,7 @@ def test_both_commands_called_serve_can_be_had(environment: Environment) -> None
     def said(*words: str) -> str:
         done = subprocess.run(
             [environment.python, "-m", *words, "--help"],
-            capture_output=True, text=True, cwd=ROOT, timeout=120,
+            capture_output=True, text=True, cwd=ROOT, timeout=120, env=PACKAGES,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -334,7 +335,7 @@ def test_the_files_are_what_ray_and_we_read(environment: Environment, file: Path
     done = subprocess.run(
         [environment.python, "-c", program, file],
         capture_output=True, text=True, cwd=ROOT, timeout=120,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'clients'}"},
+        env=PACKAGES,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(file.read_text())["http_options"]["port"] == 8000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qwen2vl_serve import hardware
 from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.plan.environment import machines_here
 from qwen2vl_serve.plan.planning import plan_for
 from qwen2vl_serve.plan.remedies import find_remedies
 from qwen2vl_serve.profile import Profile
@@ -16,7 +17,7 @@ def advice(profile: Profile) -> str | None:
     """
     host = hardware.host()
     try:
-        plan = plan_for(profile, hardware.cards(), host=host, ask_hub=False)
+        plan = plan_for(profile, machines_here(), host=host, ask_hub=False)
     except PreflightError:
         return None
     remedies = find_remedies(plan, host)

@@ -137,6 +137,7 @@ def as_json(told: Answer) -> dict[str, Any]:
         "stages": [_stage(plan, stage) for stage in plan.stages],
         "kv_cache": {
             "bytes_per_token": deployment.kv_bytes_per_token() * deployment.tensor_parallel,
+            "sized_by": deployment.kv_cache_field,
             "tokens": _tokens(plan.kv_tokens),
             "longest_request": _tokens(plan.longest),
         },

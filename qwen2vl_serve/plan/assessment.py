@@ -9,10 +9,11 @@ from qwen2vl_serve.hardware import GIB, Card, Host
 from qwen2vl_serve.plan import memory
 from qwen2vl_serve.plan.adapters import adapter_room
 from qwen2vl_serve.plan.architectures import Architecture
-from qwen2vl_serve.plan.cards import Machines
+from qwen2vl_serve.plan.cards import KV_CACHE_VARIABLE, Machines
 from qwen2vl_serve.plan.deployment import Deployment, deployment
 from qwen2vl_serve.plan.legality import Finding, findings
 from qwen2vl_serve.plan.memory import Cache, Parts, Range
+from qwen2vl_serve.plan.processes import process_bytes, shares_bytes
 from qwen2vl_serve.plan.weights import StageWeights, stage_weights, without
 from qwen2vl_serve.profile import Profile
 
@@ -100,7 +101,7 @@ def assess(
 ) -> Assessment:
     """Plan ``profile`` with a model of known sizes; without cards, for the CPU of ``host``."""
     on_cards = bool(machines.cards) and profile.hardware.device != "cpu"
-    plan = deployment(profile, architecture, machines.cards, on_cards=on_cards)
+    plan = deployment(profile, architecture, machines, on_cards=on_cards)
     found = list(findings(plan, machines))
     with_vision = plan.picture is not None
     held = stage_weights(
@@ -181,8 +182,6 @@ def _on_cpu(
 
 # A worker's Python, torch and libraries in the host's memory, as vLLM counts them.
 _PROCESS = Range(0.6 * GIB, 1.0 * GIB, 2.0 * GIB)
-# The same, pages that processes share counted once: the demo profile's, measured on vLLM 0.32.
-_API_SERVER, _ENGINE_CORE, _WORKER = 0.64 * GIB, 0.47 * GIB, 0.53 * GIB
 
 
 def _stage(
@@ -252,37 +251,34 @@ def _host_room(plan: Deployment, stages: tuple[StagePlan, ...], host: Host | Non
     """
     if host is None:
         return []
-    if plan.kv_cache_bytes is None:
-        return _shares(plan, stages[0].share, host)
     taken = host_bytes(plan, stages)
     if taken <= host.available_gib * GIB:
         return []
-    return [
-        Finding(
-            plan.kv_cache_field,
-            f"{taken / GIB:.1f} GiB for processes, weights and KV cache, and "
-            f"{host.available_gib:.1f} GiB of memory are free; lower it",
-        )
-    ]
+    if plan.kv_cache_bytes is None:
+        each = f"{plan.cards} × " if plan.cards > 1 else ""
+        what = f"{each}{stages[0].share / GIB:.1f} GiB are a share of {plan.utilisation:g} of the "
+        what += f"memory, {taken / GIB:.1f} with the server's processes"
+        mend = "lower it, or set hardware.cpu_kvcache_gib"
+    else:
+        what = f"{taken / GIB:.1f} GiB for processes, weights and KV cache"
+        mend = "lower it"
+        mend += " or unset it" if plan.kv_cache_field == KV_CACHE_VARIABLE else ""
+    free = f"{host.available_gib:.1f} GiB of memory are free"
+    return [Finding(plan.kv_cache_field, f"{what}, and {free}; {mend}")]
 
 
 def host_bytes(plan: Deployment, stages: tuple[StagePlan, ...]) -> float:
     """Return what a server on the CPU takes of the memory: processes, weights and KV cache."""
-    workers = plan.tensor_parallel * plan.replicas
+    if plan.kv_cache_bytes is None:
+        return shares_bytes(stages[0].share, plan.cards, plan.replicas)
+    return (
+        process_bytes(plan.cards, plan.replicas)
+        + host_weights(plan, stages)
+        + plan.kv_cache_bytes * plan.cards
+    )
+
+
+def host_weights(plan: Deployment, stages: tuple[StagePlan, ...]) -> float:
+    """Return the bytes of all workers' weights in the host's memory."""
     held = [stage.parts.weights.low + stage.parts.vision.low for stage in stages]
-    each = sum(held) + (_WORKER + (plan.kv_cache_bytes or 0)) * len(stages)
-    return _API_SERVER + _ENGINE_CORE * plan.replicas + each * workers
-
-
-def _shares(plan: Deployment, share: float, host: Host) -> list[Finding]:
-    taken = share * plan.cards
-    if taken <= host.available_gib * GIB:
-        return []
-    each = f"{plan.cards} × " if plan.cards > 1 else ""
-    return [
-        Finding(
-            "engine.gpu_memory_utilization",
-            f"{each}{share / GIB:.1f} GiB are a share of {plan.utilisation:g} of the memory, and "
-            f"{host.available_gib:.1f} GiB are free; lower it, or set hardware.cpu_kvcache_gib",
-        )
-    ]
+    return sum(held) * plan.tensor_parallel * plan.replicas

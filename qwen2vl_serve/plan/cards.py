@@ -16,6 +16,8 @@ _SPECIFICATION = (
     "NODESxNxNAME"
 )
 MOST_CARDS = 1024
+KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+"""Whole GiB of KV cache for each worker on the CPU; goes before the profile's fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,14 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """The cards that a plan may use: all of them, and on how many machines."""
+    """The cards that a plan may use: all of them, and on how many machines.
+
+    ``cpu_cache_gib`` is what ``VLLM_CPU_KVCACHE_SPACE`` says there, None where it is not set.
+    """
 
     cards: tuple[Card, ...]
     nodes: int = 1
+    cpu_cache_gib: int | None = None
 
     @property
     def cards_each(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan.architectures import quantised_twin
 from qwen2vl_serve.plan.assessment import Assessment
+from qwen2vl_serve.plan.cards import KV_CACHE_VARIABLE
 from qwen2vl_serve.plan.deployment import BFLOAT16_CAPABILITY
 from qwen2vl_serve.plan.legality import fp8_cache
 from qwen2vl_serve.vision import FACTOR
@@ -109,7 +110,7 @@ def _share(plan: Assessment) -> Iterator[Change]:
 
 def _smaller_cache(plan: Assessment) -> Iterator[Change]:
     """Halves of the size that the profile sets, where that is not free; one request fits."""
-    size, least = plan.deployment.kv_cache_bytes, max(stage.needed for stage in plan.stages)
+    size, least = _own_cache(plan), max(stage.needed for stage in plan.stages)
     if size is None or all(
         problem.field != plan.deployment.kv_cache_field for problem in plan.problems
     ):
@@ -210,11 +211,17 @@ def _smaller_steps(plan: Assessment) -> Iterator[Change]:
 
 def _larger_cache(plan: Assessment) -> Iterator[Change]:
     """The cache that one request of ``max_model_len`` needs, where the profile gives it a size."""
-    needed, held = max(stage.needed for stage in plan.stages), plan.deployment.kv_cache_bytes
+    needed, held = max(stage.needed for stage in plan.stages), _own_cache(plan)
     if held is None or held >= needed:
         return
     cost = f"{needed / GIB:.2f} GiB for a single request of all {plan.deployment.max_model_len}"
     yield _cache(plan, needed, f"{cost} tokens")
+
+
+def _own_cache(plan: Assessment) -> int | None:
+    """The bytes that the profile gives a KV cache; None where something else does."""
+    ours = plan.deployment.kv_cache_field != KV_CACHE_VARIABLE
+    return plan.deployment.kv_cache_bytes if ours else None
 
 
 def _cache(plan: Assessment, size: int, cost: str) -> Change:

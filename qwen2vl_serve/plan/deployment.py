@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan.architectures import Architecture, with_online_fp8
+from qwen2vl_serve.plan.cards import KV_CACHE_VARIABLE, Machines
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.vision import FRAME_FACTOR, PixelBudget, smart_resize
 
@@ -43,7 +44,8 @@ class Picture:
 class Deployment:
     """One model on cards, with no default left open. Sizes in tokens and bytes.
 
-    ``kv_cache_field`` is the profile's field for ``kv_cache_bytes``; ``flash`` tells that pictures
+    ``kv_cache_field`` is what gives the KV cache its size, a field of the profile or a variable of
+    the environment; ``kv_cache_bytes`` is None where that is a share of the memory. ``flash`` tells that pictures
     are attended to by FlashAttention, which needs no copies; ``quantization`` is what the profile
     says of the weights' packing.
     """
@@ -93,9 +95,10 @@ class Deployment:
 
 
 def deployment(
-    profile: Profile, architecture: Architecture, cards: Sequence[Card], *, on_cards: bool
+    profile: Profile, architecture: Architecture, machines: Machines, *, on_cards: bool
 ) -> Deployment:
-    """Fill in vLLM's defaults for ``profile`` on ``cards``, of which there may be none."""
+    """Fill in vLLM's defaults for ``profile`` on ``machines``, which may have no cards."""
+    cards = machines.cards
     engine = profile.engine
     if profile.model.quantization is not None and architecture.quantisation is None:
         method = profile.model.quantization
@@ -109,9 +112,7 @@ def deployment(
     asked_seqs = engine.max_num_seqs
     batched = engine.max_num_batched_tokens or min((asked_seqs or seqs) * length, tokens)
     sequences = asked_seqs or min(seqs, batched)
-    kv_bytes, kv_field = engine.kv_cache_memory_bytes, "engine.kv_cache_memory_bytes"
-    if profile.hardware.cpu_kvcache_gib is not None:
-        kv_bytes, kv_field = profile.hardware.cpu_kvcache_gib * GIB, "hardware.cpu_kvcache_gib"
+    kv_field, kv_bytes = cache_size(profile, machines.cpu_cache_gib, on_cards=on_cards)
     kv_dtype = engine.kv_cache_dtype or "auto"
     return Deployment(
         architecture=architecture,
@@ -138,6 +139,23 @@ def deployment(
         on_cards=on_cards,
         quantization=profile.model.quantization,
     )
+
+
+def cache_size(
+    profile: Profile, told_gib: int | None, *, on_cards: bool
+) -> tuple[str, int | None]:
+    """Name what gives a worker's KV cache its size, with the bytes; None for a share of the memory.
+
+    On the CPU the environment's ``told_gib`` go before the profile's, and either before the
+    engine's argument; on cards that argument alone counts (``platforms/cpu.py``).
+    """
+    if not on_cards and told_gib is not None:
+        return KV_CACHE_VARIABLE, told_gib * GIB
+    if not on_cards and profile.hardware.cpu_kvcache_gib is not None:
+        return "hardware.cpu_kvcache_gib", profile.hardware.cpu_kvcache_gib * GIB
+    if (size := profile.engine.kv_cache_memory_bytes) is not None:
+        return "engine.kv_cache_memory_bytes", size
+    return "engine.gpu_memory_utilization", None
 
 
 def batch_defaults(cards: Sequence[Card], *, workers: int, on_cards: bool) -> tuple[int, int]:

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 
 from qwen2vl_serve import checkpoint
 from qwen2vl_serve.hardware import GIB, Card
-from qwen2vl_serve.plan.cards import Machines, decoder_attention, vision_attention
+from qwen2vl_serve.plan.cards import (
+    KV_CACHE_VARIABLE,
+    Machines,
+    decoder_attention,
+    vision_attention,
+)
 from qwen2vl_serve.plan.deployment import BFLOAT16_CAPABILITY, NUMBER_BYTES, Deployment
 from qwen2vl_serve.plan.refusals import mismatch, refusal
 from qwen2vl_serve.plan.weights import stored_bytes
@@ -189,6 +194,16 @@ def _kv_dtype(plan: Deployment, machines: Machines) -> Iterator[Finding]:
             )
 
 
+def _cache_size(plan: Deployment, _: Machines) -> Iterator[Finding]:
+    if plan.kv_cache_field == KV_CACHE_VARIABLE:
+        yield Finding(
+            KV_CACHE_VARIABLE,
+            f"is set here and gives each worker {(plan.kv_cache_bytes or 0) / GIB:g} GiB of KV "
+            "cache, whatever the profile says",
+            fatal=False,
+        )
+
+
 def fp8_cache(capability: tuple[int, int]) -> bool:
     """Whether an 8-bit KV cache works: by FlashInfer or FlashAttention from 8.0 on.
 
@@ -274,6 +289,7 @@ RULES: tuple[Callable[[Deployment, Machines], Iterator[Finding]], ...] = (
     _dtype,
     _packing,
     _kv_dtype,
+    _cache_size,
     _attention,
     _length,
     _pictures,

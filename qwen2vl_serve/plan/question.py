@@ -12,6 +12,7 @@ from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.hardware import Card, Host
 from qwen2vl_serve.plan.architectures import Architecture
 from qwen2vl_serve.plan.cards import Machines, card_called, parse_cards
+from qwen2vl_serve.plan.environment import cpu_cache_gib, machines_here
 from qwen2vl_serve.plan.source import architecture_of
 from qwen2vl_serve.preflight import suitable_profile
 from qwen2vl_serve.profile import Profile, load_profile, make_profile
@@ -103,16 +104,17 @@ def _machines(profile: Profile, gpus: str | None) -> tuple[Machines, str]:
     if gpus is not None:
         return parse_cards(gpus), "given"
     if profile.hardware.device == "cpu":
-        return Machines(()), "found"
-    if found := hardware.cards():
-        return Machines(found), "found"
+        return Machines((), cpu_cache_gib=cpu_cache_gib()), "found"
+    found = machines_here()
+    if found.cards:
+        return found, "found"
     own = own_cards(profile)
     if profile.hardware.device == "cuda" and not own:
         raise PreflightError(
             "hardware.device: cuda, and this machine has no NVIDIA card; say which ones are "
             "meant, as --gpus 1x3090, or name them by hardware.card and hardware.card_memory_gib"
         )
-    return Machines(own), "profile"
+    return (Machines(own), "profile") if own else (found, "found")
 
 
 def own_cards(profile: Profile) -> tuple[Card, ...]:
