@@ -208,13 +208,35 @@ def every_worker_takes_the_whole_share(lab: Lab) -> World:
     return lab.world(kv_cache, "hardware.device=cpu", "engine.tensor_parallel_size=2")
 
 
+@breaks("memory", "fatal", "engine.kv_cache_memory_bytes: 1 × 1 GiB of KV cache",
+        "0.0 GiB of weights and 1.6 GiB of processes", "2.5 GiB of memory are free",
+        "lower it")  # fmt: skip
+def memory_for_the_cache_alone(lab: Lab) -> World:
+    lab.memory(4, free=2.5)
+    return lab.world()
+
+
+@breaks("memory", "fatal", "VLLM_CPU_KVCACHE_SPACE: is '2.5'", "whole GiB", "unset it")
+def half_a_gib_by_the_environment(lab: Lab) -> World:
+    lab.monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2.5")
+    return lab.world()
+
+
+@breaks("memory", "fatal", "VLLM_CPU_KVCACHE_SPACE: is ''", "ends at it", "unset it")
+def empty_variable_beside_cards(lab: Lab) -> World:
+    """vLLM's engine reads it whatever it runs on."""
+    lab.monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "")
+    lab.cards()
+    return lab.world_with_cards()
+
+
 def released_7b(lab: Lab, *overrides: str) -> World:
     (lab.folder / "hub").mkdir()
     lab.full_disk(lab.folder / "hub", 1024 * 1024 * MIB)
     return lab.world("model=Qwen/Qwen2-VL-7B-Instruct", *overrides)
 
 
-@breaks("memory", "fatal", "GiB of weights are asked for", "a smaller model")
+@breaks("memory", "fatal", "GiB of weights and 1.6", "a smaller model")
 def weights_beyond_memory(lab: Lab) -> World:
     lab.memory(32, free=30)
     return released_7b(lab)
@@ -222,7 +244,7 @@ def weights_beyond_memory(lab: Lab) -> World:
 
 @breaks("memory", "fatal", "weights alone are", "a smaller model")
 def weights_beyond_their_share(lab: Lab) -> World:
-    lab.memory(32, free=30)
+    lab.memory(32, free=31.5)
     return released_7b(lab, "engine.kv_cache_memory_bytes=null")
 
 

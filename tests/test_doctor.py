@@ -11,10 +11,12 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from qwen2vl_serve import nvidia, preflight
+from qwen2vl_serve import hardware, nvidia, preflight
 from qwen2vl_serve.boot_phases import PHASES
 from qwen2vl_serve.doctor import CHECKS, World, checks, examine, machine, report, software
 from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.plan import plan_for
+from qwen2vl_serve.plan.environment import machines_here
 from qwen2vl_serve.profile import load_profile
 from tests.adapter_files import VISION
 from tests.broken_worlds import (
@@ -124,18 +126,50 @@ def test_workers_on_memory_nodes_of_their_own_share_nothing(lab):
     kv_cache = "engine.kv_cache_memory_bytes=null"
     world = lab.world(kv_cache, "hardware.device=cpu", "engine.tensor_parallel_size=2")
     told = machine.memory(world)
-    assert (told.level, told.found) == ("ok", "46.0 GiB of memory are free, 2 × 22.1 are taken")
+    assert (told.level, told.found) == (
+        "ok",
+        "46.0 GiB of memory are free, 2 × 22.1 are taken, 45.3 with the server's processes",
+    )
 
 
 def test_an_operators_kv_cache_goes_before_the_profiles(lab):
     """vLLM's CPU platform puts the variable in the argument's place."""
     lab.memory(24, free=12)
     lab.monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
-    assert machine.memory(lab.world("engine.kv_cache_memory_bytes=null")).level == "ok"
+    told = machine.memory(lab.world("engine.kv_cache_memory_bytes=null"))
+    assert told.level == "ok"
+    assert "1 × 2 GiB of KV cache" in told.found
+    assert "VLLM_CPU_KVCACHE_SPACE" in told.found
     lab.monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "12")
     told = machine.memory(lab.world())
     assert told.level == "fatal"
-    assert told.found.startswith("VLLM_CPU_KVCACHE_SPACE: 1 × 12 GiB of KV cache and 0.0 GiB")
+    assert told.found.startswith("VLLM_CPU_KVCACHE_SPACE: 1 × 12 GiB of KV cache, 0.0 GiB")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("hardware.device=cpu", "engine.tensor_parallel_size=2"),
+        ("hardware.device=cpu", "engine.pipeline_parallel_size=2", "engine.data_parallel_size=2"),
+        ("engine.kv_cache_memory_bytes=null", "engine.gpu_memory_utilization=0.3"),
+        ("engine.kv_cache_memory_bytes=null", "hardware.cpu_kvcache_gib=2"),
+    ],
+)
+@pytest.mark.parametrize("variable", [None, "1", "3"])
+def test_the_doctor_stops_what_the_plan_stops(lab, settings, variable):
+    """Both count processes, weights and cache alike, whatever gives the cache its size."""
+    if variable is not None:
+        lab.monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", variable)
+    levels = set()
+    for tenth in range(5, 180, 3):
+        lab.memory(18, free=tenth / 10)
+        world = lab.world(*settings)
+        plan = plan_for(world.profile, machines_here(), host=hardware.host())
+        level = machine.memory(world).level
+        assert (level == "fatal") == any("memory" in one.text for one in plan.problems), tenth
+        levels.add(level)
+    assert levels == {"ok", "fatal"}
 
 
 def test_packing_that_a_file_beside_the_config_tells_of_is_believed(lab):

@@ -16,7 +16,7 @@ import pytest
 
 from qwen2vl_serve import cli, hardware
 from qwen2vl_serve.errors import PreflightError
-from qwen2vl_serve.hardware import Card
+from qwen2vl_serve.hardware import Card, Host
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.cards import parse_cards
 from qwen2vl_serve.plan.question import own_cards, split_over
@@ -445,3 +445,22 @@ def test_it_needs_nothing_but_the_base_install() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "verdict: fits" in done.stdout
+
+
+def test_what_a_server_started_here_would_get_is_told(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable's KV cache and where it comes from; nothing of it for cards that are meant."""
+    monkeypatch.setattr(hardware, "host", lambda: Host((0,), 16.0, 12.0))
+    own = json.loads(run("--profile", "demo", "--json", status=0))
+    assert own["kv_cache"]["sized_by"] == "engine.kv_cache_memory_bytes"
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
+    told = json.loads(run("--profile", "demo", "--json", status=0))
+    assert told["kv_cache"]["sized_by"] == "VLLM_CPU_KVCACHE_SPACE"
+    assert told["kv_cache"]["tokens"]["likely"] == 4 * own["kv_cache"]["tokens"]["likely"]
+    assert told["host_gib"] == pytest.approx(own["host_gib"] + 3, abs=1e-3)
+    text = " ".join(run("--profile", "demo", status=0).split())
+    assert "its size is that of VLLM_CPU_KVCACHE_SPACE" in text
+    assert "GiB a worker to spare" in text
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "much")
+    assert "VLLM_CPU_KVCACHE_SPACE: is 'much'" in run("--profile", "demo", status=2)
+    run("--profile", "single-3090", status=0)
+    run("--profile", "demo", "--gpus", "1x3090", status=0)

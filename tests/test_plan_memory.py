@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.hardware import GIB, Card, Host
 from qwen2vl_serve.plan import Verdict, find_remedies, plan_for
 from qwen2vl_serve.plan.assessment import Assessment, StagePlan
-from qwen2vl_serve.plan.cards import parse_cards
+from qwen2vl_serve.plan.cards import Machines, parse_cards
 from qwen2vl_serve.plan.deployment import batch_defaults, largest_picture
+from qwen2vl_serve.plan.environment import cpu_cache_gib
 from qwen2vl_serve.plan.memory import capture_sizes, needed_bytes, tokens_held
 from qwen2vl_serve.plan.weights import MIB, allocation
 from qwen2vl_serve.profile import load_profile, make_profile
@@ -244,11 +246,12 @@ def test_on_the_cpu_a_share_has_to_be_free() -> None:
     refused = on_cpu(half_used, gpu_memory_utilization=0.5)
     assert refused.verdict is Verdict.NO
     assert refused.problems[0].field == "engine.gpu_memory_utilization"
-    assert "8.0 GiB are a share of 0.5 of the memory, and 7.0 GiB are free" in str(
-        refused.problems[0]
-    )
-    assert find_remedies(refused, half_used)[0].plan.profile.engine.gpu_memory_utilization == 0.4
-    assert on_cpu(half_used, gpu_memory_utilization=0.4).verdict is Verdict.FITS
+    told = "8.0 GiB are a share of 0.5 of the memory, 9.6 with the server's processes, and 7.0 GiB"
+    assert told in str(refused.problems[0])
+    assert find_remedies(refused, half_used)[0].plan.profile.engine.gpu_memory_utilization == 0.3
+    # The share would be free, but for the processes that are started before it is looked for.
+    assert on_cpu(half_used, gpu_memory_utilization=0.4).verdict is Verdict.NO
+    assert on_cpu(half_used, gpu_memory_utilization=0.3).verdict is Verdict.FITS
 
 
 def test_on_the_cpu_every_worker_takes_a_share() -> None:
@@ -271,3 +274,56 @@ def test_on_the_cpu_the_cache_is_else_a_share_of_the_memory() -> None:
     )
     found = plan_for(profile, (), host=Host((0, 1), 16.0, 12.0))
     assert 5 * GIB < found.stages[0].cache.size.likely < 8 * GIB
+
+
+def test_on_the_cpu_the_environment_goes_before_the_profile() -> None:
+    """vLLM puts the variable in the argument's place, and no change of the profile undoes that."""
+    host = Host((0, 1), 16.0, 12.0)
+    for words in ([], ["engine.kv_cache_memory_bytes=null", "hardware.cpu_kvcache_gib=2"]):
+        profile = load_profile("demo", words)
+        found = plan_for(profile, Machines((), cpu_cache_gib=4), host=host)
+        assert found.kv_tokens.likely == 4 * 2**30 // 4096
+        assert found.deployment.kv_cache_field == "VLLM_CPU_KVCACHE_SPACE"
+        assert any("4 GiB" in str(one) and not one.fatal for one in found.findings)
+        much = plan_for(profile, Machines((), cpu_cache_gib=40), host=host)
+        assert much.verdict is Verdict.NO
+        assert "lower it or unset it" in str(much.problems[0])
+        assert find_remedies(much, host) == ()
+
+
+def test_a_longest_request_beyond_the_environments_cache_is_made_shorter() -> None:
+    """What is offered instead was planned with the variable as it is."""
+    profile = load_profile(
+        "demo", ["model=Qwen/Qwen2-VL-7B-Instruct", "engine.max_model_len=32768"]
+    )
+    host = Host((0, 1), 64.0, 60.0)
+    found = plan_for(profile, Machines((), cpu_cache_gib=1), host=host)
+    assert found.verdict is Verdict.NO
+    remedies = find_remedies(found, host)
+    assert remedies
+    for remedy in remedies:
+        assert remedy.plan.deployment.kv_cache_field == "VLLM_CPU_KVCACHE_SPACE"
+        assert "engine.kv_cache_memory_bytes" not in str(remedy.changes)
+
+
+def test_cards_do_not_hear_what_is_said_to_cpus() -> None:
+    """Neither the variable nor its field counts there; vLLM's argument does."""
+    (card,) = parse_cards("1x3090").cards
+    plain = plan_for(load_profile("single-3090"), [card])
+    told = load_profile("single-3090", ["hardware.cpu_kvcache_gib=1"])
+    found = plan_for(told, Machines((card,), cpu_cache_gib=2))
+    assert found.kv_tokens == plain.kv_tokens
+    assert found.deployment.kv_cache_field == "engine.gpu_memory_utilization"
+
+
+@pytest.mark.parametrize(
+    ("value", "gib"), [(None, None), ("4", 4), (" 3 ", 3), ("0", 0), ("-1", 0), ("", 0), ("2.5", 0)]
+)
+def test_the_variable_is_read_as_vllm_reads_it(value: str | None, gib: int | None) -> None:
+    """Python's int; what that refuses, and no room at all, end a start."""
+    environ = {} if value is None else {"VLLM_CPU_KVCACHE_SPACE": value}
+    if gib == 0:
+        with pytest.raises(PreflightError, match="whole GiB from 1 on; correct or unset it"):
+            cpu_cache_gib(environ)
+    else:
+        assert cpu_cache_gib(environ) == gib

@@ -16,17 +16,21 @@ from urllib.request import getproxies_environment, proxy_bypass
 from packaging.specifiers import SpecifierSet
 
 from qwen2vl_serve import hardware
-from qwen2vl_serve.doctor.finding import Finding, fatal, ok, warning
+from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.plan import plan_for
+from qwen2vl_serve.plan.assessment import host_weights
+from qwen2vl_serve.plan.cards import Machines
+from qwen2vl_serve.plan.deployment import cache_size
+from qwen2vl_serve.plan.environment import cpu_cache_gib
+from qwen2vl_serve.plan.processes import process_bytes, shares_bytes
 from qwen2vl_serve.profile import Profile
 
 DISTRIBUTION = "qwen2vl-serve"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # not a file of ours: the system's own place
 INFINIBAND = Path("/sys/class/infiniband")
 MEMORY_NODES = Path("/sys/devices/system/node")
-KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 MIB = 1024**2
 # vLLM 0.32 maps a ring of 10 × 16 MiB for requests, and one of 10 × 24
 # MiB for each worker's answers (multiproc_executor.py, shm_broadcast.py).
@@ -120,54 +124,48 @@ def limits(world: World) -> Finding:
 
 
 def memory(world: World) -> Finding:
-    """See that the system has what CPU workers will take: their weights and their KV cache.
+    """See that the system has what a server on the CPU will take, by the plan's own figures.
 
     Source: ``v1/worker/cpu_worker.py``. A worker whose KV cache has no size takes
-    ``gpu_memory_utilization`` of its memory node for both, and stops where that is not free.
+    ``gpu_memory_utilization`` of its memory node, and stops where that is not free.
     """
+    try:
+        machines = Machines((), cpu_cache_gib=cpu_cache_gib())
+    except PreflightError as error:
+        return refused(error, "every process of vLLM reads it, and ends at it")
     if world.on_cards:
         return ok("not needed: this profile runs on cards")
-    host, workers = hardware.host(), world.profile.workers
-    free = f"{host.available_gib:.1f} GiB of memory are free"
-    field, each = _kv_cache(world.profile)
+    profile, host = world.profile, hardware.host()
+    field, each = cache_size(profile, machines.cpu_cache_gib, on_cards=False)
     if each is None:
-        return _share(world, host)
-    weights, cache = _weights(world.profile, host), each * workers
-    if cache + weights > host.available_gib:
+        return _share(world, host, machines)
+    workers, cache = profile.workers, each / hardware.GIB
+    weights = _weights(profile, host, machines)
+    processes = process_bytes(workers, profile.engine.data_parallel_size) / hardware.GIB
+    parts = (
+        f"{workers} × {cache:g} GiB of KV cache, {weights:.1f} GiB of weights and "
+        f"{processes:.1f} GiB of processes"
+    )
+    if cache * workers + weights + processes > host.available_gib:
         smaller = "take a smaller model, or set model.dtype=bfloat16"
         return fatal(
-            f"{field}: {workers} × {each:g} GiB of KV cache and {weights:.1f} GiB of weights are "
-            f"asked for and {free}",
+            f"{field}: {parts} are asked for and {host.available_gib:.1f} GiB of memory are free",
             "vLLM refuses to start, or the system kills it",
-            f"{smaller if weights > cache else 'lower it'}, or stop other programs",
+            f"{smaller if weights > cache * workers else 'lower it'}, or stop other programs",
         )
-    return ok(
-        f"{host.available_gib:.1f} GiB free, {workers} × {each:g} GiB for the KV cache and "
-        f"{weights:.1f} for weights"
-    )
+    return ok(f"{host.available_gib:.1f} GiB free for {parts}; the cache's are of {field}")
 
 
-def _kv_cache(profile: Profile) -> tuple[str, float | None]:
-    """Name what gives a CPU worker's KV cache its size, with the GiB; None where nothing does.
-
-    An operator's variable wins over the profile's, and either over the engine's argument
-    (``platforms/cpu.py``).
-    """
-    told = os.environ.get(KV_CACHE_VARIABLE, "")
-    if told.isdecimal():
-        return KV_CACHE_VARIABLE, float(told)
-    if profile.hardware.cpu_kvcache_gib is not None:
-        return "hardware.cpu_kvcache_gib", float(profile.hardware.cpu_kvcache_gib)
-    size = profile.engine.kv_cache_memory_bytes
-    return "engine.kv_cache_memory_bytes", None if size is None else size / hardware.GIB
-
-
-def _share(world: World, host: hardware.Host) -> Finding:
-    workers = world.profile.workers
+def _share(world: World, host: hardware.Host, machines: Machines) -> Finding:
+    workers, engines = world.profile.workers, world.profile.engine.data_parallel_size
     nodes = len(list(MEMORY_NODES.glob("node[0-9]*"))) or 1
     each = host.memory_gib / nodes * world.utilization
-    found = f"{host.available_gib:.1f} GiB of memory are free, {workers} × {each:.1f} are taken"
-    if each * workers > host.available_gib:
+    taken = shares_bytes(each * hardware.GIB, workers, engines) / hardware.GIB
+    found = (
+        f"{host.available_gib:.1f} GiB of memory are free, {workers} × {each:.1f} are taken, "
+        f"{taken:.1f} with the server's processes"
+    )
+    if taken > host.available_gib:
         return fatal(
             f"engine.gpu_memory_utilization: {found}, {world.utilization:g} of the memory by each "
             "worker",
@@ -175,7 +173,7 @@ def _share(world: World, host: hardware.Host) -> Finding:
             "kills it",
             "set hardware.cpu_kvcache_gib, or lower engine.gpu_memory_utilization",
         )
-    weights = _weights(world.profile, host)
+    weights = _weights(world.profile, host, machines)
     if weights > each * workers:
         return fatal(
             f"engine.gpu_memory_utilization: {found}, and the weights alone are {weights:.1f}",
@@ -185,13 +183,13 @@ def _share(world: World, host: hardware.Host) -> Finding:
     return ok(found)
 
 
-def _weights(profile: Profile, host: hardware.Host) -> float:
+def _weights(profile: Profile, host: hardware.Host, machines: Machines) -> float:
     """Return the GiB of all CPU workers' weights as planned; 0 where the model is not known."""
     try:
-        plan = plan_for(profile, (), host=host, ask_hub=False)
+        plan = plan_for(profile, machines, host=host, ask_hub=False)
     except PreflightError:
         return 0.0
-    return sum(plan.weights_gib) * (profile.workers // len(plan.stages))
+    return host_weights(plan.deployment, plan.stages) / hardware.GIB
 
 
 def proxy(world: World) -> Finding:

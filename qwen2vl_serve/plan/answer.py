@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from qwen2vl_serve.hardware import GIB, Card, Host
-from qwen2vl_serve.plan.assessment import Assessment, StagePlan, Verdict
+from qwen2vl_serve.plan.assessment import Assessment, StagePlan, Verdict, host_bytes
 from qwen2vl_serve.plan.capacity import Capacity, capacity
 from qwen2vl_serve.plan.cards import (
     decoder_attention,
@@ -141,6 +141,7 @@ def as_json(told: Answer) -> dict[str, Any]:
             "tokens": _tokens(plan.kv_tokens),
             "longest_request": _tokens(plan.longest),
         },
+        **({} if deployment.on_cards else {"host_gib": _gib(host_bytes(deployment, plan.stages))}),
         "requests": {
             "max_model_len": _capacity(told.full),
             "typical": {

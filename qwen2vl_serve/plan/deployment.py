@@ -45,9 +45,9 @@ class Deployment:
     """One model on cards, with no default left open. Sizes in tokens and bytes.
 
     ``kv_cache_field`` is what gives the KV cache its size, a field of the profile or a variable of
-    the environment; ``kv_cache_bytes`` is None where that is a share of the memory. ``flash`` tells that pictures
-    are attended to by FlashAttention, which needs no copies; ``quantization`` is what the profile
-    says of the weights' packing.
+    the environment; ``kv_cache_bytes`` is None where that is a share of the memory. ``flash`` tells
+    that pictures are attended to by FlashAttention, which needs no copies; ``quantization`` is what
+    the profile says of the weights' packing.
     """
 
     architecture: Architecture
@@ -141,9 +141,7 @@ def deployment(
     )
 
 
-def cache_size(
-    profile: Profile, told_gib: int | None, *, on_cards: bool
-) -> tuple[str, int | None]:
+def cache_size(profile: Profile, told_gib: int | None, *, on_cards: bool) -> tuple[str, int | None]:
     """Name what gives a worker's KV cache its size, with the bytes; None for a share of the memory.
 
     On the CPU the environment's ``told_gib`` go before the profile's, and either before the

@@ -12,7 +12,7 @@ from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.hardware import Card, Host
 from qwen2vl_serve.plan.architectures import Architecture
 from qwen2vl_serve.plan.cards import Machines, card_called, parse_cards
-from qwen2vl_serve.plan.environment import cpu_cache_gib, machines_here
+from qwen2vl_serve.plan.environment import cpu_cache_gib
 from qwen2vl_serve.plan.source import architecture_of
 from qwen2vl_serve.preflight import suitable_profile
 from qwen2vl_serve.profile import Profile, load_profile, make_profile
@@ -101,20 +101,25 @@ def split_over(
 
 
 def _machines(profile: Profile, gpus: str | None) -> tuple[Machines, str]:
+    on_cpu = profile.hardware.device == "cpu"
+    if gpus is not None and on_cpu:
+        raise PreflightError(
+            f"--gpus {gpus}: hardware.device is cpu, which uses no card; leave out one of them"
+        )
     if gpus is not None:
         return parse_cards(gpus), "given"
-    if profile.hardware.device == "cpu":
-        return Machines((), cpu_cache_gib=cpu_cache_gib()), "found"
-    found = machines_here()
-    if found.cards:
-        return found, "found"
+    found = () if on_cpu else hardware.cards()
+    if found:
+        return Machines(found), "found"
     own = own_cards(profile)
     if profile.hardware.device == "cuda" and not own:
         raise PreflightError(
             "hardware.device: cuda, and this machine has no NVIDIA card; say which ones are "
             "meant, as --gpus 1x3090, or name them by hardware.card and hardware.card_memory_gib"
         )
-    return (Machines(own), "profile") if own else (found, "found")
+    if own:
+        return Machines(own), "profile"
+    return Machines((), cpu_cache_gib=cpu_cache_gib()), "found"
 
 
 def own_cards(profile: Profile) -> tuple[Card, ...]:

@@ -13,10 +13,9 @@ from rich.text import Text
 from qwen2vl_serve.hardware import GIB
 from qwen2vl_serve.plan import memory
 from qwen2vl_serve.plan.answer import PARTS, Answer
-from qwen2vl_serve.plan.assessment import Assessment, StagePlan, Verdict
+from qwen2vl_serve.plan.assessment import Assessment, StagePlan, Verdict, host_bytes
 from qwen2vl_serve.plan.cards import decoder_attention, vision_attention
 from qwen2vl_serve.plan.memory import Range
-from qwen2vl_serve.plan.remedies import Remedy
 from qwen2vl_serve.plan.request import Request
 
 BAR_CELLS = 50
@@ -59,7 +58,7 @@ def report(told: Answer, whence: str = "given") -> RenderableType:
     if notes:
         parts += ["", *_listed([f"note: {note}" for note in notes], "")]
     if not told.fits:
-        parts += ["", *_remedies(told.remedies)]
+        parts += ["", *_remedies(told)]
     return Group(*parts)
 
 
@@ -89,23 +88,28 @@ def _reason(plan: Assessment) -> str:
     if plan.problems:
         return ""
     request = f"one request of {plan.deployment.max_model_len} tokens"
+    each = _each(plan)
     spare = [stage.cache.size + memory.exactly(-stage.needed) for stage in plan.stages]
     least = min(stage.low for stage in spare) / GIB
     likely = min(stage.likely for stage in spare) / GIB
     most = min(stage.high for stage in spare) / GIB
     if plan.verdict is Verdict.FITS:
-        return f", with {least:.2f} GiB a card to spare where everything takes the most"
+        return f", with {least:.2f} GiB {each} to spare where everything takes the most"
     if plan.verdict is Verdict.NO:
-        return f": {-most:.2f} to {-least:.2f} GiB a card are lacking for {request}"
+        return f": {-most:.2f} to {-least:.2f} GiB {each} are lacking for {request}"
     if likely >= 0:
         return (
-            f", but likely to fit: {likely:.2f} GiB a card to spare, or {-least:.2f} lacking where "
+            f", but likely to fit: {likely:.2f} GiB {each} to spare, or {-least:.2f} lacking where "
             f"everything takes the most, for {request}"
         )
     return (
-        f", and likely not to fit: {-likely:.2f} GiB a card are lacking for {request}, unless "
+        f", and likely not to fit: {-likely:.2f} GiB {each} are lacking for {request}, unless "
         "everything takes the least"
     )
+
+
+def _each(plan: Assessment) -> str:
+    return "a card" if plan.deployment.on_cards else "a worker"
 
 
 def _cards(plan: Assessment) -> str:
@@ -166,7 +170,7 @@ def _bar(stage: StagePlan) -> Text:
 def _memory(plan: Assessment) -> RenderableType:
     """Tell each stage's parts as ranges, stages that are alike once."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("GiB a card")
+    table.add_column(f"GiB {_each(plan)}")
     shown = [stage for stage, _ in _distinct(plan.stages)]
     for stage, names in _distinct(plan.stages):
         title = f"stage {names}" if len(plan.stages) > 1 else "least – likely – most"
@@ -206,7 +210,14 @@ def _requests(told: Answer) -> Iterator[RenderableType]:
     held = f"{tokens.low:,.0f} – [bold]{tokens.likely:,.0f}[/bold] – {tokens.high:,.0f}"
     if tokens.low == tokens.high:
         held = f"[bold]{tokens.likely:,.0f}[/bold]"
-    yield f"KV cache: {held} tokens at {each:g} KiB each over all cards"
+    over = "cards" if plan.deployment.on_cards else "workers"
+    size = ""
+    if not plan.deployment.on_cards or plan.deployment.kv_cache_bytes is not None:
+        size = f"; its size is that of {plan.deployment.kv_cache_field}"
+    yield f"KV cache: {held} tokens at {each:g} KiB each over all {over}{size}"
+    if not plan.deployment.on_cards:
+        taken = host_bytes(plan.deployment, plan.stages) / GIB
+        yield f"Memory: {taken:.1f} GiB for all of the server, its processes included"
     if told.plan.verdict is not Verdict.NO and tokens.likely:
         yield (
             f"Requests at once: {told.full.together} of {told.full.tokens:,} tokens "
@@ -236,15 +247,16 @@ def _pictures(told: Answer) -> RenderableType:
     return Group(f"Visual tokens under max_pixels {told.plan.profile.media.max_pixels}:", table)
 
 
-def _remedies(remedies: Sequence[Remedy]) -> Iterator[RenderableType]:
-    if not remedies:
-        yield "No change of the profile mends that: take larger or more cards, or a smaller model."
+def _remedies(told: Answer) -> Iterator[RenderableType]:
+    if not told.remedies:
+        machine = "larger or more cards" if told.plan.deployment.on_cards else "more memory"
+        yield f"No change of the profile mends that: take {machine}, or a smaller model."
         return
     yield "[bold]What would fit[/bold], the least harmful first (--fix writes the first):"
     grid = Table.grid(padding=(0, 1))
     grid.add_column(justify="right")
     grid.add_column()
-    for number, remedy in enumerate(remedies, 1):
+    for number, remedy in enumerate(told.remedies, 1):
         lines = [
             f"{escape(str(change))}\n  [dim]{escape(change.cost)}[/dim]"
             for change in remedy.changes
