@@ -338,6 +338,20 @@ def proxy_for_everything(lab: Lab) -> World:
     return lab.world()
 
 
+@breaks("proxy", "fatal", "media.proxy is environment", "http_proxy must be the address",
+        "as http://proxy.example.org:3128", "mend it or unset media.proxy")  # fmt: skip
+def proxy_of_the_environment_that_is_none(lab: Lab) -> World:
+    lab.monkeypatch.setenv("HTTP_PROXY", "http://user:secret@[")
+    lab.monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    return lab.world("media.proxy=environment")
+
+
+@breaks("proxy", "fatal", "the variable https_proxy must be the address of an HTTP proxy")
+def proxy_of_the_environment_in_another_tongue(lab: Lab) -> World:
+    lab.monkeypatch.setenv("https_proxy", "socks5://user:secret@proxy.example:1080")
+    return lab.world("media.proxy=environment")
+
+
 @breaks("model", "fatal", "there is no folder", "Qwen/Qwen2-VL-7B-Instruct")
 def no_folder(lab: Lab) -> World:
     return lab.world(f"model={lab.folder}/none")

