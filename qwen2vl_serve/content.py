@@ -70,15 +70,11 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 Detail = Literal["auto", "low", "high"]
 
 
-class ImageURL(PixelFields):
-    """A picture: by ``url`` (``http(s)``, base64 ``data:``, ``file:``) or by ``file_id``.
-
-    ``detail`` ``auto`` and ``high`` both mean the profile's default, ``low`` 448 × 448 pixels.
-    """
+class Addressed(Strict):
+    """What is shown: by ``url`` (``http(s)``, base64 ``data:``, ``file:``) or by ``file_id``."""
 
     url: NonEmpty | None = None
     file_id: NonEmpty | None = None
-    detail: Detail = "auto"
 
     @model_validator(mode="after")
     def _one_address(self) -> Self:
@@ -89,6 +85,15 @@ class ImageURL(PixelFields):
     def address(self) -> str:
         """Where the bytes are: ``url``, or ``upload:`` and the file's id."""
         return self.url or f"{UPLOAD}{self.file_id}"
+
+
+class ImageURL(PixelFields, Addressed):
+    """A picture by its address.
+
+    ``detail`` ``auto`` and ``high`` both mean the profile's default, ``low`` 448 × 448 pixels.
+    """
+
+    detail: Detail | None = None
 
 
 class PictureFields(PixelFields):
@@ -168,7 +173,7 @@ class InputImagePart(PictureFields):
     type: Literal["input_image"]
     image_url: NonEmpty | None = None
     file_id: NonEmpty | None = None
-    detail: Detail = "auto"
+    detail: Detail | None = None
 
     @model_validator(mode="after")
     def _one_address(self) -> Self:
@@ -201,24 +206,11 @@ def _image_part(given: PictureFields, key: str, **inside: Any) -> ImagePart:
     return part
 
 
-class VideoURL(VideoFields):
-    """A video: by ``url``, or by ``file_id``.
+class VideoURL(VideoFields, Addressed):
+    """A video by its address.
 
     The ``url`` may hold its frames as ``data:video/jpeg;base64,<f1>,<f2>…``.
     """
-
-    url: NonEmpty | None = None
-    file_id: NonEmpty | None = None
-
-    @model_validator(mode="after")
-    def _one_address(self) -> Self:
-        _need_one_of(self, "url", "file_id")
-        return self
-
-    @property
-    def address(self) -> str:
-        """Where the bytes are: ``url``, or ``upload:`` and the file's id."""
-        return self.url or f"{UPLOAD}{self.file_id}"
 
 
 class VideoPart(VideoFields):

@@ -163,8 +163,8 @@ class ResponseFormat(Strict):
 class StreamOptions(Strict):
     """``include_usage`` adds a last chunk that holds the token counts."""
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class MMProcessorKwargs(VideoFields):

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter
 
+from qwen2vl_serve import content, protocol, tools
 from qwen2vl_serve.errors import (
     InvalidJSON,
     InvalidType,
@@ -309,6 +311,38 @@ def test_every_dialect_of_a_picture_is_one_part() -> None:
     assert plain.content[0].resized_width == 8
     by_url = parse(user([{"type": "input_image", "image_url": "http://x"}])).messages[0]
     assert by_url.content[0].image_url.address == "http://x"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        user([{"type": "image_url", "image_url": {"url": "http://x", "detail": None}}]),
+        user([{"type": "input_image", "image_url": "http://x", "detail": None}]),
+        user("x", stream=True, stream_options={"include_usage": None}),
+        user("x", stream=True, stream_options={"continuous_usage_stats": None}),
+    ],
+    ids=lambda body: str(body)[-60:],
+)
+def test_null_within_an_object_is_absent(body: dict[str, Any]) -> None:
+    """OpenAI's clients write ``null`` for what they leave out: it asks for nothing."""
+    request = parse(body)
+    options = request.stream_options
+    assert options is None or not (options.include_usage or options.continuous_usage_stats)
+
+
+def test_every_optional_field_takes_null() -> None:
+    """Of the body and of every object in it, as the page says."""
+    models = [
+        (model.__name__, name, field)
+        for module in (content, protocol, tools)
+        for model in vars(module).values()
+        if isinstance(model, type) and issubclass(model, BaseModel)
+        for name, field in model.model_fields.items()
+    ]
+    assert len(models) > 100
+    optional = [(*where, field) for *where, field in models if not field.is_required()]
+    for model, name, field in optional:
+        assert TypeAdapter(field.annotation).validate_python(None) is None, (model, name)
 
 
 def test_what_is_said_of_all_media_is_no_field_of_the_engines_request() -> None:
