@@ -268,6 +268,18 @@ def model_larger_than_the_card(lab: Lab) -> World:
     return lab.world_with_cards("model=Qwen/Qwen2-VL-2B-Instruct", "engine.max_model_len=16384")
 
 
+@breaks("fit", "warning", "GiB a worker or more are lacking", "one request of 4096 tokens",
+        "engine.kv_cache_memory_bytes: 1000000 → ")  # fmt: skip
+def cache_of_the_cpu_for_no_request(lab: Lab) -> World:
+    return lab.world("engine.kv_cache_memory_bytes=1000000")
+
+
+@breaks("fit", "warning", "engine.max_model_len: 9999999 is beyond the model's 8192 positions",
+        "vLLM refuses it", "lower it")  # fmt: skip
+def longer_than_the_model(lab: Lab) -> World:
+    return lab.world("engine.max_model_len=9999999")
+
+
 @breaks("p2p", "warning", "cards 0 and 1", "NCCL_P2P_DISABLE=1",
         "engine.disable_custom_all_reduce=true")  # fmt: skip
 def consumer_cards(lab: Lab) -> World:
@@ -367,7 +379,7 @@ def offline_without_the_model(lab: Lab) -> World:
 def disk_too_small_for_the_weights(lab: Lab) -> World:
     (lab.folder / "hub").mkdir()
     lab.full_disk(lab.folder / "hub", 10 * 1024 * MIB)
-    return lab.world("model=Qwen/Qwen2-VL-72B-Instruct")
+    return lab.world("model=Qwen/Qwen2-VL-72B-Instruct", "engine.kv_cache_memory_bytes=4294967296")
 
 
 @breaks("disk", "fatal", "1.0 GiB free", "model.download_dir")
