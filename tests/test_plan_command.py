@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,6 +207,9 @@ def test_a_model_by_itself_is_split_over_all_cards(run) -> None:
     )["engine"]
     assert (told["tensor_parallel_size"], told["pipeline_parallel_size"]) == (4, 2)
     assert (told["attention"], told["vision_attention"]) == ("TRITON_ATTN", "TORCH_SDPA")
+    # 29 are no stages of 28 layers, and 1024 more than there are heads and layers for.
+    assert split_over(known("Qwen2-VL-7B-Instruct"), parse_cards("29x3090")) == (4, 7)
+    assert split_over(known("Qwen2-VL-7B-Instruct"), parse_cards("1024x3090")) == (4, 28)
     assert split_over(known("Qwen2-VL-72B-Instruct"), parse_cards("8xh100")) == (8, 1)
     assert split_over(known("Qwen2-VL-72B-Instruct"), parse_cards("2x8xh100")) == (8, 2)
 
@@ -250,6 +255,11 @@ def test_a_typical_request_is_counted(run) -> None:
         (["--gpus", "0x3090"], "0 cards"),
         (["--gpus", "1x0GiB@8.6"], "a card of 0 GiB"),
         (["--gpus", "1x3090-0g"], "a card of 0 GiB"),
+        (["--gpus", "1x99999999999999999999GiB@8.6"], "cards of up to 1024 GiB"),
+        (["--gpus", "1x24GiB@999"], "compute capability 99.9; there are cards of"),
+        (["--gpus", "1x3090", "--profile", "demo", "--set", "hardware.device=cpu"], "uses no card"),
+        (["--profile", ""], "no profile is named ''"),
+        (["--profile", "", "--model", "demo", "--gpus", "1x3090"], "no profile is named ''"),
         (["--gpus", ""], "no such card"),
         (["--profile", "nope"], "there are demo"),
         (["--model", "Qwen/Qwen2-VL-7B-Instruct"], "no NVIDIA card"),
@@ -262,6 +272,47 @@ def test_a_typical_request_is_counted(run) -> None:
 )
 def test_bad_input_is_one_line(run, words: list[str], told: str) -> None:
     assert told in run(*words, status=2)
+
+
+@pytest.mark.parametrize("size", ["tensor", "pipeline", "data"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--profile", "demo"],
+        ["--profile", "single-3090", "--set", "hardware.cards=null"],
+        ["--profile", "single-3090", "--set", "hardware.cards=null", "--gpus", "4x3090"],
+        ["--model", "Qwen/Qwen2-VL-7B-Instruct", "--gpus", "4x3090"],
+    ],
+)
+def test_workers_beyond_count_are_not_counted(run, words: list[str], size: str) -> None:
+    """A number that was mistyped is named, not computed with until memory or patience ends."""
+    told = run(*words, "--set", f"engine.{size}_parallel_size=1000000000", status=2)
+    assert f"{size}_parallel_size 1000000000" in told
+    assert "1000000000 workers; plan counts at most 1024" in told
+
+
+def test_a_picture_beyond_any_is_planned_in_time(run) -> None:
+    """The size that vLLM profiles is looked for once, not anew for each remedy."""
+    begun = time.process_time()
+    run("--profile", "single-3090", "--set", "media.max_pixels=9999999999999999", status=1)
+    assert time.process_time() - begun < 10
+
+
+def test_a_lack_that_is_known_is_one_number(run) -> None:
+    text = run("--profile", "demo", "--set", "engine.kv_cache_memory_bytes=1", status=1)
+    assert "0.02 GiB a worker are lacking for one request" in " ".join(text.split())
+
+
+def test_cards_too_small_for_cuda_have_nothing_free(run) -> None:
+    """Not less than nothing."""
+    text = run("--profile", "single-3090", "--gpus", "1x0.1GiB@8.6", status=1)
+    assert "0.00 are free" in " ".join(text.split())
+
+
+def test_a_typical_request_beyond_the_context_is_said_to_be_refused(run) -> None:
+    words = ["--typical", "1 image 1280x960, 300 in, 20000 out"]
+    text = " ".join(run("--profile", "single-3090", *words, status=0).split())
+    assert "typical request is refused: 21,532 tokens are beyond engine.max_model_len 8784" in text
 
 
 def test_cards_of_this_machine_are_planned_for(run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +395,47 @@ def test_a_model_that_is_not_served_can_be_planned(run, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(text_only), "utf-8")
     text = run("--model", str(tmp_path), "--gpus", "1xl40s", status=0)
     assert "can be planned but not served" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": -5}, "num_hidden_layers is -5"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"num_attention_heads": None}, "num_attention_heads is missing"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads is -1"),
+        ({"hidden_size": math.inf}, "hidden_size is inf"),
+        ({"hidden_size": 5}, "head_dim is missing"),
+        ({"intermediate_size": math.nan}, "intermediate_size is nan"),
+        ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"max_position_embeddings": -3}, "max_position_embeddings is -3"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1e400}}, "factor is inf"),
+        ({"rope_scaling": {"type": "yarn", "factor": -2}}, "factor is -2"),
+        ({"vision_config": {"embed_dim": 0}}, "embed_dim is 0"),
+        ({"vision_config": {"depth": -3}}, "depth is -3"),
+        ({"vision_config": {"mlp_ratio": []}}, "mlp_ratio is []"),
+        ({"vision_config": {"spatial_merge_size": 10**6}}, "spatial_merge_size is 1000000"),
+        ({"quantization_config": {"quant_method": "awq", "bits": "four"}}, "bits is 'four'"),
+        ({"quantization_config": {"quant_method": "fp8", "ignore": 5}}, "ignore is 5"),
+        ({"quantization_config": {"quant_method": "awq", "bits": math.inf}}, "bits is inf"),
+    ],
+)
+def test_a_size_that_is_none_is_named(run, tmp_path: Path, changes: object, told: str) -> None:
+    """File, key and value in one line, whatever stands there."""
+    config = {**config_of(known("Qwen2-VL-2B-Instruct")), **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    line = run("--model", str(tmp_path), "--gpus", "1x3090", status=2)
+    assert f"{tmp_path / 'config.json'}: {told}; download it again" in line
+
+
+def test_packing_of_an_unknown_form_is_no_fault(run, tmp_path: Path) -> None:
+    """vLLM says what it thinks of it."""
+    packing = {"quant_method": "compressed-tensors", "config_groups": {"group_0": 3}}
+    config = {**config_of(known("Qwen2-VL-2B-Instruct")), "quantization_config": packing}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    run("--model", str(tmp_path), "--gpus", "1x3090", status=0)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"model_type": "llama"}', "no json"])

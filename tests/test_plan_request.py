@@ -43,6 +43,7 @@ def profile(**media: object):
             Request((Medium(1, 8000, 6000), Medium(2, 640, 480, 1.5)), 10, 200),
         ),
         ("50 in", Request((), 50, 200)),
+        ("2 images 1280*960，300 in，200 out", Request((Medium(2, 1280, 960),), 300, 200)),
     ],
 )
 def test_requests_in_words(words: str, expected: Request) -> None:
@@ -54,12 +55,14 @@ def test_requests_in_words(words: str, expected: Request) -> None:
     [
         "", "2 dogs", "2 images", "1 video 640x480", "1 image 640x480 10s", "300", "-1 in",
         "0 images 640x480, 10 in", "0 videos 640x480 10s", "10 in, 20 in", "1 out, 300 in, 1 OUT",
+        "两张图片 1280x960，输入三百", "1 video 640x480 1" + "9" * 400 + "s", "9" * 5000 + " in",
     ],
 )  # fmt: skip
 def test_words_that_are_no_request(words: str) -> None:
     """Also none of a medium, and a number of tokens that is said twice."""
-    with pytest.raises(PreflightError, match="--typical"):
+    with pytest.raises(PreflightError, match="--typical") as caught:
         parse_request(words)
+    assert len(str(caught.value)) < 250
 
 
 def test_a_picture_costs_its_tokens_and_two_markers() -> None:
@@ -81,6 +84,8 @@ def test_a_video_costs_half_its_frames() -> None:
         ("9 images 10x10", "limit_mm_per_prompt.image is 8"),
         ("3 videos 640x480 5s", "limit_mm_per_prompt.video is 2"),
         ("1 image 10x4000", "aspect ratio"),
+        ("1 image 20000x20000", "400000000 pixels, but media.max_image_pixels is 100000000"),
+        ("1 video 8000x6000 5s", "48000000 pixels, but media.max_video_pixels is 9437184"),
         ("1 video 640x480 0s", "single frame"),
     ],
 )
@@ -100,13 +105,14 @@ def test_videos_cost_what_qwen_vl_utils_makes_of_them(
     frames = max(1, round(seconds * FILE_FPS))
     if frames < 4 or max(width, height) > 200 * min(width, height):
         return
+    limits = profile(max_video_pixels=4000 * 4000)
     taken = reference.smart_nframes({}, total_frames=frames, video_fps=FILE_FPS)
     low = reference.VIDEO_MIN_TOKEN_NUM * 28**2
     total = reference.MODEL_SEQ_LEN * 28**2 * 0.9
     high = max(min(reference.VIDEO_MAX_TOKEN_NUM * 28**2, total / taken * 2), int(low * 1.05))
     rows, columns = reference.smart_resize(height, width, 28, low, high)
     request = Request((Medium(1, width, height, seconds),), 0, 0)
-    assert cost_of(request, profile()).visual == taken // 2 * (rows // 28) * (columns // 28) + 2
+    assert cost_of(request, limits).visual == taken // 2 * (rows // 28) * (columns // 28) + 2
 
 
 @settings(max_examples=300, deadline=None)

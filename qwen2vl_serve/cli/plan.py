@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         asked = question.of_model(arguments.model, arguments.gpus, arguments.overrides)
     else:
         model = [] if arguments.model is None else [f"model={arguments.model}"]
-        name = arguments.profile or question.suitable(arguments.gpus)
+        name = arguments.profile
+        name = question.suitable(arguments.gpus) if name is None else name
         asked = question.of_profile(name, arguments.gpus, [*arguments.overrides, *model])
     plan = plan_for(asked.profile, asked.machines, host=asked.host, architecture=asked.architecture)
     typical = arguments.typical

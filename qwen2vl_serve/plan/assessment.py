@@ -226,7 +226,7 @@ def _room(plan: Deployment, machines: Machines, stage: StagePlan) -> list[Findin
     Source: ``request_memory`` in ``v1/worker/utils.py``.
     """
     card = min(_present(machines, stage.cards), key=lambda one: min(one.free_gib, one.memory_gib))
-    free = min(card.free_gib, card.memory_gib) * GIB - stage.outside.low
+    free = max(0.0, min(card.free_gib, card.memory_gib) * GIB - stage.outside.low)
     taken = stage.share
     field = "engine.gpu_memory_utilization"
     if plan.kv_cache_bytes is not None:

@@ -15,7 +15,7 @@ _SPECIFICATION = (
     "write NxNAME as 8x2080ti-11g, 2x3090 or 1xa100-80g, NxSIZE@CAPABILITY as 4x24GiB@8.6, or "
     "NODESxNxNAME"
 )
-MOST_CARDS = 1024
+MOST_CARDS, MOST_GIB = 1024, 1024
 KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 """Whole GiB of KV cache for each worker on the CPU; goes before the profile's fields."""
 
@@ -128,8 +128,12 @@ def _kind(name: str, specification: str) -> tuple[str, float, tuple[int, int]]:
         gb = next(iter(sizes)) if gb is None else gb
         memory, capability = sizes.get(gb, float(gb)), kind.capability
         title = f"{kind.title} {gb} GB"
-    if not memory:
-        raise PreflightError(f"--gpus {specification}: a card of 0 GiB; give its memory")
+    if not 0 < memory <= MOST_GIB or capability >= (20, 0):
+        shown = "{}.{}".format(*capability)
+        raise PreflightError(
+            f"--gpus {specification}: a card of {memory:g} GiB and compute capability {shown}; "
+            f"there are cards of up to {MOST_GIB} GiB, and of 7.0 to 12.1"
+        )
     return title, memory, capability
 
 

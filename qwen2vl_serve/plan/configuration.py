@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen2vl_serve.plan.architectures import Architecture, Quantisation, Text, Vision
+from qwen2vl_serve.profile_yaml import shown
 
 _QK_NORM = ("qwen3", "qwen3_vl", "qwen3_vl_text")
 _NO_MROPE = ("qwen2", "qwen3")
@@ -18,19 +19,20 @@ _DTYPES = {"bfloat16", "float16", "float32"}
 
 
 def read_architecture(name: str, config: dict[str, Any]) -> Architecture | None:
-    """Return the model that a config.json describes; None where it does not name the sizes."""
+    """Return the model that a config.json describes; None where it is of another family.
+
+    Raises:
+        ValueError: a size that is missing or none; the text names it and its value.
+    """
     kind = str(config.get("model_type"))
     if kind not in _KNOWN:
         return None
     text = _object(config, "text_config") or config
-    try:
-        language = _text(kind, config, text)
-        vision = None
-        if kind not in _NO_MROPE:
-            vision = _vision(kind, _object(config, "vision_config"), language.hidden)
-        packing = quantisation_of(config)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None
+    language = _text(kind, config, text)
+    vision = None
+    if kind not in _NO_MROPE:
+        vision = _vision(kind, _object(config, "vision_config"), language.hidden)
+    packing = quantisation_of(config)
     dtype = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16")
     dtype = dtype.removeprefix("torch.")
     return Architecture(
@@ -42,22 +44,21 @@ def quantisation_of(config: dict[str, Any]) -> Quantisation | None:
     """Read ``quantization_config``.
 
     Raises:
-        ValueError: numbers that are none.
+        ValueError: numbers that are none; the text names them.
     """
     settings = _object(config, "quantization_config")
     method = str(settings.get("quant_method") or "").lower()
     if not method:
         return None
-    group = int(settings.get("group_size") or 0)
-    bits = int(settings.get("bits") or settings.get("w_bit") or 0)
-    skipped = [str(part) for part in settings.get("ignore") or ()]
-    skipped += [str(part) for part in settings.get("modules_to_not_convert") or ()]
+    group = _number(settings, "group_size")
+    bits = _number(settings, "bits") or _number(settings, "w_bit")
+    skipped = [*_parts(settings, "ignore"), *_parts(settings, "modules_to_not_convert")]
     if method == "compressed-tensors":
         groups = settings.get("config_groups")
         first = next(iter(groups.values())) if isinstance(groups, dict) and groups else {}
         weights = _object(first, "weights")
-        bits = int(weights.get("num_bits") or 8)
-        group = int(weights.get("group_size") or 0)
+        bits = _number(weights, "num_bits") or 8
+        group = _number(weights, "group_size")
     if "fp8" in method:
         bits = 8
     zeros = method == "awq" and settings.get("zero_point", True) is not False
@@ -72,17 +73,17 @@ def quantisation_of(config: dict[str, Any]) -> Quantisation | None:
 
 
 def _text(kind: str, config: dict[str, Any], text: dict[str, Any]) -> Text:
-    heads = int(text["num_attention_heads"])
-    hidden = int(text["hidden_size"])
+    heads = _size(text, "num_attention_heads")
+    hidden = _size(text, "hidden_size")
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     return Text(
         hidden=hidden,
-        intermediate=int(text["intermediate_size"]),
-        layers=int(text["num_hidden_layers"]),
+        intermediate=_size(text, "intermediate_size"),
+        layers=_size(text, "num_hidden_layers", most=_MOST_LAYERS),
         heads=heads,
-        kv_heads=int(text.get("num_key_value_heads") or heads),
-        head_dim=int(text.get("head_dim") or hidden // heads),
-        vocabulary=int(text["vocab_size"]),
+        kv_heads=_size(text, "num_key_value_heads", heads),
+        head_dim=_size(text, "head_dim", hidden // heads),
+        vocabulary=_size(text, "vocab_size"),
         tied=bool(tied),
         positions=positions_of(text, 32_768),
         qkv_bias=kind not in _QK_NORM,
@@ -97,51 +98,105 @@ def positions_of(text: Mapping[str, Any], known: int) -> int:
     Source: ``_get_and_verify_max_len`` in vLLM's ``config/model.py``: YaRN multiplies the original.
 
     Raises:
-        TypeError, ValueError: numbers that are none.
+        ValueError: numbers that are none; the text names them.
     """
-    positions = int(text.get("max_position_embeddings") or known)
+    positions = _size(text, "max_position_embeddings", known)
     rope = text.get("rope_parameters") or text.get("rope_scaling")
     if not isinstance(rope, Mapping) or "yarn" not in (rope.get("rope_type"), rope.get("type")):
         return positions
-    original = rope.get("original_max_position_embeddings") or positions
-    return int(float(original) * float(rope.get("factor") or 1))
+    original = _size(rope, "original_max_position_embeddings", positions)
+    return int(original * _factor(rope, "factor", 1))
 
 
 def _vision(kind: str, vision: dict[str, Any], hidden: int) -> Vision:
     """Fill what is left out with the defaults of transformers' configuration classes."""
     if kind == "qwen3_vl":
         return Vision(
-            depth=int(vision.get("depth") or 27),
-            embed=int(vision.get("hidden_size") or 1152),
-            heads=int(vision.get("num_heads") or 16),
-            intermediate=int(vision.get("intermediate_size") or 4304),
-            out=int(vision.get("out_hidden_size") or hidden),
+            depth=_size(vision, "depth", 27, most=_MOST_LAYERS),
+            embed=_size(vision, "hidden_size", 1152),
+            heads=_size(vision, "num_heads", 16),
+            intermediate=_size(vision, "intermediate_size", 4304),
+            out=_size(vision, "out_hidden_size", hidden),
             gated=False,
-            patch=int(vision.get("patch_size") or 16),
-            positions=int(vision.get("num_position_embeddings") or 2304),
-            deep_mergers=len(vision.get("deepstack_visual_indexes") or (8, 16, 24)),
+            patch=_size(vision, "patch_size", 16, most=_MOST_SIDE),
+            positions=_size(vision, "num_position_embeddings", 2304),
+            deep_mergers=len(_parts(vision, "deepstack_visual_indexes")) or 3,
         )
     gated = kind == "qwen2_5_vl"
     # Qwen2-VL's hidden_size is the text model's; its own width is embed_dim.
-    embed = int((vision.get("hidden_size") if gated else vision.get("embed_dim")) or 1280)
+    embed = _size(vision, "hidden_size" if gated else "embed_dim", 1280)
     if gated:
-        intermediate = int(vision.get("intermediate_size") or 3420)
+        intermediate = _size(vision, "intermediate_size", 3420)
     else:
-        intermediate = int(embed * float(vision.get("mlp_ratio") or 4))
+        intermediate = int(embed * _factor(vision, "mlp_ratio", 4))
     return Vision(
-        depth=int(vision.get("depth") or 32),
+        depth=_size(vision, "depth", 32, most=_MOST_LAYERS),
         embed=embed,
-        heads=int(vision.get("num_heads") or 16),
+        heads=_size(vision, "num_heads", 16),
         intermediate=intermediate,
-        out=int(vision.get("out_hidden_size") or hidden) if gated else hidden,
+        out=_size(vision, "out_hidden_size", hidden) if gated else hidden,
         gated=gated,
-        patch=int(vision.get("patch_size") or vision.get("spatial_patch_size") or 14),
-        merge=int(vision.get("spatial_merge_size") or 2),
-        frames=int(vision.get("temporal_patch_size") or 2),
-        channels=int(vision.get("in_channels") or vision.get("in_chans") or 3),
+        patch=_size(vision, "patch_size", _size(vision, "spatial_patch_size", 14), most=_MOST_SIDE),
+        merge=_size(vision, "spatial_merge_size", 2, most=_MOST_SIDE),
+        frames=_size(vision, "temporal_patch_size", 2, most=_MOST_SIDE),
+        channels=_size(vision, "in_channels", _size(vision, "in_chans", 3), most=_MOST_SIDE),
     )
 
 
-def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
-    value = config.get(key)
+# Beyond what any model has; a sum over so many is no plan of anything.
+_MOST_SIZE, _MOST_LAYERS, _MOST_SIDE, _MOST_FACTOR = 10**8, 10_000, 1000, 1000
+
+
+def _size(
+    settings: Mapping[str, Any], name: str, unsaid: int | None = None, *, most: int = _MOST_SIZE
+) -> int:
+    """Return a whole number from 1 on, ``unsaid`` where it is left out.
+
+    Raises:
+        ValueError: another value, or none although there is no default.
+    """
+    value = settings.get(name)
+    if value is None and unsaid:
+        return unsaid
+    if value is None:
+        raise ValueError(f"{name} is missing")
+    number = _number(settings, name)
+    if not 1 <= number <= most:
+        raise ValueError(f"{name} is {shown(value)}")
+    return number
+
+
+def _factor(settings: Mapping[str, Any], name: str, unsaid: float) -> float:
+    value = settings.get(name)
+    if value is None:
+        return unsaid
+    if not isinstance(value, int | float) or not 1 <= value <= _MOST_FACTOR:
+        raise ValueError(f"{name} is {shown(value)}")
+    return value
+
+
+def _number(settings: Mapping[str, Any], name: str) -> int:
+    """Return a whole number, 0 where it is left out."""
+    value = settings.get(name)
+    if value is None:
+        return 0
+    try:
+        number = int(value)
+        whole = number == float(value) and not isinstance(value, bool)
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{name} is {shown(value)}")
+    return number
+
+
+def _parts(settings: Mapping[str, Any], name: str) -> list[str]:
+    value = settings.get(name) or ()
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} is {shown(value)}")
+    return [str(part) for part in value]
+
+
+def _object(config: Any, key: str) -> dict[str, Any]:
+    value = config.get(key) if isinstance(config, Mapping) else None
     return value if isinstance(value, dict) else {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan.architectures import Architecture, with_online_fp8
@@ -171,6 +172,7 @@ def batch_defaults(cards: Sequence[Card], *, workers: int, on_cards: bool) -> tu
     return 2048, 256
 
 
+@lru_cache(maxsize=64)
 def largest_picture(pixels: int, factor: int) -> tuple[int, int]:
     """Return height and width in squares of ``factor`` of the picture with the most tokens.
 

@@ -11,7 +11,7 @@ from qwen2vl_serve.adapters import named_adapters, with_adapters
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.hardware import Card, Host
 from qwen2vl_serve.plan.architectures import Architecture
-from qwen2vl_serve.plan.cards import Machines, card_called, parse_cards
+from qwen2vl_serve.plan.cards import MOST_CARDS, Machines, card_called, parse_cards
 from qwen2vl_serve.plan.environment import cpu_cache_gib
 from qwen2vl_serve.plan.source import architecture_of
 from qwen2vl_serve.preflight import suitable_profile
@@ -44,6 +44,7 @@ def of_profile(name: str, gpus: str | None, overrides: Sequence[str]) -> Questio
             profile for cards where none is known of.
     """
     profile = load_profile(name, overrides)
+    _refuse_more_workers_than_cards_are(profile)
     profile = with_adapters(profile, named_adapters(profile))
     machines, whence = _machines(profile, gpus)
     return Question(profile, architecture_of(profile), machines, hardware.host(), whence)
@@ -66,6 +67,7 @@ def of_model(model: str, gpus: str | None, overrides: Sequence[str]) -> Question
         "media": dict(_PICTURES),
     }
     asked = make_profile(values, overrides)
+    _refuse_more_workers_than_cards_are(asked)
     architecture = architecture_of(asked)
     if not any(override.startswith(_SPLIT) for override in overrides):
         tensor, stages = split_over(architecture, found, replicas=asked.engine.data_parallel_size)
@@ -90,14 +92,27 @@ def split_over(
 ) -> tuple[int, int]:
     """Return the widest tensor split within a machine that uses all cards, and its stages.
 
-    ``replicas`` share the cards among them.
+    ``replicas`` share the cards among them; of numbers that cannot be split over, as many cards
+    are used as can.
     """
-    shape, count = architecture.shape(), len(machines.cards) // replicas
-    for tensor in sorted(shape.legal(), reverse=True):
-        stages, rest = divmod(count, tensor)
-        if stages and not rest and tensor <= machines.cards_each and stages <= shape.layers:
-            return tensor, stages
+    shape = architecture.shape()
+    widest_first = sorted(shape.legal(), reverse=True)
+    for count in range(len(machines.cards) // replicas, 0, -1):
+        for tensor in widest_first:
+            stages, rest = divmod(count, tensor)
+            if not rest and tensor <= machines.cards_each and stages <= shape.layers:
+                return tensor, stages
     return 1, 1
+
+
+def _refuse_more_workers_than_cards_are(profile: Profile) -> None:
+    if profile.workers > MOST_CARDS:
+        engine = profile.engine
+        raise PreflightError(
+            f"engine.tensor_parallel_size {engine.tensor_parallel_size} × pipeline_parallel_size "
+            f"{engine.pipeline_parallel_size} × data_parallel_size {engine.data_parallel_size} = "
+            f"{profile.workers} workers; plan counts at most {MOST_CARDS}: lower one of them"
+        )
 
 
 def _machines(profile: Profile, gpus: str | None) -> tuple[Machines, str]:

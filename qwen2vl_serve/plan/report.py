@@ -96,7 +96,8 @@ def _reason(plan: Assessment) -> str:
     if plan.verdict is Verdict.FITS:
         return f", with {least:.2f} GiB {each} to spare where everything takes the most"
     if plan.verdict is Verdict.NO:
-        return f": {-most:.2f} to {-least:.2f} GiB {each} are lacking for {request}"
+        lacking = f"{-least:.2f}" if most == least else f"{-most:.2f} to {-least:.2f}"
+        return f": {lacking} GiB {each} are lacking for {request}"
     if likely >= 0:
         return (
             f", but likely to fit: {likely:.2f} GiB {each} to spare, or {-least:.2f} lacking where "
@@ -224,6 +225,11 @@ def _requests(told: Answer) -> Iterator[RenderableType]:
             f"(max_model_len), or {told.typical.together} of {told.typical.tokens:,} "
             f"({_typical(told.request)}: {told.cost.visual:,} visual tokens)"
         )
+        if told.typical.tokens > told.full.tokens:
+            yield (
+                f"The typical request is refused: {told.typical.tokens:,} tokens are beyond "
+                f"engine.max_model_len {told.full.tokens}; raise it or ask for less"
+            )
     if not told.fits:
         longest = plan.longest
         yield f"Longest request: {longest.low:,.0f} – {longest.likely:,.0f} – {longest.high:,.0f}"

@@ -11,6 +11,7 @@ from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.media.sampling import frame_rules, sample_file
 from qwen2vl_serve.media.sizing import picture_bounds
 from qwen2vl_serve.profile import Profile
+from qwen2vl_serve.profile_yaml import shown
 from qwen2vl_serve.vision import MARKER_TOKENS, smart_resize, visual_tokens
 
 FILE_FPS = 30.0
@@ -21,9 +22,11 @@ COMMON_PICTURES = ((512, 512), (1280, 720), (1280, 960), (1920, 1080), (2480, 35
 
 _FORMS = '"2 images 1280x960, 300 in, 200 out" or "1 video 640x480 10s, 100 in, 100 out"'
 _MEDIUM = re.compile(
-    r"(?:(\d+) )?(image|picture|video)s? (\d+)[x×](\d+)(?: (\d+(?:\.\d+)?) ?s)?", re.IGNORECASE
+    r"(?:(\d{1,9}) )?(image|picture|video)s? (\d{1,9})[x×*](\d{1,9})"
+    r"(?: (\d{1,9}(?:\.\d{1,9})?) ?s)?",
+    re.IGNORECASE,
 )
-_TEXT = re.compile(r"(\d+) (?:tokens? )?(in|out)", re.IGNORECASE)
+_TEXT = re.compile(r"(\d{1,9}) (?:tokens? )?(in|out)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def parse_request(text: str) -> Request:
     """
     media: list[Medium] = []
     tokens: dict[str, int] = {}
-    for part in (part.strip() for part in text.split(",")):
+    for part in (part.strip() for part in re.split("[,，]", text)):
         if found := _TEXT.fullmatch(part):
             kind = found[2].lower()
             if kind in tokens:
@@ -82,7 +85,7 @@ def parse_request(text: str) -> Request:
             seconds = float(found[5]) if video else None
             media.append(Medium(int(found[1] or 1), int(found[3]), int(found[4]), seconds))
         else:
-            raise PreflightError(f"--typical {part!r}: must be of the form {_FORMS}")
+            raise PreflightError(f"--typical {shown(part)}: must be of the form {_FORMS}")
     return Request(tuple(media), tokens.get("in", 300), tokens.get("out", 200))
 
 
@@ -104,6 +107,7 @@ def cost_of(request: Request, profile: Profile) -> Cost:
     for medium in request.media:
         kind = "image" if medium.seconds is None else "video"
         counts[kind] += medium.count
+        _refuse_larger_than_decoded(medium, profile)
         try:
             visual += medium.count * (_tokens(medium, profile) + MARKER_TOKENS)
         except (ValueError, APIError) as error:
@@ -117,6 +121,16 @@ def cost_of(request: Request, profile: Profile) -> Cost:
                 "ask for fewer"
             )
     return Cost(visual, request.text, request.answer)
+
+
+def _refuse_larger_than_decoded(medium: Medium, profile: Profile) -> None:
+    field = "max_image_pixels" if medium.seconds is None else "max_video_pixels"
+    most, pixels = getattr(profile.media, field), medium.width * medium.height
+    if pixels > most:
+        raise PreflightError(
+            f"--typical: {medium.width}x{medium.height} are {pixels} pixels, but media.{field} is "
+            f"{most}; raise it or ask for smaller ones"
+        )
 
 
 def _tokens(medium: Medium, profile: Profile) -> int:

@@ -69,11 +69,16 @@ def _of_folder(name: str, folder: Path, overrides: Mapping[str, Any]) -> Archite
 def _of_config(
     name: str, config: dict[str, Any], overrides: Mapping[str, Any], source: str
 ) -> Architecture:
-    found = read_architecture(name, checkpoint.merged(config, overrides))
+    try:
+        found = read_architecture(name, checkpoint.merged(config, overrides))
+    except ValueError as error:
+        raise PreflightError(
+            f"{source}: {error}; download it again, or correct model.hf_overrides"
+        ) from None
     if found is None:
         raise PreflightError(
             f"{source}: model_type {config.get('model_type')!r} cannot be planned; take a "
-            "checkpoint of Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen2 or Qwen3 with all its sizes"
+            "checkpoint of Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen2 or Qwen3"
         )
     return found
 
@@ -84,10 +89,8 @@ def _with_positions(known: Architecture, overrides: Mapping[str, Any]) -> Archit
     text = {**overrides, **(inner if isinstance(inner, Mapping) else {})}
     try:
         positions = positions_of(text, known.text.positions)
-    except (TypeError, ValueError):
-        raise PreflightError(
-            "model.hf_overrides: max_position_embeddings and rope_scaling have to be numbers"
-        ) from None
+    except ValueError as error:
+        raise PreflightError(f"model.hf_overrides: {error}; correct it") from None
     return replace(known, text=replace(known.text, positions=positions))
 
 
