@@ -71,7 +71,7 @@ def fit(
 def _without_oldest(
     context: Context, request: ChatRequest, loader: MediaLoader, measured: Measured
 ) -> Fitted:
-    last = len(request.messages) - 1
+    last = Turns.of(request, ()).last_begins
     messages = list(request.messages)
     media = list(context.media)
     kept = dropped = 0

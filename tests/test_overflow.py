@@ -156,6 +156,35 @@ class TestDroppingTurns:
         assert (fitted.request, fitted.report) == (request, None)
 
 
+class TestDroppingPictures:
+    def test_the_picture_that_a_tool_was_called_for_stays(self) -> None:
+        """It is in the last turn, though not in the last message; those of earlier turns go."""
+        call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+        answering = [
+            {"role": "user", "content": [IMAGE, {"type": "text", "text": "what is it?"}]},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "word " * 50},
+        ]
+        earlier = [
+            {"role": "user", "content": [IMAGE, {"type": "text", "text": "and this?"}]},
+            {"role": "assistant", "content": "a cat"},
+        ]
+
+        def asked(messages: list[dict[str, Any]]) -> ChatRequest:
+            limits = LIMITS.model_copy(update={"tools": True})
+            return parse_chat(json.dumps({"messages": messages}).encode(), limits)
+
+        fitted = Window(200).fit(asked([*earlier, *answering]), "drop_oldest_images")
+        assert texts(fitted.request)[::2] == [
+            f"user: {REMOVED} and this?",
+            "user: # what is it?",
+            f"tool: {'word ' * 50}".rstrip(),
+        ]
+        assert fitted.report == {"policy": "drop_oldest_images", "dropped_images": 1}
+        with pytest.raises(ContextLengthExceeded):
+            Window(120).fit(asked(answering), "drop_oldest_images")
+
+
 class TestTooManyPictures:
     """More than ``limit_mm_per_prompt`` takes: left out before they are fetched."""
 
