@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,23 @@ def test_every_error_is_in_the_tree() -> None:
 def test_every_option_is_named() -> None:
     options = re.findall(r"--[a-z-]+", build_parser("ask").format_help())
     assert [option for option in set(options) - {"--help"} if option not in README] == []
+
+
+def test_every_extra_comes_with_the_client_alone() -> None:
+    """Those that its modules name, with the ranges of the whole project, and told of."""
+
+    def extras(file: Path) -> dict[str, list[str]]:
+        found = tomllib.loads(file.read_text("utf-8"))["project"]["optional-dependencies"]
+        assert isinstance(found, dict)
+        return found
+
+    sources = (FOLDER / "qwen2vl_client").rglob("*.py")
+    named = {name for one in sources for name in re.findall(r"extra ``(\w+)``", one.read_text())}
+    whole = extras(FOLDER.parent / "pyproject.toml")
+    assert extras(FOLDER / "pyproject.toml") == {name: whole[name] for name in named}
+    for page in (README, CHINESE):
+        table = page[: page.index("\n## ")]
+        assert set(re.findall(r"(?m)^\| `(\w+)` \| \S+ \|", table)) == named
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
