@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from qwen2vl_serve.hardware import GIB
 from qwen2vl_serve.plan import Verdict, find_remedies, plan_for
 from qwen2vl_serve.plan.architectures import published
 from qwen2vl_serve.plan.assessment import Assessment
 from qwen2vl_serve.plan.capacity import capacity
 from qwen2vl_serve.plan.cards import KINDS, parse_cards, table
 from qwen2vl_serve.plan.legality import findings
-from qwen2vl_serve.profile import make_profile
+from qwen2vl_serve.profile import load_profile, make_profile
 
 LEGAL = {
     "Qwen2-VL-2B-Instruct": {1, 2, 4},
@@ -254,3 +255,29 @@ def test_every_kind_of_card_has_sizes() -> None:
         assert kind.sizes
         assert all(0.9 * gb <= gib <= gb for gb, gib in kind.sizes)
     assert published("Qwen/Qwen2-VL-7B") is not None
+
+
+def test_what_eager_stages_die_of_is_unset() -> None:
+    """Not the split that was asked for, which is sound."""
+    profile = load_profile("demo", ["engine.pipeline_parallel_size=2", "hardware.device=cpu"])
+    found = plan_for(profile, ())
+    assert [problem.field for problem in found.problems] == ["engine.enforce_eager"]
+    (remedy,) = find_remedies(found)
+    assert [change.values for change in remedy.changes] == [{"engine.enforce_eager": None}]
+
+
+def test_single_precision_of_a_packed_model_is_made_half() -> None:
+    """As the finding says."""
+    found = plan("1xl40s", AWQ, of_model={"dtype": "float32"})
+    assert [problem.field for problem in found.problems] == ["model.dtype"]
+    (remedy,) = find_remedies(found)
+    assert remedy.plan.profile.model.dtype == "half"
+
+
+def test_weights_left_to_the_host_are_told() -> None:
+    """No more than there are, and what that costs."""
+    found = plan("1xl40s", cpu_offload_gb=9999)
+    weights = plan("1xl40s").stages[0].parts.weights.likely / GIB
+    told = next(str(one) for one in found.findings if one.field == "engine.cpu_offload_gb")
+    assert f"{weights:.2f} GiB of weights for each card lie in the host's memory" in told
+    assert found.problems == ()

@@ -114,6 +114,7 @@ def assess(
         adapters=adapter_room(profile),
     )
     if on_cards:
+        found += _offloaded(plan, held)
         stages = tuple(_on_card(plan, machines, held, index) for index in range(len(held)))
         found += [finding for stage in stages for finding in _room(plan, machines, stage)][:1]
     else:
@@ -239,6 +240,21 @@ def _room(plan: Deployment, machines: Machines, stage: StagePlan) -> list[Findin
             field,
             f"{taken / GIB:.2f} GiB are asked for and {free / GIB:.2f} are free on {card.name} "
             "beside CUDA's own; lower it, or stop what else uses the card",
+        )
+    ]
+
+
+def _offloaded(plan: Deployment, held: tuple[StageWeights, ...]) -> list[Finding]:
+    """Weights that ``cpu_offload_gb`` keeps in the host's memory, where they are not free."""
+    moved = max(min(plan.offload_bytes, weights.text.allocated) for weights in held)
+    if not moved:
+        return []
+    return [
+        Finding(
+            "engine.cpu_offload_gb",
+            f"{moved / GIB:.2f} GiB of weights for each card lie in the host's memory and are read "
+            "from there at every step: answers are slow",
+            fatal=False,
         )
     ]
 

@@ -14,7 +14,6 @@ from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan.architectures import quantised_twin
 from qwen2vl_serve.plan.assessment import Assessment
 from qwen2vl_serve.plan.cards import KV_CACHE_VARIABLE
-from qwen2vl_serve.plan.deployment import BFLOAT16_CAPABILITY
 from qwen2vl_serve.plan.legality import fp8_cache
 from qwen2vl_serve.vision import FACTOR
 
@@ -62,8 +61,8 @@ def _shown(value: Any) -> str:
 
 
 def _half(plan: Assessment) -> Iterator[Change]:
-    cards = plan.machines.cards
-    if plan.deployment.dtype == "bfloat16" and _oldest(cards) < BFLOAT16_CAPABILITY:
+    """Half precision, where cards have no bfloat16 or a packing is not computed in 32 bit."""
+    if any(problem.field == "model.dtype" for problem in plan.problems):
         yield _change(
             plan, "half precision has a smaller range; overflow shows as '!!!!'",
             {"model.dtype": "half"},
@@ -75,6 +74,14 @@ def _other_cache(plan: Assessment) -> Iterator[Change]:
         yield _change(
             plan, "the cache in the model's own precision", {"engine.kv_cache_dtype": None}
         )
+
+
+def _compiled(plan: Assessment) -> Iterator[Change]:
+    if any(problem.field == "engine.enforce_eager" for problem in plan.problems):
+        yield _change(
+            plan, "the first start takes longer: the model is compiled",
+            {"engine.enforce_eager": None},
+        )  # fmt: skip
 
 
 def _as_packed(plan: Assessment) -> Iterator[Change]:
@@ -288,6 +295,7 @@ MENDS: tuple[Step, ...] = (
     _half,
     _other_cache,
     _as_packed,
+    _compiled,
     _known_length,
     _share,
     _smaller_cache,
