@@ -120,7 +120,8 @@ class FilesAPI:
             upload = _file(form)
             purpose = _purpose(form, batches=self.batches is not None)
             store = self._store(purpose)
-            seconds = _seconds(form, store.ttl_seconds)
+            section = "batches" if purpose == BATCH else "files"
+            seconds = _seconds(form, store.ttl_seconds, section)
             file = await asyncio.get_running_loop().run_in_executor(
                 self._pool, self._keep, store, upload, purpose, seconds, _owner(request)
             )
@@ -307,8 +308,8 @@ def _purpose(form: FormData, *, batches: bool) -> str:
     return _one_of(form["purpose"], served, "purpose")
 
 
-def _seconds(form: FormData, ttl_seconds: float) -> float | None:
-    """Return the seconds that ``expires_after`` asks for."""
+def _seconds(form: FormData, ttl_seconds: float, section: str) -> float | None:
+    """Return the seconds that ``expires_after`` asks for, at most those of ``section``."""
     anchor, text = (form.get(f"expires_after[{key}]") for key in ("anchor", "seconds"))
     if anchor is None and text is None:
         return None
@@ -318,7 +319,7 @@ def _seconds(form: FormData, ttl_seconds: float) -> float | None:
     if not digits or not 1 <= int(str(text)) <= most:
         raise InvalidValue(
             f"expires_after[seconds] is {str(text)[:40]!r}; it must be a number from 1 to {most} "
-            "(files.ttl_seconds in the server's profile).",
+            f"({section}.ttl_seconds in the server's profile).",
             param="expires_after[seconds]",
         )
     return float(str(text))

@@ -175,6 +175,24 @@ def test_what_cannot_be_a_batch_is_refused(tmp_path: Path) -> None:
         assert caught.value.code == "batch_not_found"
 
 
+def test_requests_of_a_batch_are_kept_no_longer_than_batches_are(tmp_path: Path) -> None:
+    """The refusal names the section's own limit, not that of other uploads."""
+    limits = {"ttl_seconds": 7200}
+    with served(profile(tmp_path, batches=limits), Keys()) as server, client(server.root) as ai:
+
+        def kept(purpose: Any, seconds: int) -> Any:
+            after = {"anchor": "created_at", "seconds": seconds}
+            data = ("in.jsonl", jsonl(many(1)))
+            return ai.files.create(file=data, purpose=purpose, expires_after=after)
+
+        file = kept("batch", 7200)
+        assert file.expires_at == file.created_at + 7200
+        for purpose, most, name in (("batch", 7200, "batches"), ("vision", 86400, "files")):
+            with pytest.raises(openai.BadRequestError) as caught:
+                kept(purpose, most + 1)
+            assert f"from 1 to {most} ({name}.ttl_seconds" in caught.value.message
+
+
 def test_batches_that_are_off_say_so() -> None:
     """Off is the default."""
     with served(load_profile("demo"), Keys()) as server, client(server.root) as ai:
