@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Sequence
 from importlib import metadata
 
-from qwen2vl_serve import checkpoint, doctor, hardware
+from qwen2vl_serve import doctor, hardware
 from qwen2vl_serve.doctor.cards import CARD_TOLERANCE
 from qwen2vl_serve.doctor.model import split
 from qwen2vl_serve.errors import PreflightError
@@ -64,7 +64,7 @@ def check_topology(profile: Profile) -> None:
     """
     world = doctor.World(profile, None)
     if world.folder is not None and (world.folder / "config.json").is_file():
-        checkpoint.read_config(world.folder, profile.model.hf_overrides)
+        world.read_config(world.folder)
     finding = split(world)
     if finding.level == "fatal":
         raise PreflightError(finding.line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import platform
 import resource
@@ -393,6 +395,19 @@ def disk_of_the_profile_too_small_for_quantised_weights(lab: Lab) -> World:
 @breaks("config", "fatal", "model_type is 'llama'", "serves qwen2_vl and qwen2_5_vl")
 def another_family(lab: Lab) -> World:
     lab.edit("config.json", model_type="llama")
+    return lab.world()
+
+
+@breaks("config", "fatal", "config.json: num_attention_heads is 0", "download it again")
+def sizes_that_cannot_be(lab: Lab) -> World:
+    lab.text_config(num_attention_heads=0)
+    return lab.world()
+
+
+@breaks("config", "fatal", "config.json: embed_dim is inf", "download it again")
+def a_vision_encoder_without_end(lab: Lab) -> World:
+    vision = json.loads((lab.model / "config.json").read_text())["vision_config"]
+    lab.edit("config.json", vision_config={**vision, "embed_dim": math.inf})
     return lab.world()
 
 

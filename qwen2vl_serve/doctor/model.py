@@ -56,7 +56,7 @@ def config(world: World) -> Finding:
     if world.folder is None or not world.folder.is_dir():
         return ok(NOT_HERE)
     try:
-        settings = checkpoint.read_config(world.folder, world.profile.model.hf_overrides)
+        settings = world.read_config(world.folder)
     except SetupError as error:
         finding = refused(error, "vLLM stops at it, or positions of pictures are wrong")
         if "rope_scaling" in finding.found:

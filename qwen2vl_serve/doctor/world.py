@@ -11,6 +11,7 @@ from typing import Any, Literal
 from qwen2vl_serve import checkpoint, hardware, nvidia
 from qwen2vl_serve.errors import SetupError
 from qwen2vl_serve.plan.advice import advice
+from qwen2vl_serve.plan.source import of_config
 from qwen2vl_serve.profile import Profile
 
 Build = Literal["cpu", "cuda"]
@@ -75,9 +76,24 @@ class World:
         if self.folder is None:
             return None
         try:
-            return checkpoint.read_config(self.folder, self.profile.model.hf_overrides)
+            return self.read_config(self.folder)
         except SetupError:
             return None  # the check ``config`` says why
+
+    def read_config(self, folder: Path) -> dict[str, Any]:
+        """Read config.json under the profile's overrides.
+
+        Raises:
+            SetupError: no file, another family, rotary settings or sizes that cannot be.
+        """
+        source = folder / "config.json"
+        found = checkpoint.read_json(source, "it is not a checkpoint's folder")
+        config = checkpoint.merged(found, self.profile.model.hf_overrides)
+        if config.get("model_type") in checkpoint.SERVED_TYPES:
+            # How weights are packed is another check's.
+            of_config(self.profile.model.model, config, {"quantization_config": None}, str(source))
+        checkpoint.check_config(config, source)
+        return config
 
     @property
     def utilization(self) -> float:

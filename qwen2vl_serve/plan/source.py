@@ -44,7 +44,7 @@ def architecture_of(profile: Profile, *, ask_hub: bool = True) -> Architecture:
     if not ask_hub:
         raise PreflightError(f"model.model: nothing on this machine knows the sizes of {name}")
     config, stored = _of_hub(name, profile.model.revision)
-    return replace(_of_config(name, config, overrides, name), stored_bytes=stored)
+    return replace(of_config(name, config, overrides, name), stored_bytes=stored)
 
 
 def _is_path(name: str) -> bool:
@@ -55,7 +55,7 @@ def _is_path(name: str) -> bool:
 def _of_folder(name: str, folder: Path, overrides: Mapping[str, Any]) -> Architecture:
     source = folder / "config.json"
     config = checkpoint.read_json(source, "it is not a checkpoint's folder")
-    found = _of_config(name, config, overrides, str(source))
+    found = of_config(name, config, overrides, str(source))
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return found
@@ -66,9 +66,14 @@ def _of_folder(name: str, folder: Path, overrides: Mapping[str, Any]) -> Archite
     return replace(found, stored_bytes=sum(_tensor_bytes(file) for file in files))
 
 
-def _of_config(
+def of_config(
     name: str, config: dict[str, Any], overrides: Mapping[str, Any], source: str
 ) -> Architecture:
+    """Read a config.json, which ``source`` names in messages, under ``overrides``.
+
+    Raises:
+        PreflightError: another family, or a size that is missing or none.
+    """
     try:
         found = read_architecture(name, checkpoint.merged(config, overrides))
     except ValueError as error:
