@@ -38,6 +38,7 @@ class Refused(Exception):
 class _Waiter:
     key: str
     size: int
+    starts: bool
     turn: asyncio.Future[None]
 
 
@@ -48,6 +49,9 @@ class Line:
     that small requests do not keep a large one waiting for ever; what is larger than the whole
     capacity passes alone. For one event loop.
 
+    Of those that were let in and begin with a start, until ``begun``, there are at most
+    ``max_starting``.
+
     At most ``max_waiting`` wait. A newcomer to a full line takes the place of the newest of the
     key that has the most there, if its own has at least two fewer: a flood displaces itself.
     """
@@ -55,28 +59,30 @@ class Line:
     def __init__(self, capacity: int, max_waiting: float = math.inf) -> None:
         self.capacity = capacity
         self.max_waiting = max_waiting
+        self.max_starting = math.inf
         self.held = 0
+        self.starting = 0
         self.waiting = 0
         self._lines: dict[str, deque[_Waiter]] = {}  # whose turn is next first; none empty
 
-    def has_room(self, size: int) -> bool:
+    def has_room(self, size: int, *, starts: bool = False) -> bool:
         """Whether ``enter`` would return at once."""
-        return not self.waiting and self.held + min(size, self.capacity) <= self.capacity
+        return not self.waiting and self._fits(size, starts)
 
-    async def enter(self, key: str, size: int, seconds: float) -> int:
+    async def enter(self, key: str, size: int, seconds: float, *, starts: bool = False) -> int:
         """Wait until ``size`` fits; return what is to be given to ``leave``.
+
+        With ``starts``, ``begun`` has to be called once as well, before it.
 
         Raises:
             Refused: too many wait, the wait took more than ``seconds``, or others were fairer.
         """
-        if self.has_room(size):
-            size = min(size, self.capacity)
-            self.held += size
-            return size
+        if self.has_room(size, starts=starts):
+            return self._let_in(size, starts)
         if self.waiting >= self.max_waiting:
             self._make_room(key)
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(key, size, loop.create_future())
+        waiter = _Waiter(key, size, starts, loop.create_future())
         self._lines.setdefault(key, deque()).append(waiter)
         self.waiting += 1
         late = loop.call_later(seconds, self._expire, waiter, seconds)
@@ -88,11 +94,19 @@ class Line:
                 self.admit()
             elif waiter.turn.exception() is None:
                 # Let in and cancelled at once: what was taken for it goes back.
+                if starts:
+                    self.begun()
                 self.leave(waiter.size)
             raise
         finally:
             late.cancel()
         return waiter.size
+
+    def begun(self) -> None:
+        """Note that one that started has begun, and let another one start."""
+        self.starting -= 1
+        if self.waiting:
+            self.admit()
 
     def leave(self, size: int) -> None:
         """Give back what ``enter`` returned."""
@@ -101,23 +115,32 @@ class Line:
             self.admit()
 
     def admit(self) -> None:
-        """Let in whoever fits; to be called when ``capacity`` was raised."""
+        """Let in whoever fits; to be called when a bound was raised."""
         while self._lines:
             key, line = next(iter(self._lines.items()))
             waiter = line[0]
             # Who was cancelled while waiting leaves the line here, before its task has run.
             gone = waiter.turn.done()
-            size = min(waiter.size, self.capacity)
-            if not gone and self.held + size > self.capacity:
+            if not gone and not self._fits(waiter.size, waiter.starts):
                 return
             self._forget(waiter)
             if gone:
                 continue
             if line:
                 self._lines[key] = self._lines.pop(key)  # the other keys' turn
-            waiter.size = size
-            self.held += size
+            waiter.size = self._let_in(waiter.size, waiter.starts)
             waiter.turn.set_result(None)
+
+    def _fits(self, size: int, starts: bool) -> bool:
+        if starts and self.starting >= self.max_starting:
+            return False
+        return self.held + min(size, self.capacity) <= self.capacity
+
+    def _let_in(self, size: int, starts: bool) -> int:
+        size = min(size, self.capacity)
+        self.held += size
+        self.starting += starts
+        return size
 
     def _forget(self, waiter: _Waiter) -> None:
         line = self._lines.get(waiter.key)
@@ -245,7 +268,8 @@ class Bodies:
 class Admission:
     """The places of one kind of request.
 
-    At most ``most`` answers are worked on at once, with at most ``most_tokens`` visual tokens;
+    At most ``most`` answers are worked on at once, with at most ``most_tokens`` visual tokens,
+    and ``most_starting`` of the streamed ones (None: any number) have not begun yet;
     ``max_waiting`` requests wait for that, each at most ``seconds``: who would wait for longer, as
     fast as places become free at present, is refused at once. ``refused`` is told the reason of
     every refusal, ``waited`` the seconds of every wait.
@@ -274,9 +298,17 @@ class Admission:
         """How many requests wait, for a place or for their visual tokens."""
         return self.places.waiting + self.tokens.waiting
 
-    def resize(self, most: int, most_tokens: int, max_waiting: int, seconds: float) -> None:
+    def resize(
+        self,
+        most: int,
+        most_tokens: int,
+        max_waiting: int,
+        seconds: float,
+        most_starting: int | None = None,
+    ) -> None:
         """Take other bounds from now on; what is worked on already goes on."""
         self.places.capacity, self.tokens.capacity = most, most_tokens
+        self.places.max_starting = math.inf if most_starting is None else most_starting
         self.places.max_waiting, self.seconds = max_waiting, seconds
         self.places.admit()
         self.tokens.admit()
@@ -292,19 +324,22 @@ class Admission:
             if refusal is not None:
                 raise self.overloaded(refusal)
 
-    async def place(self, key: str, answers: int = 1) -> Place:
+    async def place(self, key: str, answers: int = 1, *, starts: bool = False) -> Place:
         """Wait for a place for that many answers to one request of ``key``.
+
+        With ``starts`` its ``begun`` is to be called when the first token is there.
 
         Raises:
             Overloaded: there is none, and too many wait or the wait was too long.
         """
         place = Place(self, key)
-        if self.places.has_room(answers):
+        if self.places.has_room(answers, starts=starts):
             if not self.tokens.waiting:
                 self.rate.free()
-            place.answers = await self.places.enter(key, answers, 0.0)
+            place.answers = await self.places.enter(key, answers, 0.0, starts=starts)
         else:
-            place.answers = await self._wait(self.places, place, answers)
+            place.answers = await self._wait(self.places, place, answers, starts=starts)
+        place.starting = starts
         return place
 
     async def weigh(self, place: Place, tokens: int) -> int:
@@ -313,14 +348,14 @@ class Admission:
             return await self.tokens.enter(place.key, tokens, 0.0)
         return await self._wait(self.tokens, place, tokens)
 
-    async def _wait(self, line: Line, place: Place, size: int) -> int:
+    async def _wait(self, line: Line, place: Place, size: int, *, starts: bool = False) -> int:
         self.rate.full()
         begun = time.monotonic()
         left = max(self.seconds - place.waited, 0.0)
         try:
             if (refusal := self._refusal(line, place.key, left)) is not None:
                 raise refusal
-            return await line.enter(place.key, size, left)
+            return await line.enter(place.key, size, left, starts=starts)
         except Refused as refusal:
             raise self.overloaded(refusal) from None
         finally:
@@ -355,13 +390,14 @@ class Admission:
 class Place:
     """One request's place, to be left exactly once however the request ends."""
 
-    __slots__ = ("_admission", "_left", "answers", "key", "tokens", "waited")
+    __slots__ = ("_admission", "_left", "answers", "key", "starting", "tokens", "waited")
 
     def __init__(self, admission: Admission, key: str) -> None:
         self._admission = admission
         self._left = False
         self.key = key
         self.answers = 0
+        self.starting = False
         self.tokens = 0
         self.waited = 0.0
 
@@ -374,6 +410,12 @@ class Place:
         if tokens:
             self.tokens = await self._admission.weigh(self, tokens)
 
+    def begun(self) -> None:
+        """Let another answer start; further calls do nothing."""
+        if self.starting:
+            self.starting = False
+            self._admission.places.begun()
+
     def leave(self) -> None:
         """Give everything back; further calls do nothing."""
         if self._left:
@@ -381,6 +423,7 @@ class Place:
         self._left = True
         admission = self._admission
         admission.rate.ended()
+        self.begun()
         admission.places.leave(self.answers)
         if self.tokens:
             admission.tokens.leave(self.tokens)

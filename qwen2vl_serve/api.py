@@ -51,7 +51,7 @@ _T = TypeVar("_T")
 TAKEN_LIMITS = (
     "max_body_bytes", "max_media_bytes", "max_media_pixels", "max_media_frames", "body_seconds",
     "max_messages", "overflow", "reserved_tokens", "max_n", "max_tokens", "max_in_flight",
-    "max_visual_tokens", "max_queued", "queue_seconds", "max_held_body_bytes",
+    "max_starting", "max_visual_tokens", "max_queued", "queue_seconds", "max_held_body_bytes",
 )  # fmt: skip
 """Fields of ``limits`` that ``API.take_limits`` takes; the others are the HTTP parser's."""
 
@@ -97,7 +97,9 @@ class API:
         self.chats.require_room(_key(request.state))
         chat = self._parsed(await self.bodies.read(request), request.state)
         async with WhileConnected(request.receive):
-            place = await self._place(self.chats, request.state, chat.n or 1)
+            place = await self._place(
+                self.chats, request.state, chat.n or 1, starts=bool(chat.stream)
+            )
             return await self._answered(chat, request.state, place)
 
     async def answer(
@@ -141,6 +143,7 @@ class API:
                 await chunks.aclose()
                 raise
             call.begun()
+            place.begun()
             # The engine has seen them; the account ends here, however long the answer takes.
             for medium in media:
                 medium.forget()
@@ -324,7 +327,11 @@ class API:
         self.overflow = limits.overflow
         self.bodies.resize(limits.max_body_bytes, limits.body_seconds, limits.max_held_body_bytes)
         self.chats.resize(
-            limits.max_in_flight, limits.max_visual_tokens, limits.max_queued, limits.queue_seconds
+            limits.max_in_flight,
+            limits.max_visual_tokens,
+            limits.max_queued,
+            limits.queue_seconds,
+            limits.max_starting,
         )
         self.explanations.resize(
             EXPLAIN_AT_ONCE, limits.max_visual_tokens, EXPLAIN_AT_ONCE, limits.queue_seconds
@@ -342,8 +349,10 @@ class API:
         counts.queued.labels(kind).set_function(lambda: one.waiting)
         return one
 
-    async def _place(self, admission: Admission, state: State, answers: int) -> Place:
-        place = await admission.place(_key(state), answers)
+    async def _place(
+        self, admission: Admission, state: State, answers: int, *, starts: bool = False
+    ) -> Place:
+        place = await admission.place(_key(state), answers, starts=starts)
         call: Call = state.call
         call.at_end(place.leave)
         call.queued = place.waited

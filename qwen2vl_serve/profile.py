@@ -118,6 +118,10 @@ class Profile(Section):
                 f"{engine.pipeline_parallel_size}{times} = {self.workers}; make them equal",
                 "hardware.cards",
             )
+        if engine.enforce_eager and engine.compilation_config is not None:
+            raise contradiction(
+                "has no use with engine.enforce_eager true; keep one", "engine.compilation_config"
+            )
         if hardware.cpu_kvcache_gib is not None and engine.kv_cache_memory_bytes is not None:
             raise contradiction(
                 "sets the same as engine.kv_cache_memory_bytes; keep one",
@@ -281,9 +285,8 @@ class Profile(Section):
         demo = load_profile(DEMO_PROFILE)
         engine = self.engine.model_copy(
             update={
-                # Pipeline stages die on their first request when no warm-up run has allocated
-                # their intermediate tensors, and eager mode skips that run.
-                "enforce_eager": None if self.engine.pipeline_parallel_size > 1 else True,
+                "enforce_eager": True,
+                "compilation_config": None,
                 "kv_cache_memory_bytes": REHEARSAL_KV_BYTES // self.workers,
                 **dict.fromkeys(
                     (

@@ -186,6 +186,11 @@ class EngineSection(Section):
         default=None,
         description="Skip compilation and CUDA graphs: a faster start, slower answers.",
     )
+    compilation_config: dict[str, Any] | None = Field(
+        default=None,
+        description="How vLLM compiles and captures CUDA graphs, as in its `--compilation-config`: "
+        "`{cudagraph_mode: FULL_DECODE_ONLY}`. Not beside `enforce_eager`, which rules it out.",
+    )
     kv_cache_dtype: KVCacheDType | None = Field(
         default=None, description="Number format of the KV cache. Unset: `auto`, the model's own."
     )
@@ -409,6 +414,12 @@ class LimitsSection(Section):
         default=256,
         description="Most answers that are worked on at once, from the first download to the last "
         "token; `n` answers count as so many. Further requests wait.",
+    )
+    max_starting: Positive | None = Field(
+        default=None,
+        description="Most of the streamed answers among them that have no token yet; further ones "
+        "wait. Each one's first token waits for the pictures and prompts of the others: a small "
+        "number keeps it early under load. Unset: as many as `max_in_flight`.",
     )
     max_visual_tokens: Positive = Field(
         default=131072,

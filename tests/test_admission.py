@@ -33,23 +33,29 @@ class Crowd:
         self.granted: list[str] = []
         self.refused: list[str] = []
         self.tasks: dict[int, asyncio.Task[None]] = {}
+        self.begin: dict[int, asyncio.Event] = {}
         self.leave: dict[int, asyncio.Event] = {}
 
-    def come(self, key: str, size: int = 1) -> int:
+    def come(self, key: str, size: int = 1, *, starts: bool = False) -> int:
         number = len(self.tasks)
-        self.leave[number] = asyncio.Event()
-        self.tasks[number] = asyncio.create_task(self._stay(number, key, size))
+        self.begin[number], self.leave[number] = asyncio.Event(), asyncio.Event()
+        self.tasks[number] = asyncio.create_task(self._stay(number, key, size, starts))
         return number
 
-    async def _stay(self, number: int, key: str, size: int) -> None:
+    async def _stay(self, number: int, key: str, size: int, starts: bool) -> None:
         try:
-            held = await self.line.enter(key, size, self.seconds)
+            held = await self.line.enter(key, size, self.seconds, starts=starts)
         except Refused as refusal:
             self.refused.append(refusal.reason)
             return
         self.granted.append(key)
         self.inside.append((key, number))
         try:
+            if starts:
+                try:
+                    await self.begin[number].wait()
+                finally:
+                    self.line.begun()
             await self.leave[number].wait()
         finally:
             self.inside.remove((key, number))
@@ -65,6 +71,8 @@ class Crowd:
 
 STEPS = st.one_of(
     st.tuples(st.just("come"), KEYS, st.integers(1, 5)),
+    st.tuples(st.just("start"), KEYS, st.integers(1, 5)),
+    st.tuples(st.just("begin"), st.integers(0, 30), st.just(0)),
     st.tuples(st.just("leave"), st.integers(0, 30), st.just(0)),
     st.tuples(st.just("cancel"), st.integers(0, 30), st.just(0)),
     st.tuples(st.just("resize"), st.integers(1, 6), st.just(0)),
@@ -73,20 +81,30 @@ STEPS = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(capacity=st.integers(1, 4), most=st.integers(0, 6), steps=st.lists(STEPS, max_size=40))
+@given(
+    capacity=st.integers(1, 4),
+    most=st.integers(0, 6),
+    starting=st.integers(1, 3),
+    steps=st.lists(STEPS, max_size=40),
+)
 def test_any_interleaving_keeps_the_bounds_and_gives_everything_back(
-    capacity: int, most: int, steps: list[Any]
+    capacity: int, most: int, starting: int, steps: list[Any]
 ) -> None:
     """Arrivals, ends, cancellations and new bounds in any order: nothing is lost or exceeded."""
 
     async def run() -> None:
         line, largest = Line(capacity, most), capacity
+        line.max_starting = starting
         crowd = Crowd(line)
         for what, first, second in steps:
             before = line.held
             match what:
                 case "come":
                     crowd.come(first, second)
+                case "start":
+                    crowd.come(first, second, starts=True)
+                case "begin" if first in crowd.begin:
+                    crowd.begin[first].set()
                 case "leave" if first in crowd.leave:
                     crowd.leave[first].set()
                 case "cancel" if first in crowd.tasks:
@@ -99,13 +117,15 @@ def test_any_interleaving_keeps_the_bounds_and_gives_everything_back(
             assert 0 <= line.held <= max(line.capacity, before)
             assert line.held <= largest
             assert 0 <= line.waiting <= most
+            assert 0 <= line.starting <= starting
         await turns()
-        for event in crowd.leave.values():
+        for event in (*crowd.begin.values(), *crowd.leave.values()):
             event.set()
         await turns(300)
         # All who stayed have had their turn, without anybody's help.
         assert all(task.done() for task in crowd.tasks.values())
-        assert (line.held, line.waiting, crowd.inside, line._lines) == (0, 0, [], {})
+        assert (line.held, line.starting, line.waiting) == (0, 0, 0)
+        assert (crowd.inside, line._lines) == ([], {})
 
     asyncio.run(run())
 
@@ -436,6 +456,32 @@ def test_visual_tokens_are_a_second_bound() -> None:
         for place in (first, second, third):
             place.leave()
         assert (one.tokens.held, one.places.held) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_so_many_start_at_once() -> None:
+    """Whoever comes while one starts waits for its first token, or its end, not for its answer."""
+
+    async def run() -> None:
+        one = Admission(8, 100, 8, 60)
+        one.resize(8, 100, 8, 60, most_starting=1)
+        first = await one.place("a", starts=True)
+        whole = await one.place("a")
+        second = asyncio.create_task(one.place("a", starts=True))
+        third = asyncio.create_task(one.place("a", starts=True))
+        await turns()
+        assert (one.places.held, one.places.starting, one.waiting) == (2, 1, 2)
+        first.begun()
+        first.begun()
+        await turns()
+        assert (second.done(), third.done(), one.places.held) == (True, False, 3)
+        (await second).leave()
+        await turns()
+        assert (third.done(), one.places.starting) == (True, 1)
+        for place in (first, whole, await third):
+            place.leave()
+        assert (one.places.held, one.places.starting) == (0, 0)
 
     asyncio.run(run())
 

@@ -59,6 +59,7 @@ def idle(api: Running) -> bool:
     lines = (state.chats, state.explanations, state.uploads)
     return (
         not any(one.places.held + one.tokens.held + one.waiting for one in lines)
+        and not any(one.places.starting for one in lines)
         and not state.calls
         and state.bodies.held == 0
         and state.loader.ledger.held == 0
@@ -174,6 +175,37 @@ def test_a_stream_keeps_its_place_to_its_end() -> None:
             most = max(most, engine.running)
         second.join(60)
         assert (most, len(engine.requests)) == (1, 2)
+        eventually(lambda: idle(api))
+
+
+def test_a_stream_waits_for_the_first_token_of_another() -> None:
+    """With ``limits.max_starting`` 1 the second is asked for once the first has begun.
+
+    A whole answer is not held up, and a client that leaves before its first token holds up nobody.
+    """
+    engine = FakeEngine(list(ENDLESS), pause=0.02, hung=True)
+    stream = {**HELLO, "stream": True}
+    with limited(engine, "limits.max_starting=1") as api, ExitStack() as lines:
+        chats = api.app.state.api.chats
+        gone = begun(api, stream)
+        eventually(lambda: engine.running == 1)
+        lines.enter_context(closing(begun(api, stream)))
+        eventually(lambda: chats.waiting == 1)
+        gone.close()
+        eventually(lambda: (len(engine.requests), chats.waiting) == (2, 0))
+        lines.enter_context(closing(begun(api, stream)))
+        eventually(lambda: chats.waiting == 1)
+        engine.hung = False
+        eventually(lambda: engine.running == 2)
+        assert chats.places.held == 2
+        lines.close()
+        eventually(lambda: idle(api))
+        engine.hung = True
+        lines.enter_context(closing(begun(api, stream)))
+        eventually(lambda: engine.running == 1)
+        lines.enter_context(closing(begun(api, HELLO)))
+        eventually(lambda: engine.running == 2)
+        lines.close()
         eventually(lambda: idle(api))
 
 

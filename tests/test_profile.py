@@ -130,6 +130,11 @@ def test_profile_is_immutable():
             3,
             ["keep one"],
         ),
+        (
+            "engine: {enforce_eager: true, compilation_config: {mode: 3}}\n",
+            3,
+            ["engine.compilation_config", "enforce_eager", "keep one"],
+        ),
     ],
 )
 def test_fault_is_one_line_with_file_line_and_key(write, text, line, words):
@@ -487,8 +492,7 @@ def test_rehearsal_keeps_topology_limits_and_address():
     assert arguments["kv_cache_memory_bytes"] == 2**27
     for dropped in ("quantization", "revision", "kv_cache_dtype", "gpu_memory_utilization"):
         assert dropped not in arguments
-    # With eager mode a pipeline stage dies on its first request.
-    assert "enforce_eager" not in arguments
+    assert arguments["enforce_eager"] is True
     assert len(rehearsed.environment()["VLLM_CPU_OMP_THREADS_BIND"].split("|")) == 8
 
 
@@ -503,6 +507,7 @@ def test_rehearsal_leaves_the_deployments_uploads_alone():
 def test_rehearsal_of_one_card_is_one_eager_worker():
     rehearsed = load_profile("single-3090").rehearsal()
     assert rehearsed.engine_args()["enforce_eager"] is True
+    assert "compilation_config" not in rehearsed.engine_args()
     assert rehearsed.environment() == {}
     assert rehearsed.hardware.device == "cpu"
 
@@ -617,6 +622,7 @@ EVERYTHING = {
         "max_num_seqs": 4,
         "max_num_batched_tokens": 5,
         "enforce_eager": False,
+        "compilation_config": {"cudagraph_mode": "FULL", "max_cudagraph_capture_size": 8},
         "kv_cache_dtype": "fp8",
         "block_size": 32,
         "kv_cache_memory_bytes": 6,
@@ -643,6 +649,8 @@ EVERYTHING = {
 
 
 def test_every_engine_field_reaches_vllm_by_both_ways(vllm):
+    from vllm.config import CompilationConfig
+
     profile = Profile.model_validate(EVERYTHING)
     for section in ("model", "engine"):
         fields = set(type(getattr(profile, section)).model_fields)
@@ -650,7 +658,8 @@ def test_every_engine_field_reaches_vllm_by_both_ways(vllm):
     ours = vllm.engine_args(**profile.engine_args())
     for section in ("model", "engine"):
         for field, value in EVERYTHING[section].items():
-            assert getattr(ours, field) == value
+            compiled = field == "compilation_config"
+            assert getattr(ours, field) == (CompilationConfig(**value) if compiled else value)
     assert ours.media_io_kwargs == {"video": {"fps": 1.5, "num_frames": 8}}
     arguments, theirs = vllm.parse(profile.vllm_command()[2:])
     assert vllm.differences(ours, theirs) == {}

@@ -34,6 +34,8 @@ from qwen2vl_serve.vllm_engine.rank import rank
 from qwen2vl_serve.vllm_engine.shared_figures import SharedFigures
 
 _CPUS = "VLLM_CPU_OMP_THREADS_BIND"
+# A name, since each worker's process imports it.
+_STAGED_WORKER = "qwen2vl_serve.vllm_engine.staged_worker.StagedWorker"
 
 
 @asynccontextmanager
@@ -49,6 +51,8 @@ async def start_engine(profile: Profile) -> AsyncIterator[Engine]:
     arguments = profile.engine_args() | places(profile.engine.max_cpu_loras or 0)
     engines = arguments.pop("data_parallel_size")
     args = AsyncEngineArgs(**arguments)
+    if current_platform.is_cpu() and args.pipeline_parallel_size > 1 and args.enforce_eager:
+        args.worker_cls = _STAGED_WORKER
     start = _one(profile, args) if engines == 1 else _several(profile, args, engines)
     async with start as engine:
         # vLLM's front end asks the environment for one of its variables at every token. Its own
