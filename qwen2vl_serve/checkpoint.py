@@ -151,7 +151,7 @@ def shape_of(config: dict[str, Any]) -> Shape | None:
             ),
             group=group if group > 0 else None,
         )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         return None
 
 
@@ -209,6 +209,7 @@ def cached_folder(name: str, revision: str | None = None) -> Path | None:
 def read_json(path: Path, without: str) -> dict[str, Any]:
     """Read a JSON object; ``without`` says what its absence means."""
     try:
+        _require_file(path)
         data = path.read_bytes()
         if data.startswith(_LFS):
             raise PreflightError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull")
@@ -222,6 +223,12 @@ def read_json(path: Path, without: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PreflightError(f"{path}: is not a JSON object; download the checkpoint again")
     return value
+
+
+def _require_file(path: Path) -> None:
+    """Raise where reading would wait for ever: a pipe that nobody writes to."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise PreflightError(f"{path}: is not a file; download the checkpoint again")
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -391,6 +398,7 @@ def _tensors(path: Path) -> dict[str, dict[str, Any]]:
     """
     broken = f"{path}: is not a whole safetensors file"
     try:
+        _require_file(path)
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(len(_LFS))

@@ -17,6 +17,7 @@ from qwen2vl_serve.envelope import Metrics
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.hardware import GIB
 from qwen2vl_serve.plan import plan_for
+from qwen2vl_serve.plan.environment import machines_here
 from qwen2vl_serve.profile import Profile
 
 KEPT_STARTS = 5
@@ -72,7 +73,7 @@ def foresee(profile: Profile) -> Start:
     """Return what this machine's next start of ``profile`` should bring."""
     seconds = StartTimes(profile).usual()
     try:
-        plan = plan_for(profile, hardware.cards(), host=hardware.host(), ask_hub=False)
+        plan = plan_for(profile, machines_here(), host=hardware.host(), ask_hub=False)
     except PreflightError:
         return Start(seconds=seconds)
     return Start(max(plan.weights_gib), round(plan.kv_tokens.likely), seconds)

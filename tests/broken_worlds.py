@@ -537,6 +537,14 @@ def interrupted_download_in_the_cache(lab: Lab) -> World:
     return lab.world("model=owner/name")
 
 
+@breaks("weights", "fatal", "model.safetensors: is not a file")
+def weights_that_are_a_pipe(lab: Lab) -> World:
+    """Reading it would wait for ever."""
+    (lab.model / "model.safetensors").unlink()
+    os.mkfifo(lab.model / "model.safetensors")
+    return lab.world()
+
+
 @breaks("weights", "fatal", "Git LFS pointer", "git lfs pull")
 def cloned_without_lfs(lab: Lab) -> World:
     (lab.model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")

@@ -27,6 +27,14 @@ def test_the_plan_is_what_is_foreseen(profile: Profile) -> None:
     assert start.seconds is None
 
 
+def test_what_the_environment_says_of_the_cache_is_foreseen(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM takes it before the profile's."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+    assert foresee(profile).kv_tokens == 524_288
+
+
 def test_a_model_that_nothing_here_knows_is_not_foreseen(profile: Profile) -> None:
     """No network is asked while a server starts."""
     unknown = profile.model.model_copy(update={"model": "someone/unheard-of"})

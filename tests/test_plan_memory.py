@@ -103,7 +103,10 @@ def test_a_larger_share_goes_to_the_cache() -> None:
 
 def test_eager_mode_has_no_graphs() -> None:
     assert stage(enforce_eager=True).parts.graphs.high == 0
+    assert stage(compilation_config={"cudagraph_mode": "NONE"}).parts.graphs.high == 0
     assert stage(max_num_seqs=8).parts.graphs.likely < stage().parts.graphs.likely
+    fewer = stage(compilation_config={"max_cudagraph_capture_size": 16})
+    assert fewer.parts.graphs == stage(max_num_seqs=8).parts.graphs
 
 
 def test_pictures_reserve_by_their_size() -> None:

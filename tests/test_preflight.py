@@ -393,6 +393,10 @@ def test_published_checkpoints_split_as_their_sizes_allow(name, legal):
 def test_unknown_name_has_no_known_shape():
     assert checkpoint.known_shape("someone/Other-7B") is None
     assert checkpoint.shape_of({"text_config": {"hidden_size": "x"}}) is None
+    settings = json.loads((DEMO / "config.json").read_text())
+    assert checkpoint.shape_of(settings) is not None
+    packed = {"quantization_config": {"group_size": float("inf")}}
+    assert checkpoint.shape_of(settings | packed) is None
 
 
 def test_installed_vllm_is_told_from_its_metadata(monkeypatch):

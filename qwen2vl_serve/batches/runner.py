@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
 import shutil
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from qwen2vl_serve.batches import lines
 from qwen2vl_serve.batches.asking import Asker
@@ -20,11 +22,16 @@ from qwen2vl_serve.errors import APIError, EngineUnavailable, RateLimited
 
 logger = logging.getLogger("qwen2vl_serve.requests")
 
+_T = TypeVar("_T")
+
 RESULT = "batch_output"
 """The purpose of files with outcomes."""
 
 PAUSE_SECONDS = 5.0
-"""After a request that could not be asked, where the server does not say when it can."""
+"""After a request that could not be asked, where the server does not say when it can.
+
+Also between two looks whether a full disk has room.
+"""
 
 MOST_PAUSE_SECONDS = 60.0
 
@@ -93,7 +100,7 @@ class Runner:
         await asyncio.to_thread(self.store.save, batch)
         if batch.id not in self._held and batch.unfinished:
             self._held.add(batch.id)
-            self._spawn(self._finished(batch, "cancelled"))
+            self._spawn(self._cancelled(batch))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -109,18 +116,28 @@ class Runner:
     async def _serve_all(self, owner: str) -> None:
         try:
             while (batch := self._next(owner)) is not None and not self.asker.server.draining:
-                self._held.add(batch.id)
-                try:
+                with self._holding(batch):
                     await self._work(batch)
-                except OSError as error:
-                    logger.error("batch %s: %s", batch.id, error)
-                    fault = Fault("storage_error", "The server could not keep it.", None, None)
-                    batch.faults.append(fault)
-                    batch.reach("failed")
-                finally:
-                    self._held.discard(batch.id)
         finally:
             self._owners.discard(owner)
+
+    @contextlib.contextmanager
+    def _holding(self, batch: Batch) -> Iterator[None]:
+        """Have a batch for oneself; it fails where its files cannot be read or written."""
+        self._held.add(batch.id)
+        try:
+            yield
+        except OSError as error:
+            logger.error("batch %s: %s", batch.id, error)
+            message = (
+                f"The server cannot keep the batch ({error.strerror or error}): make it again "
+                "when its operator has mended batches.folder."
+            )
+            batch.faults.append(Fault("storage_error", message, None, None))
+            batch.reach("failed")
+            self._spawn(self._save(batch))
+        finally:
+            self._held.discard(batch.id)
 
     def _next(self, owner: str) -> Batch | None:
         for batch in self.store.unfinished():
@@ -130,19 +147,20 @@ class Runner:
         return None
 
     async def _validate(self, batch: Batch) -> None:
-        self._held.add(batch.id)
-        try:
+        with self._holding(batch):
             found, faults = await asyncio.to_thread(self._read, batch)
             if batch.status == "cancelling":
                 await self._finished(batch, "cancelled")
                 return
             batch.total, batch.faults = len(found), list(faults)
             batch.reach("failed" if faults else "in_progress")
-            await asyncio.to_thread(self.store.save, batch)
+            await self._save(batch)
             logger.info("batch %s: %s, %d requests", batch.id, batch.status, batch.total)
-        finally:
-            self._held.discard(batch.id)
         self._serve(batch.owner)
+
+    async def _cancelled(self, batch: Batch) -> None:
+        with self._holding(batch):
+            await self._finished(batch, "cancelled")
 
     async def _work(self, batch: Batch) -> None:
         found, _ = await asyncio.to_thread(self._read, batch)
@@ -231,18 +249,29 @@ class Runner:
 
     async def _finished(self, batch: Batch, status: Status) -> None:
         """Make files of its outcomes, and end it; done again after a crash it is the same."""
-        try:
-            if status == "completed":
-                batch.reach("finalizing")
-            keep = partial(self._keep, batch)
-            batch.output_file_id = await asyncio.to_thread(keep, failed=False)
-            batch.error_file_id = await asyncio.to_thread(keep, failed=True)
-            batch.reach(status)
-            await asyncio.to_thread(self.store.save, batch)
-            counts = f"{batch.completed} completed, {batch.failed} failed of {batch.total}"
-            logger.info("batch %s: %s, %s", batch.id, status, counts)
-        finally:
-            self._held.discard(batch.id)
+        if status == "completed":
+            batch.reach("finalizing")
+        keep = partial(self._keep, batch)
+        batch.output_file_id = await self._with_room(partial(keep, failed=False))
+        batch.error_file_id = await self._with_room(partial(keep, failed=True))
+        batch.reach(status)
+        await self._save(batch)
+        counts = f"{batch.completed} completed, {batch.failed} failed of {batch.total}"
+        logger.info("batch %s: %s, %s", batch.id, status, counts)
+
+    async def _save(self, batch: Batch) -> None:
+        await self._with_room(partial(self.store.save, batch))
+
+    async def _with_room(self, write: Callable[[], _T]) -> _T:
+        """Have something written; where the disk is full, as soon as it has room."""
+        while True:
+            try:
+                return await asyncio.to_thread(write)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                logger.error("batches: %s", error)
+                await asyncio.sleep(PAUSE_SECONDS)
 
     def _keep(self, batch: Batch, *, failed: bool) -> str | None:
         try:

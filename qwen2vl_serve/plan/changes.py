@@ -76,14 +76,6 @@ def _other_cache(plan: Assessment) -> Iterator[Change]:
         )
 
 
-def _compiled(plan: Assessment) -> Iterator[Change]:
-    if any(problem.field == "engine.enforce_eager" for problem in plan.problems):
-        yield _change(
-            plan, "the first start takes longer: the model is compiled",
-            {"engine.enforce_eager": None},
-        )  # fmt: skip
-
-
 def _as_packed(plan: Assessment) -> Iterator[Change]:
     if any(problem.field == "model.quantization" for problem in plan.problems):
         yield _change(plan, "weights as the checkpoint has them", {"model.quantization": None})
@@ -153,8 +145,6 @@ def _splits(plan: Assessment, count: int) -> Iterator[Change]:
         }
         if plan.profile.hardware.cards is not None:
             values["hardware.cards"] = count * plan.deployment.replicas
-        if stages > 1 and engine.enforce_eager:
-            values["engine.enforce_eager"] = None
         yield _change(plan, _cost_of_split(tensor, stages), values)
 
 
@@ -295,7 +285,6 @@ MENDS: tuple[Step, ...] = (
     _half,
     _other_cache,
     _as_packed,
-    _compiled,
     _known_length,
     _share,
     _smaller_cache,

@@ -101,6 +101,7 @@ def deployment(
     """Fill in vLLM's defaults for ``profile`` on ``machines``, which may have no cards."""
     cards = machines.cards
     engine = profile.engine
+    captures = engine.compilation_config or {}
     if profile.model.quantization is not None and architecture.quantisation is None:
         method = profile.model.quantization
         if method.startswith("fp8") or method == "mxfp8":
@@ -128,14 +129,18 @@ def deployment(
         kv_bytes_each=_kv_bytes(kv_dtype, dtype),
         kv_dtype=kv_dtype,
         block=engine.block_size or (CUDA_BLOCK if on_cards else CPU_BLOCK),
-        eager=bool(engine.enforce_eager),
+        eager=bool(engine.enforce_eager) or captures.get("cudagraph_mode") in ("NONE", "none", 0),
         split_vision=engine.mm_encoder_tp_mode != "data",
         picture=_largest(profile, architecture, length, batched, sequences),
         kv_cache_bytes=kv_bytes,
         kv_cache_field=kv_field,
         offload_bytes=(engine.cpu_offload_gb or 0) * GIB,
         # Source: ``_set_cudagraph_sizes`` in ``config/vllm.py``.
-        largest_graph=1024 if cards and cards[0].capability[0] == 10 else 512,
+        largest_graph=told
+        if isinstance(told := captures.get("max_cudagraph_capture_size"), int)
+        else 1024
+        if cards and cards[0].capability[0] == 10
+        else 512,
         flash=on_cards and not old,
         on_cards=on_cards,
         quantization=profile.model.quantization,

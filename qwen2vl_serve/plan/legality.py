@@ -85,18 +85,12 @@ def _pipeline(plan: Deployment, _: Machines) -> Iterator[Finding]:
             "engine.pipeline_parallel_size",
             f"{plan.stages} stages for {layers} layers; it can be at most {layers}",
         )
-    elif plan.stages > 1:
-        if plan.architecture.vision is not None:
-            yield Finding(
-                "engine.pipeline_parallel_size",
-                f"each of {plan.stages} stages holds a copy of the vision encoder",
-                fatal=False,
-            )
-        if plan.eager:
-            yield Finding(
-                "engine.enforce_eager",
-                "pipeline stages of vLLM 0.32 die on their first request in eager mode; unset it",
-            )
+    elif plan.stages > 1 and plan.architecture.vision is not None:
+        yield Finding(
+            "engine.pipeline_parallel_size",
+            f"each of {plan.stages} stages holds a copy of the vision encoder",
+            fatal=False,
+        )
 
 
 def _cards(plan: Deployment, machines: Machines) -> Iterator[Finding]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import io
 import json
+import os
 import signal
 import sys
 import threading
@@ -22,7 +24,8 @@ from PIL import Image
 
 from qwen2vl_serve import app, auth
 from qwen2vl_serve.auth import Keys
-from qwen2vl_serve.batches.store import BatchStore
+from qwen2vl_serve.batches import runner
+from qwen2vl_serve.batches.store import Batch, BatchStore
 from qwen2vl_serve.engine import Medium, Usage
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.keys_file import KeyLimits, KeysFile
@@ -398,6 +401,79 @@ def test_so_many_unfinished_batches_are_taken(tmp_path: Path) -> None:
         engine.open.set()
         ended(ai, batch)
         assert ended(ai, begun(ai, many(2))).status == "completed"
+
+
+def refuse(number: int) -> Callable[..., Any]:
+    """A call of a disk that is full, or broken."""
+
+    def call(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+def saved(store: BatchStore, batch: Any) -> Any:
+    """What a restart would find."""
+    return json.loads((store.folder / batch.id / "batch.json").read_bytes())
+
+
+@pytest.mark.parametrize("at", ["in_progress", "finalizing", "completed"])
+def test_a_batch_waits_for_room_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Full once it has been read, while its answers are filed, or at its last word: it goes on.
+
+    Nothing is asked twice, and the end is on disk.
+    """
+    monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.01)
+    with served(profile(tmp_path), Keys()) as server, client(server.root) as ai:
+        store = server.app.state.batches.store
+        save, refused = store.save, threading.Event()
+
+        def full(*_: Any, **__: Any) -> Any:
+            refused.set()
+            return refuse(errno.ENOSPC)()
+
+        def save_with_room(batch: Batch) -> None:
+            full() if batch.status == at else save(batch)
+
+        file = ai.files.create(file=("in.jsonl", jsonl(many(3))), purpose="batch")
+        with monkeypatch.context() as disk:
+            disk.setattr(store, "save", save_with_room)
+            if at == "finalizing":
+                disk.setattr(store.files, "add", full)
+            batch = begun_from(ai, file.id)
+            assert refused.wait(60)
+        batch = ended(ai, batch)
+        assert batch.status == "completed"
+        assert set(outcomes(ai, batch.output_file_id)) == set(many(3))
+        assert len(server.engine.requests) == 3
+        eventually(lambda: saved(store, batch)["status"] == "completed")
+
+
+@pytest.mark.parametrize("broken", ["input", "add"])
+def test_a_batch_whose_files_cannot_be_kept_fails_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """While it is read, or while its answers are filed: neither ``validating`` for ever nor anew.
+
+    The next server does not go on with it, and its key's next batch is worked on.
+    """
+    with served(profile(tmp_path), Keys()) as server, client(server.root) as ai:
+        store = server.app.state.batches.store
+        file = ai.files.create(file=("in.jsonl", jsonl(many(2))), purpose="batch")
+        with monkeypatch.context() as disk:
+            disk.setattr(store.files if broken == "add" else store, broken, refuse(errno.EIO))
+            batch = ended(ai, begun_from(ai, file.id))
+        assert batch.status == "failed"
+        (fault,) = batch.errors.data
+        assert (fault.code, "Input/output error" in fault.message) == ("storage_error", True)
+        eventually(lambda: saved(store, batch)["status"] == "failed")
+        assert ended(ai, begun(ai, many(1))).status == "completed"
+    with served(profile(tmp_path), Keys()) as server, client(server.root) as ai:
+        assert ai.batches.retrieve(batch.id).errors.data[0].code == "storage_error"
+        assert ended(ai, begun(ai, many(1))).status == "completed"
+        assert len(server.engine.requests) == 1
 
 
 def test_a_folder_serves_one_server(tmp_path: Path) -> None:
