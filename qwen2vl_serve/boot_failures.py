@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 NODE_MEMORY = "hardware.cpu_kvcache_gib or engine.kv_cache_memory_bytes"
 
@@ -240,6 +241,8 @@ _PREFIX = re.compile(r"^(?:\([^)]*\) )?(?:[A-Z]+ [\d: -]*\[[^\]]*\] ?)?")
 _EXCEPTION = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Interrupt)): (.+)$")
 # How pydantic tells what a validator raised, under a line that only counts.
 _VALIDATOR = re.compile(r"^\s*(?:Value error|Assertion failed), (.+?)(?: \[type=.*)?$")
+# How it tells of a value of the wrong kind, under the line that names the field.
+_FIELD = re.compile(r"^  (.+) \[type=\w+, input_value=(.*), input_type=\w+\]$")
 # Said by every process above the one that failed.
 _ECHO = re.compile(
     r"Engine core initialization failed|See root cause above|WorkerProc initialization|"
@@ -272,13 +275,15 @@ def explain(log: str, error: Exception) -> tuple[str, Failure | None]:
 
 def _causes(lines: list[str]) -> Iterator[str]:
     """Yield every exception that is told, in order, without those that repeat another."""
-    for line in lines:
+    for before, line in pairwise(["", *lines]):
         if _ECHO.search(line):
             continue
         if found := _EXCEPTION.match(line):
             yield f"{found[1]}: {found[2]}"
         elif found := _VALIDATOR.match(line):
             yield f"ValueError: {found[1]}"
+        elif found := _FIELD.match(line):
+            yield f"{before}: {found[1]}, is {found[2]}"
 
 
 def _short(text: str) -> str:

@@ -116,6 +116,18 @@ def test_torchs_own_texts_are_known():
     assert "damaged" in known.advice
 
 
+def test_a_value_of_the_wrong_kind_is_told_with_its_field() -> None:
+    """As pydantic says it of vLLM's own settings, without its link."""
+    from vllm.config import CompilationConfig
+
+    with pytest.raises(ValueError, match="2 validation errors") as caught:
+        CompilationConfig(max_cudagraph_capture_size="x", nonsense=1)
+    told, failure = explain("", caught.value)
+    assert failure is None
+    assert told.startswith("max_cudagraph_capture_size: Input should be a valid integer")
+    assert told.endswith("is 'x'")
+
+
 def test_a_validators_words_are_the_cause_not_pydantics_count():
     """``1 validation error for ModelConfig`` says nothing; the next line does."""
     error = ValueError(
