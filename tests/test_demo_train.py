@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -11,19 +13,23 @@ from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.demo.train import REHEARSAL, train
 
 
-def test_two_runs_give_the_same_weights(tmp_path):
-    """Draw, see, speak, write: twice the same; an interrupted run ends the same as well."""
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two would wait for each other at every step beside the tests of another process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_two_runs_give_the_same_weights(tmp_path):
+    """Draw, see, speak, write: twice the same; an interrupted run ends the same as well."""
     lines: list[str] = []
-    try:
-        train(REHEARSAL, tmp_path / "a", tmp_path / "one", 5, lines.append)
-        (tmp_path / "b").mkdir()
-        (tmp_path / "b" / "store").symlink_to(tmp_path / "a" / "store")
-        train(REHEARSAL, tmp_path / "b", tmp_path / "two", 5, lines.append)
-        train(replace(REHEARSAL), tmp_path / "b", tmp_path / "three", 5, lines.append)
-    finally:
-        torch.set_num_threads(threads)
+    train(REHEARSAL, tmp_path / "a", tmp_path / "one", 5, lines.append)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "store").symlink_to(tmp_path / "a" / "store")
+    train(REHEARSAL, tmp_path / "b", tmp_path / "two", 5, lines.append)
+    train(replace(REHEARSAL), tmp_path / "b", tmp_path / "three", 5, lines.append)
     one, two, three = (
         load_file(tmp_path / n / "model.safetensors") for n in ("one", "two", "three")
     )
