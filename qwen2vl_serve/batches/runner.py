@@ -188,7 +188,7 @@ class Runner:
         if batch.status == "cancelling":
             await self._finished(batch, "cancelled")
         elif waiting:
-            await asyncio.to_thread(self._expire, batch, waiting)
+            await self._with_room(partial(self._expire, batch, waiting))
             await self._finished(batch, "expired")
         else:
             await self._finished(batch, "completed")
@@ -238,12 +238,13 @@ class Runner:
         seconds = min(PAUSE_SECONDS if told is None else float(told), MOST_PAUSE_SECONDS)
         self._pauses[owner] = time.monotonic() + seconds
 
-    def _expire(self, batch: Batch, waiting: Sequence[Line] | deque[Line]) -> None:
+    def _expire(self, batch: Batch, waiting: deque[Line]) -> None:
         message = "The batch's time was over before this request could be asked."
-        for line in waiting:
+        while waiting:
             line_id = f"batch_req_{uuid.uuid4().hex}"
-            outcome = lines.unanswered(line_id, line.custom_id, "batch_expired", message)
+            outcome = lines.unanswered(line_id, waiting[0].custom_id, "batch_expired", message)
             self.store.append(batch, outcome, failed=True)
+            waiting.popleft()
             batch.failed += 1
             self._counted("expired")
 

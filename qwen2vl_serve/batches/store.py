@@ -8,6 +8,7 @@ request is asked once more: no outcome is lost, and none stands there twice.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -166,7 +167,7 @@ class BatchStore:
             size = os.fstat(target).st_size
             if os.write(target, line) != len(line):
                 os.ftruncate(target, size)
-                raise OSError("no room for an outcome")
+                raise OSError(errno.ENOSPC, "no room for an outcome")
         finally:
             os.close(target)
 

@@ -25,6 +25,7 @@ from PIL import Image
 from qwen2vl_serve import app, auth
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.batches import runner
+from qwen2vl_serve.batches import store as store_module
 from qwen2vl_serve.batches.store import Batch, BatchStore
 from qwen2vl_serve.engine import Medium, Usage
 from qwen2vl_serve.errors import PreflightError
@@ -428,27 +429,49 @@ def test_a_batch_waits_for_room_on_the_disk(
     monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.01)
     with served(profile(tmp_path), Keys()) as server, client(server.root) as ai:
         store = server.app.state.batches.store
-        save, refused = store.save, threading.Event()
+        save, add = store.save, store.files.add
+        full, room = threading.Event(), threading.Event()
 
-        def full(*_: Any, **__: Any) -> Any:
-            refused.set()
+        def with_room(write: Callable[..., Any], status: str, *given: Any, **more: Any) -> Any:
+            if status != at or room.is_set():
+                return write(*given, **more)
+            full.set()
             return refuse(errno.ENOSPC)()
 
-        def save_with_room(batch: Batch) -> None:
-            full() if batch.status == at else save(batch)
-
         file = ai.files.create(file=("in.jsonl", jsonl(many(3))), purpose="batch")
-        with monkeypatch.context() as disk:
-            disk.setattr(store, "save", save_with_room)
-            if at == "finalizing":
-                disk.setattr(store.files, "add", full)
-            batch = begun_from(ai, file.id)
-            assert refused.wait(60)
+        monkeypatch.setattr(store, "save", lambda batch: with_room(save, batch.status, batch))
+        monkeypatch.setattr(store.files, "add", partial(with_room, add, "finalizing"))
+        batch = begun_from(ai, file.id)
+        assert full.wait(60)
+        room.set()
         batch = ended(ai, batch)
         assert batch.status == "completed"
         assert set(outcomes(ai, batch.output_file_id)) == set(many(3))
         assert len(server.engine.requests) == 3
         eventually(lambda: saved(store, batch)["status"] == "completed")
+
+
+def test_what_expires_on_a_full_disk_is_told_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request once, those that were written down before it was full included."""
+    monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.01)
+    with served(profile(tmp_path), Keys()) as server, client(server.root) as ai:
+        store = server.app.state.batches.store
+        monkeypatch.setattr(store_module, "WINDOW_SECONDS", 0)
+        append, written, full = store.append, [], threading.Event()
+
+        def with_room(batch: Batch, line: bytes, *, failed: bool) -> None:
+            if len(written) == 2 and not full.is_set():
+                full.set()
+                refuse(errno.ENOSPC)()
+            written.append(line)
+            append(batch, line, failed=failed)
+
+        monkeypatch.setattr(store, "append", with_room)
+        batch = ended(ai, begun(ai, many(5)))
+        assert (batch.status, full.is_set()) == ("expired", True)
+        assert set(outcomes(ai, batch.error_file_id)) == set(many(5))
 
 
 @pytest.mark.parametrize("broken", ["input", "add"])
