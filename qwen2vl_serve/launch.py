@@ -424,7 +424,13 @@ def engine_environment(profile: Profile) -> dict[str, str]:
         # minute in which nobody is answered, or the engine's end where there is no C++ compiler.
         chosen["TORCH_COMPILE_DISABLE"] = "1"
     # An operator's own setting wins over the profile's.
-    return {name: value for name, value in chosen.items() if name not in os.environ}
+    told = {name: value for name, value in chosen.items() if name not in os.environ}
+    model = profile.model
+    if all(Path(name).is_dir() for name in (model.path, model.tokenizer or model.path)):
+        # Nothing is left to fetch, and vLLM would want ModelScope's package, of which our
+        # downloads need a small part only.
+        told["VLLM_USE_MODELSCOPE"] = "False"
+    return told
 
 
 def _listen(profile: Profile) -> socket.socket:

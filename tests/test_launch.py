@@ -564,3 +564,11 @@ def test_an_eager_engine_on_a_cpu_compiles_nothing(
     assert ("TORCH_COMPILE_DISABLE" in engine_environment(profile)) == off
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "0")
     assert "TORCH_COMPILE_DISABLE" not in engine_environment(profile)
+
+
+def test_vllm_asks_no_hub_for_what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would import a package for ModelScope that our own downloads do not need."""
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
+    assert engine_environment(load_profile("demo"))["VLLM_USE_MODELSCOPE"] == "False"
+    for setting in ("model=someone/model", "model.tokenizer=someone/tokenizer"):
+        assert "VLLM_USE_MODELSCOPE" not in engine_environment(load_profile("demo", [setting]))
