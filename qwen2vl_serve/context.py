@@ -111,17 +111,21 @@ def refuse_large_items(media: Sequence[Medium], item: int) -> None:
 
 
 def refusal(context: Context, loader: MediaLoader) -> ContextLengthExceeded:
-    """Return the error that says what each item costs and which budget would fit."""
+    """Return the error that says what each item costs, and which answer or pictures would fit."""
     costs = ", ".join(f"{medium.param} {medium.visual_tokens} tokens" for medium in context.media)
+    left = context.window - context.prompt
+    ways = [f"max_tokens of at most {left}"] if 0 < left < context.answer else []
     budget = largest_max_pixels(context, loader)
     if budget is not None:
-        advice = f"max_pixels {budget} for each picture{_or_frame(context)} would fit"
+        ways.append(f"max_pixels {budget} for each picture{_or_frame(context)}")
+    if ways:
+        advice = f"{', or '.join(ways)} would fit"
     elif context.media:
         advice = "not even the smallest pictures fit: send fewer, or shorter messages"
         if _or_frame(context):
             advice = "not even the smallest size fits: send fewer items or frames, or less text"
     else:
-        advice = "send shorter messages, or ask for fewer tokens"
+        advice = "send shorter messages"
     return ContextLengthExceeded(
         # LangChain knows it by "prompt is too long", LiteLLM by "maximum context length is".
         f"The prompt is too long: it takes {context.prompt} tokens ({context.text} text"

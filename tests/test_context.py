@@ -232,6 +232,15 @@ def test_a_refusal_names_each_pictures_cost_and_what_would_fit() -> None:
     assert "not even the smallest pictures fit" in hopeless
 
 
+def test_a_refusal_names_the_largest_max_tokens_beside_the_largest_pictures() -> None:
+    """Where the prompt alone fits, either of the two makes room."""
+    request, shown = chat(1, max_tokens=250), pictures((280, 280))
+    message = refusal(context(request, shown, 300), LOADER).message
+    assert "max_tokens of at most 198, or max_pixels 37632 for each picture would fit" in message
+    alone = refusal(context(chat(1, max_tokens=400), shown, 300), LOADER).message
+    assert alone.endswith(": max_tokens of at most 198 would fit.")
+
+
 def test_what_fits_is_left_alone() -> None:
     """No policy touches a request that fits."""
     request, shown = chat(1), pictures((280, 280))

@@ -408,6 +408,19 @@ def history(turns: int, fact: str = "cat=Tom") -> list[dict[str, Any]]:
     return messages[:-1]
 
 
+def test_the_largest_max_tokens_that_fits_is_named() -> None:
+    """It is what the window leaves beside the prompt, and asking for it is answered."""
+    with serving(window=200) as server:
+        messages = [{"role": "user", "content": "word " * 50}]
+        for fields in ({"max_tokens": 151}, {"max_tokens": 500, "stream": True}):
+            error = server.chat(messages=messages, **fields).json()["error"]
+            assert error["code"] == "context_length_exceeded"
+            assert "max_tokens of at most 150 would fit" in error["message"]
+        assert server.chat(messages=messages, max_tokens=150).status_code == 200
+        hopeless = server.chat(messages=[{"role": "user", "content": "word " * 200}], max_tokens=9)
+        assert "max_tokens of" not in hopeless.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_summary_is_reported_in_answers_and_streams(stream: bool) -> None:
     body = {"messages": history(50), "max_tokens": 20, "overflow": "summarise", "stream": stream}
