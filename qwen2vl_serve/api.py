@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.datastructures import State
+from starlette.exceptions import HTTPException
 
 from qwen2vl_serve import __version__, uploads, usage
 from qwen2vl_serve.admission import Admission, Place
@@ -72,6 +73,7 @@ class API:
         self.calls: set[Call] = set()
         # What the engine was started with, whatever a profile that is read again says.
         self.tools = profile.server.tools != "off"
+        self.most_shown = profile.media.limit_mm_per_prompt
         self.chats = self.admission("chat", profile.limits.max_in_flight)
         self.bodies = BodyReader(self.chats.overloaded)
         self.explanations = self.admission("explain", EXPLAIN_AT_ONCE)
@@ -157,13 +159,17 @@ class API:
         refuse_excess_media(chat, self.limits)
         caller: Caller = request.state.caller
         model = self._find(chat.model, caller)
-        request.state.call.model = model.id
+        call: Call = request.state.call
+        call.model = model.id
+        call.done("read")
         async with WhileConnected(request.receive):
             place = await self._place(self.explanations, request.state, 1)
             async with self.loader.ledger.account(caller.name) as account:
                 chat = await self.documents.with_pages(chat, account)
                 media = await self._fetched(chat, account, place)
+                call.done("fetch")
                 await self.loader.ready(media)
+                call.done("decode")
                 context = await self._measure(chat, media)
         budget = None if context.fits else largest_max_pixels(context, self.loader)
         return JSONResponse(
@@ -190,6 +196,8 @@ class API:
 
     async def model(self, name: str, request: Request) -> JSONResponse:
         """Describe one served model."""
+        if not name:
+            raise HTTPException(404)  # /v1/models/ names none
         return JSONResponse(self.card(self._find(name, request.state.caller)))
 
     def card(self, model: ServedModel) -> dict[str, Any]:
@@ -314,8 +322,8 @@ class API:
             max_messages=limits.max_messages,
             max_n=limits.max_n,
             max_tokens=limits.max_tokens,
-            images=profile.media.limit_mm_per_prompt.image,
-            videos=profile.media.limit_mm_per_prompt.video,
+            images=self.most_shown.image,
+            videos=self.most_shown.video,
             reserved_tokens=limits.reserved_tokens,
             overflow=limits.overflow,
             allowed_overflow=self.allowed_overflow,

@@ -129,6 +129,7 @@ def test_the_openai_client_understands_answers_streams_and_errors(api: Running) 
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("PUT", "/v1/models", 405, "method_not_allowed"),
         ("GET", "/v1/models/other", 404, "model_not_found"),
+        ("GET", "/v1/models/", 404, "not_found"),
         ("POST", "/v1/chat/completions/", 404, "not_found"),
         ("POST", "/invocations", 404, "not_found"),
         ("POST", "/tokenize", 404, "not_found"),
@@ -199,6 +200,27 @@ def test_the_stages_of_an_answer_are_told_in_its_head() -> None:
             assert answer.elapsed.total_seconds() >= told["total"] - 0.001
         assert "server-timing" not in api.chat({"messages": []}).headers
         assert "server-timing" not in requests.get(f"{api.root}/v1/models", timeout=60).headers
+
+
+def test_the_stages_of_an_explanation_are_those_of_an_answer(api: Running) -> None:
+    """Reading the body is no waiting: each stage has its own time."""
+    url = f"{api.root}/v1/chat/completions/explain"
+    answer = requests.post(url, json=HELLO, timeout=60)
+    told = server_timings({"server-timing": answer.headers["server-timing"]})
+    assert list(told) == ["read", "queue", "fetch", "decode", "answer", "total"]
+
+
+def test_a_reload_leaves_what_the_engine_was_started_with() -> None:
+    """How many pictures a request may show is none of the ``limits``: it waits for a restart."""
+    with running() as api:
+        new = load_profile("demo", ["media.limit_mm_per_prompt.image=99", "limits.max_n=1"])
+        api.app.state.api.take_limits(new)
+        (card, _) = requests.get(f"{api.root}/v1/models", timeout=60).json()["data"]
+        assert card["limit_mm_per_prompt"] == {"image": 4, "video": 1}
+        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+        refused = api.chat({"messages": [{"role": "user", "content": [image] * 5}]})
+        assert error_of(refused)["code"] == "too_many_items"
+        assert error_of(api.chat({**HELLO, "n": 2, "temperature": 1}))["param"] == "n"
 
 
 def test_two_requests_may_carry_one_id(api: Running) -> None:
