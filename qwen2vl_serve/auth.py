@@ -45,7 +45,8 @@ class Keys:
 
     None at all, and no file, leave the server open. The file is read again when it has changed;
     a server that has seen it never opens again, whatever becomes of the file. Raises
-    ``ProfileError`` for a file that is there and cannot be read.
+    ``ProfileError`` for a file that cannot be read, and for one that is not there although a
+    profile has named it.
     """
 
     def __init__(self, keys: Iterable[str] = (), file: KeysFile | None = None) -> None:
@@ -56,9 +57,9 @@ class Keys:
         self._looked = time.monotonic()
         self._lock = threading.Lock()
         self._closed = bool(self._plain)
-        if file is not None and (state := file.state()) is not None:
+        if file is not None and file.in_use:
+            self._state = file.state()
             self._take(file.read())
-            self._state = state
 
     def __bool__(self) -> bool:
         return self._closed

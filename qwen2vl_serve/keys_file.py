@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import secrets
+import shlex
 import stat
 import tempfile
 import time
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from qwen2vl_serve.errors import ProfileError, SetupError
+from qwen2vl_serve.profile import default_keys_path
 
 PREFIX = "sk-q2vl-"
 """What our secrets begin with, so that people and scanners of repositories recognise them."""
@@ -112,10 +114,24 @@ class KeysFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a server has to read it: it is there, or is one that a profile has named.
+
+        At its default place it may be absent. Elsewhere that is a wrong path, which must not leave
+        a server open.
+        """
+        return self.state() is not None or self.path != default_keys_path()
+
     def read(self) -> Sequence[NamedKey]:
         """Return the keys; raises ``ProfileError`` for what is no such file."""
         try:
             return _Document.model_validate_json(self.path.read_bytes()).keys
+        except FileNotFoundError as error:
+            raise ProfileError(
+                f"keys file {self.path}: {error.strerror}; correct server.keys_file, or make the "
+                f"file with `qwen2vl-serve keys add NAME --file {shlex.quote(str(self.path))}`"
+            ) from None
         except OSError as error:
             raise ProfileError(f"keys file {self.path}: {error.strerror}") from None
         except ValidationError as error:

@@ -21,7 +21,7 @@ from qwen2vl_serve import app, auth
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.door import host_rule
 from qwen2vl_serve.keys_file import KeyLimits, KeysFile
-from qwen2vl_serve.profile import load_profile
+from qwen2vl_serve.profile import default_keys_path, load_profile
 from qwen2vl_serve.quota import Quotas
 from tests.fake_engine import FakeEngine
 from tests.served import HELLO, CountingEngine, Served, eventually, served
@@ -30,8 +30,10 @@ Serve = Callable[..., Served]
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> KeysFile:
-    return KeysFile(tmp_path / "keys.json")
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeysFile:
+    """The default one, which may be absent."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    return KeysFile(default_keys_path())
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from qwen2vl_serve import auth, cli
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.errors import InvalidAPIKey, ProfileError, SetupError
 from qwen2vl_serve.keys_file import KeyLimits, KeysFile, expiry_of
+from qwen2vl_serve.profile import load_profile
 
 
 @pytest.fixture
@@ -125,8 +126,29 @@ def test_a_file_with_one_name_twice_is_broken(file: KeysFile) -> None:
         file.read()
 
 
-def test_added_and_revoked_keys_need_no_restart(file: KeysFile) -> None:
-    """A server notices the file, its changes, and stays closed when the last key is gone."""
+def test_a_file_that_is_named_and_not_there_stops_a_start(file: KeysFile) -> None:
+    """A wrong path must not open the server, nor leave plain keys alone to close it."""
+    for plain in ((), ("plain",)):
+        with pytest.raises(ProfileError) as caught:
+            Keys(plain, file)
+        message = str(caught.value)
+        assert f"keys file {file.path}: No such file" in message
+        assert f"qwen2vl-serve keys add NAME --file {file.path}" in message
+        assert "server.keys_file" in message
+        assert "\n" not in message
+    alice = file.add("alice")
+    assert opens(Keys(file=file), alice)
+
+
+def test_added_and_revoked_keys_need_no_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that no profile names may come later: a server notices it and its changes.
+
+    It stays closed when the last key is gone, and when the file is.
+    """
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file = KeysFile(load_profile("demo").keys_path)
     keys = Keys(file=file)
     keys.check(None)
     assert not keys
@@ -140,9 +162,11 @@ def test_added_and_revoked_keys_need_no_restart(file: KeysFile) -> None:
     assert opens(keys, bob)
     file.revoke("bob")
     assert not opens(keys, bob)
-    with pytest.raises(InvalidAPIKey):
-        keys.check(None)
-    assert keys
+    for _ in ("empty", "gone"):
+        with pytest.raises(InvalidAPIKey):
+            keys.check(None)
+        assert keys
+        file.path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("damage", ["broken", "gone", "unreadable"])

@@ -437,13 +437,24 @@ def test_https_and_keys_by_profile_file_and_environment(launch: Launch, tmp_path
     assert "sk-" not in told
 
 
+def test_named_keys_that_are_not_where_the_profile_says_stop_the_start(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """A wrong path opens no server: one line says which, and how the file is made."""
+    server = launch("up", f"server.keys_file={tmp_path}/typo.json")
+    assert server.ended() != 0
+    (told,) = server.lines
+    assert told.startswith(f"ProfileError: keys file {tmp_path}/typo.json: No such file")
+    assert f"qwen2vl-serve keys add NAME --file {tmp_path}/typo.json" in told
+
+
 def test_named_keys_are_made_and_revoked_beside_a_running_server(
     launch: Launch, tmp_path: Path
 ) -> None:
-    """The file may appear later: from then on the server is closed, and stays so."""
-    path = tmp_path / "keys.json"
+    """The default file may appear later: from then on the server is closed, and stays so."""
+    path = tmp_path / "qwen2vl-serve" / "keys.json"
     storage = f"server.quota_storage='sqlite:///{tmp_path / 'quotas.sqlite'}'"
-    server = launch("up", f"server.keys_file={path}", storage)
+    server = launch("up", storage, XDG_CONFIG_HOME=str(tmp_path))
     server.wait_ready()
 
     def status(secret: str = "") -> int:
