@@ -63,6 +63,12 @@ def damaged_file_of_named_keys(lab: Lab) -> World:
     return lab.world()
 
 
+@breaks("keys", "fatal", "nowhere.json", "correct server.keys_file", "keys add NAME --file")
+def file_of_named_keys_that_is_not_there(lab: Lab) -> World:
+    """A slip in the path must not leave the server open."""
+    return lab.world(f"server.keys_file={lab.folder / 'nowhere.json'}")
+
+
 @breaks("keys", "warning", "none, on 0.0.0.0", "keys add NAME")
 def open_to_the_network(lab: Lab) -> World:
     return lab.world("host=0.0.0.0")

@@ -27,9 +27,10 @@ RTX_3090 = Card(0, "NVIDIA GeForce RTX 3090", 23.58, 23.0, (8, 6))
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch, tmp_path) -> Callable[..., None]:
-    """A machine with vLLM's CPU build, no card and a roomy disk; call it for another one."""
+    """A machine with vLLM's CPU build, no card and plenty of room; call it for another one."""
     usage = shutil.disk_usage("/")._replace(free=2**40)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(hardware, "host", lambda: hardware.Host((0, 1), 64, 60))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)

@@ -23,7 +23,7 @@ def keys(world: World) -> Finding:
     file = KeysFile(world.profile.keys_path)
     try:
         plain = len(world.profile.api_keys())
-        named = None if file.state() is None else len(file.read())
+        named = len(file.read()) if file.in_use else None
     except SetupError as error:
         return refused(error, "no client could be told from a stranger")
     if not plain and named is None:
