@@ -43,7 +43,8 @@ def service_of(path: Path) -> Service:
 def row(outcome: Outcome, *more: str) -> str:
     """Return a line of a table."""
     figures = (f"{outcome.hit_rate:.3f}", *(f"{outcome.at(s):.2f}" for s in (0.5, 0.99)))
-    cells = (str(outcome.replicas), outcome.policy, *figures, str(outcome.most), *more)
+    most = str(outcome.most or "–")  # nobody counted them in a fleet that runs
+    cells = (str(outcome.replicas), outcome.policy, *figures, most, *more)
     return "| " + " | ".join(cells) + " |"
 
 

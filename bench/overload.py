@@ -56,9 +56,10 @@ LEVELS = (4, 8, 16, 32)
 CALM_SECONDS = 10.0
 """How long each of these, and the single client, is measured."""
 
-OURS = ("limits.max_in_flight=16", "limits.queue_seconds=0.02")
+OURS = ("limits.max_in_flight=8", "limits.max_starting=2", "limits.queue_seconds=0.02")
 """What an operator sets who wants short first tokens rather than the most answers: as many at once
-as the engine takes without becoming slow for each, and hardly any waiting."""
+as the engine takes without becoming slow for each, two of them at their prompts and pictures, and
+hardly any waiting."""
 
 LOOK_SECONDS = 0.25
 AFTER_SECONDS = 3.0
