@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -38,7 +39,6 @@ class Refused(Exception):
 class _Waiter:
     key: str
     size: int
-    starts: bool
     turn: asyncio.Future[None]
 
 
@@ -49,9 +49,6 @@ class Line:
     that small requests do not keep a large one waiting for ever; what is larger than the whole
     capacity passes alone. For one event loop.
 
-    Of those that were let in and begin with a start, until ``begun``, there are at most
-    ``max_starting``.
-
     At most ``max_waiting`` wait. A newcomer to a full line takes the place of the newest of the
     key that has the most there, if its own has at least two fewer: a flood displaces itself.
     """
@@ -59,30 +56,28 @@ class Line:
     def __init__(self, capacity: int, max_waiting: float = math.inf) -> None:
         self.capacity = capacity
         self.max_waiting = max_waiting
-        self.max_starting = math.inf
         self.held = 0
-        self.starting = 0
         self.waiting = 0
         self._lines: dict[str, deque[_Waiter]] = {}  # whose turn is next first; none empty
 
-    def has_room(self, size: int, *, starts: bool = False) -> bool:
+    def has_room(self, size: int) -> bool:
         """Whether ``enter`` would return at once."""
-        return not self.waiting and self._fits(size, starts)
+        return not self.waiting and self.held + min(size, self.capacity) <= self.capacity
 
-    async def enter(self, key: str, size: int, seconds: float, *, starts: bool = False) -> int:
+    async def enter(self, key: str, size: int, seconds: float) -> int:
         """Wait until ``size`` fits; return what is to be given to ``leave``.
-
-        With ``starts``, ``begun`` has to be called once as well, before it.
 
         Raises:
             Refused: too many wait, the wait took more than ``seconds``, or others were fairer.
         """
-        if self.has_room(size, starts=starts):
-            return self._let_in(size, starts)
+        if self.has_room(size):
+            size = min(size, self.capacity)
+            self.held += size
+            return size
         if self.waiting >= self.max_waiting:
             self._make_room(key)
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(key, size, starts, loop.create_future())
+        waiter = _Waiter(key, size, loop.create_future())
         self._lines.setdefault(key, deque()).append(waiter)
         self.waiting += 1
         late = loop.call_later(seconds, self._expire, waiter, seconds)
@@ -94,19 +89,11 @@ class Line:
                 self.admit()
             elif waiter.turn.exception() is None:
                 # Let in and cancelled at once: what was taken for it goes back.
-                if starts:
-                    self.begun()
                 self.leave(waiter.size)
             raise
         finally:
             late.cancel()
         return waiter.size
-
-    def begun(self) -> None:
-        """Note that one that started has begun, and let another one start."""
-        self.starting -= 1
-        if self.waiting:
-            self.admit()
 
     def leave(self, size: int) -> None:
         """Give back what ``enter`` returned."""
@@ -115,32 +102,23 @@ class Line:
             self.admit()
 
     def admit(self) -> None:
-        """Let in whoever fits; to be called when a bound was raised."""
+        """Let in whoever fits; to be called when ``capacity`` was raised."""
         while self._lines:
             key, line = next(iter(self._lines.items()))
             waiter = line[0]
             # Who was cancelled while waiting leaves the line here, before its task has run.
             gone = waiter.turn.done()
-            if not gone and not self._fits(waiter.size, waiter.starts):
+            size = min(waiter.size, self.capacity)
+            if not gone and self.held + size > self.capacity:
                 return
             self._forget(waiter)
             if gone:
                 continue
             if line:
                 self._lines[key] = self._lines.pop(key)  # the other keys' turn
-            waiter.size = self._let_in(waiter.size, waiter.starts)
+            waiter.size = size
+            self.held += size
             waiter.turn.set_result(None)
-
-    def _fits(self, size: int, starts: bool) -> bool:
-        if starts and self.starting >= self.max_starting:
-            return False
-        return self.held + min(size, self.capacity) <= self.capacity
-
-    def _let_in(self, size: int, starts: bool) -> int:
-        size = min(size, self.capacity)
-        self.held += size
-        self.starting += starts
-        return size
 
     def _forget(self, waiter: _Waiter) -> None:
         line = self._lines.get(waiter.key)
@@ -269,7 +247,7 @@ class Admission:
     """The places of one kind of request.
 
     At most ``most`` answers are worked on at once, with at most ``most_tokens`` visual tokens,
-    and ``most_starting`` of the streamed ones (None: any number) have not begun yet;
+    and ``most_starting`` of those that are streamed (None: any number) have no token yet;
     ``max_waiting`` requests wait for that, each at most ``seconds``: who would wait for longer, as
     fast as places become free at present, is refused at once. ``refused`` is told the reason of
     every refusal, ``waited`` the seconds of every wait.
@@ -288,15 +266,17 @@ class Admission:
         self.places = Line(most, max_waiting)
         # Whoever waits for tokens has a place, so that there are never many.
         self.tokens = Line(most_tokens)
+        self.starts = Line(sys.maxsize)
         self.seconds = seconds
         self.rate = DrainRate()
+        self.start_rate = DrainRate()
         self._refused = refused
         self._waited = waited
 
     @property
     def waiting(self) -> int:
-        """How many requests wait, for a place or for their visual tokens."""
-        return self.places.waiting + self.tokens.waiting
+        """How many requests wait: for a place, for their visual tokens, or to start."""
+        return self.places.waiting + self.tokens.waiting + self.starts.waiting
 
     def resize(
         self,
@@ -308,10 +288,10 @@ class Admission:
     ) -> None:
         """Take other bounds from now on; what is worked on already goes on."""
         self.places.capacity, self.tokens.capacity = most, most_tokens
-        self.places.max_starting = math.inf if most_starting is None else most_starting
+        self.starts.capacity = sys.maxsize if most_starting is None else most_starting
         self.places.max_waiting, self.seconds = max_waiting, seconds
-        self.places.admit()
-        self.tokens.admit()
+        for line in (self.places, self.tokens, self.starts):
+            line.admit()
 
     def require_room(self, key: str) -> None:
         """Return if a request of ``key`` would get a place or a turn, were it here already.
@@ -320,54 +300,59 @@ class Admission:
             Overloaded: it would be refused, so that its body need not be read.
         """
         if not self.places.has_room(1):
-            refusal = self._refusal(self.places, key, self.seconds)
+            refusal = self._refusal(self.places, self.rate, key, self.seconds)
             if refusal is not None:
                 raise self.overloaded(refusal)
 
-    async def place(self, key: str, answers: int = 1, *, starts: bool = False) -> Place:
+    async def place(self, key: str, answers: int = 1) -> Place:
         """Wait for a place for that many answers to one request of ``key``.
-
-        With ``starts`` its ``begun`` is to be called when the first token is there.
 
         Raises:
             Overloaded: there is none, and too many wait or the wait was too long.
         """
         place = Place(self, key)
-        if self.places.has_room(answers, starts=starts):
+        if self.places.has_room(answers):
             if not self.tokens.waiting:
                 self.rate.free()
-            place.answers = await self.places.enter(key, answers, 0.0, starts=starts)
+            place.answers = await self.places.enter(key, answers, 0.0)
         else:
-            place.answers = await self._wait(self.places, place, answers, starts=starts)
-        place.starting = starts
+            place.answers = await self._wait(self.places, self.rate, place, answers)
         return place
 
     async def weigh(self, place: Place, tokens: int) -> int:
         """Wait until that many visual tokens may be worked on; see ``Place.weigh``."""
         if self.tokens.has_room(tokens):
             return await self.tokens.enter(place.key, tokens, 0.0)
-        return await self._wait(self.tokens, place, tokens)
+        return await self._wait(self.tokens, self.rate, place, tokens)
 
-    async def _wait(self, line: Line, place: Place, size: int, *, starts: bool = False) -> int:
-        self.rate.full()
+    async def start(self, place: Place) -> None:
+        """Wait until one more answer may be without a token; see ``Place.start``."""
+        if self.starts.has_room(1):
+            self.start_rate.free()
+            await self.starts.enter(place.key, 1, 0.0)
+        else:
+            await self._wait(self.starts, self.start_rate, place, 1)
+
+    async def _wait(self, line: Line, rate: DrainRate, place: Place, size: int) -> int:
+        rate.full()
         begun = time.monotonic()
         left = max(self.seconds - place.waited, 0.0)
         try:
-            if (refusal := self._refusal(line, place.key, left)) is not None:
+            if (refusal := self._refusal(line, rate, place.key, left)) is not None:
                 raise refusal
-            return await line.enter(place.key, size, left, starts=starts)
+            return await line.enter(place.key, size, left)
         except Refused as refusal:
-            raise self.overloaded(refusal) from None
+            raise self.overloaded(refusal, line, rate) from None
         finally:
             seconds = time.monotonic() - begun
             place.waited += seconds
             self._waited(seconds)
 
-    def _refusal(self, line: Line, key: str, most: float) -> Refused | None:
+    def _refusal(self, line: Line, rate: DrainRate, key: str, most: float) -> Refused | None:
         """Return why a request of ``key`` may not wait for ``most`` seconds; None if it may."""
         if (full := line.refusal(key)) is not None:
             return full
-        seconds = self.rate.seconds_until(line.ahead(key) + 1)
+        seconds = rate.seconds_until(line.ahead(key) + 1)
         if seconds <= max(most, _UNFORESEEN_SECONDS):
             return None
         return Refused(
@@ -376,11 +361,17 @@ class Admission:
             f"none waits longer than {self.seconds:g} s",
         )
 
-    def overloaded(self, refusal: Refused) -> Overloaded:
-        """Return the error that tells of a refusal, and count it."""
+    def overloaded(
+        self, refusal: Refused, line: Line | None = None, rate: DrainRate | None = None
+    ) -> Overloaded:
+        """Return the error that tells of a refusal, and count it.
+
+        ``line`` and ``rate`` are those of what it waited for, places unless given.
+        """
         self._refused(refusal.reason)
-        self.rate.full()
-        seconds = self.rate.retry_after(self.places.waiting + 1)
+        line, rate = line or self.places, rate or self.rate
+        rate.full()
+        seconds = rate.retry_after(line.waiting + 1)
         return Overloaded(
             f"{refusal.text}: try again in {seconds} s.",
             retry_after=seconds,
@@ -397,8 +388,8 @@ class Place:
         self._left = False
         self.key = key
         self.answers = 0
-        self.starting = False
         self.tokens = 0
+        self.starting = False
         self.waited = 0.0
 
     async def weigh(self, tokens: int) -> None:
@@ -410,20 +401,30 @@ class Place:
         if tokens:
             self.tokens = await self._admission.weigh(self, tokens)
 
+    async def start(self) -> None:
+        """Wait until the answer may be begun with; once a place.
+
+        Raises:
+            Overloaded: the wait was too long.
+        """
+        await self._admission.start(self)
+        self.starting = True
+
     def begun(self) -> None:
-        """Let another answer start; further calls do nothing."""
+        """Let another answer start, as this one has a token; further calls do nothing."""
         if self.starting:
             self.starting = False
-            self._admission.places.begun()
+            self._admission.start_rate.ended()
+            self._admission.starts.leave(1)
 
     def leave(self) -> None:
         """Give everything back; further calls do nothing."""
         if self._left:
             return
         self._left = True
+        self.begun()
         admission = self._admission
         admission.rate.ended()
-        self.begun()
         admission.places.leave(self.answers)
         if self.tokens:
             admission.tokens.leave(self.tokens)

@@ -99,9 +99,7 @@ class API:
         self.chats.require_room(_key(request.state))
         chat = self._parsed(await self.bodies.read(request), request.state)
         async with WhileConnected(request.receive):
-            place = await self._place(
-                self.chats, request.state, chat.n or 1, starts=bool(chat.stream)
-            )
+            place = await self._place(self.chats, request.state, chat.n or 1)
             return await self._answered(chat, request.state, place)
 
     async def answer(
@@ -131,6 +129,9 @@ class API:
         call: Call = state.call
         async with self.loader.ledger.account(state.caller.name) as account:
             fitted = await self._load(chat, account, place, state)
+            if chat.stream:
+                await place.start()
+                call.queued = place.waited
             await usage.reserve(state.visit, fitted, call.usage)
             media, told = fitted.media, call.usage
             if not chat.stream:
@@ -357,10 +358,8 @@ class API:
         counts.queued.labels(kind).set_function(lambda: one.waiting)
         return one
 
-    async def _place(
-        self, admission: Admission, state: State, answers: int, *, starts: bool = False
-    ) -> Place:
-        place = await admission.place(_key(state), answers, starts=starts)
+    async def _place(self, admission: Admission, state: State, answers: int) -> Place:
+        place = await admission.place(_key(state), answers)
         call: Call = state.call
         call.at_end(place.leave)
         call.queued = place.waited

@@ -33,29 +33,23 @@ class Crowd:
         self.granted: list[str] = []
         self.refused: list[str] = []
         self.tasks: dict[int, asyncio.Task[None]] = {}
-        self.begin: dict[int, asyncio.Event] = {}
         self.leave: dict[int, asyncio.Event] = {}
 
-    def come(self, key: str, size: int = 1, *, starts: bool = False) -> int:
+    def come(self, key: str, size: int = 1) -> int:
         number = len(self.tasks)
-        self.begin[number], self.leave[number] = asyncio.Event(), asyncio.Event()
-        self.tasks[number] = asyncio.create_task(self._stay(number, key, size, starts))
+        self.leave[number] = asyncio.Event()
+        self.tasks[number] = asyncio.create_task(self._stay(number, key, size))
         return number
 
-    async def _stay(self, number: int, key: str, size: int, starts: bool) -> None:
+    async def _stay(self, number: int, key: str, size: int) -> None:
         try:
-            held = await self.line.enter(key, size, self.seconds, starts=starts)
+            held = await self.line.enter(key, size, self.seconds)
         except Refused as refusal:
             self.refused.append(refusal.reason)
             return
         self.granted.append(key)
         self.inside.append((key, number))
         try:
-            if starts:
-                try:
-                    await self.begin[number].wait()
-                finally:
-                    self.line.begun()
             await self.leave[number].wait()
         finally:
             self.inside.remove((key, number))
@@ -71,8 +65,6 @@ class Crowd:
 
 STEPS = st.one_of(
     st.tuples(st.just("come"), KEYS, st.integers(1, 5)),
-    st.tuples(st.just("start"), KEYS, st.integers(1, 5)),
-    st.tuples(st.just("begin"), st.integers(0, 30), st.just(0)),
     st.tuples(st.just("leave"), st.integers(0, 30), st.just(0)),
     st.tuples(st.just("cancel"), st.integers(0, 30), st.just(0)),
     st.tuples(st.just("resize"), st.integers(1, 6), st.just(0)),
@@ -81,30 +73,20 @@ STEPS = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    capacity=st.integers(1, 4),
-    most=st.integers(0, 6),
-    starting=st.integers(1, 3),
-    steps=st.lists(STEPS, max_size=40),
-)
+@given(capacity=st.integers(1, 4), most=st.integers(0, 6), steps=st.lists(STEPS, max_size=40))
 def test_any_interleaving_keeps_the_bounds_and_gives_everything_back(
-    capacity: int, most: int, starting: int, steps: list[Any]
+    capacity: int, most: int, steps: list[Any]
 ) -> None:
     """Arrivals, ends, cancellations and new bounds in any order: nothing is lost or exceeded."""
 
     async def run() -> None:
         line, largest = Line(capacity, most), capacity
-        line.max_starting = starting
         crowd = Crowd(line)
         for what, first, second in steps:
             before = line.held
             match what:
                 case "come":
                     crowd.come(first, second)
-                case "start":
-                    crowd.come(first, second, starts=True)
-                case "begin" if first in crowd.begin:
-                    crowd.begin[first].set()
                 case "leave" if first in crowd.leave:
                     crowd.leave[first].set()
                 case "cancel" if first in crowd.tasks:
@@ -117,15 +99,13 @@ def test_any_interleaving_keeps_the_bounds_and_gives_everything_back(
             assert 0 <= line.held <= max(line.capacity, before)
             assert line.held <= largest
             assert 0 <= line.waiting <= most
-            assert 0 <= line.starting <= starting
         await turns()
-        for event in (*crowd.begin.values(), *crowd.leave.values()):
+        for event in crowd.leave.values():
             event.set()
         await turns(300)
         # All who stayed have had their turn, without anybody's help.
         assert all(task.done() for task in crowd.tasks.values())
-        assert (line.held, line.starting, line.waiting) == (0, 0, 0)
-        assert (crowd.inside, line._lines) == ([], {})
+        assert (line.held, line.waiting, crowd.inside, line._lines) == (0, 0, [], {})
 
     asyncio.run(run())
 
@@ -461,27 +441,86 @@ def test_visual_tokens_are_a_second_bound() -> None:
 
 
 def test_so_many_start_at_once() -> None:
-    """Whoever comes while one starts waits for its first token, or its end, not for its answer."""
+    """Who would start waits for another's first token, or its end, and keeps nobody from a place.
+
+    A bound that is taken away lets all start.
+    """
 
     async def run() -> None:
         one = Admission(8, 100, 8, 60)
         one.resize(8, 100, 8, 60, most_starting=1)
-        first = await one.place("a", starts=True)
-        whole = await one.place("a")
-        second = asyncio.create_task(one.place("a", starts=True))
-        third = asyncio.create_task(one.place("a", starts=True))
+        first, second, third, fourth = [await one.place("a") for _ in range(4)]
+        await first.start()
+        others = [asyncio.create_task(place.start()) for place in (second, third, fourth)]
         await turns()
-        assert (one.places.held, one.places.starting, one.waiting) == (2, 1, 2)
+        assert (one.starts.held, one.waiting) == (1, 3)
+        (await one.place("a")).leave()
         first.begun()
         first.begun()
         await turns()
-        assert (second.done(), third.done(), one.places.held) == (True, False, 3)
-        (await second).leave()
+        assert [other.done() for other in others] == [True, False, False]
+        second.leave()
         await turns()
-        assert (third.done(), one.places.starting) == (True, 1)
-        for place in (first, whole, await third):
+        assert [other.done() for other in others] == [True, True, False]
+        one.resize(8, 100, 8, 60)
+        await turns()
+        assert others[2].done()
+        for place in (first, third, fourth):
             place.leave()
-        assert (one.places.held, one.places.starting) == (0, 0)
+        assert (one.places.held, one.starts.held, one.waiting) == (0, 0, 0)
+
+    asyncio.run(run())
+
+
+def test_who_is_cancelled_as_it_may_start_starts_nothing() -> None:
+    """Its turn goes to the next."""
+
+    async def run() -> None:
+        one = Admission(8, 100, 8, 60)
+        one.resize(8, 100, 8, 60, most_starting=1)
+        first, second, third = [await one.place("a") for _ in range(3)]
+        await first.start()
+        second_start, third_start = [asyncio.create_task(p.start()) for p in (second, third)]
+        await turns()
+        first.begun()
+        second_start.cancel()
+        await turns()
+        assert (second_start.cancelled(), third_start.done()) == (True, True)
+        for place in (first, second, third):
+            place.leave()
+        assert (one.starts.held, one.starts.waiting) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_waits_for_a_start_are_foreseen_by_first_tokens() -> None:
+    """Answers that take long to end say nothing of how soon another may start."""
+    now = 0.0
+
+    async def run() -> None:
+        nonlocal now
+        one = Admission(100, 100, 100, 1)
+        one.rate, one.start_rate = DrainRate(lambda: now), DrainRate(lambda: now)
+        one.resize(100, 100, 100, 1, most_starting=1)
+        running = [await one.place("a")]
+        await running[0].start()
+        for _ in range(20):
+            place = await one.place("a")
+            waiting = asyncio.create_task(place.start())
+            await turns()
+            now += 0.5
+            running[-1].begun()
+            await waiting
+            running.append(place)
+        assert one.start_rate.seconds_until(1) == pytest.approx(0.5, rel=0.1)
+        now += 100
+        assert len(running) == 21
+        late = await one.place("a")
+        running[-1].begun()
+        await late.start()
+        for place in (*running, late):
+            place.leave()
+        assert (one.places.held, one.starts.held) == (0, 0)
 
     asyncio.run(run())
 

@@ -59,7 +59,7 @@ def idle(api: Running) -> bool:
     lines = (state.chats, state.explanations, state.uploads)
     return (
         not any(one.places.held + one.tokens.held + one.waiting for one in lines)
-        and not any(one.places.starting for one in lines)
+        and not any(one.starts.held for one in lines)
         and not state.calls
         and state.bodies.held == 0
         and state.loader.ledger.held == 0
@@ -179,33 +179,55 @@ def test_a_stream_keeps_its_place_to_its_end() -> None:
 
 
 def test_a_stream_waits_for_the_first_token_of_another() -> None:
-    """With ``limits.max_starting`` 1 the second is asked for once the first has begun.
+    """With ``limits.max_starting`` 1 the engine gets the second once the first has begun.
 
-    A whole answer is not held up, and a client that leaves before its first token holds up nobody.
+    Whole answers and fetches are not held up by it, and a client that leaves before its first token
+    holds up nobody.
     """
     engine = FakeEngine(list(ENDLESS), pause=0.02, hung=True)
     stream = {**HELLO, "stream": True}
-    with limited(engine, "limits.max_starting=1") as api, ExitStack() as lines:
+    with ExitStack() as lines, stalling_host() as port:
+        api = lines.enter_context(
+            limited(
+                engine,
+                "limits.max_starting=1",
+                "limits.queue_seconds=60",
+                "media.allowed_networks=[127.0.0.0/8]",
+                f"media.allowed_ports=[{port}]",
+            )
+        )
+        clients = lines.enter_context(ExitStack())
         chats = api.app.state.api.chats
+        fetching = {**image(f"http://127.0.0.1:{port}/x.jpg"), "stream": True}
+        clients.enter_context(closing(begun(api, fetching)))
+        eventually(lambda: chats.places.held == 1)
         gone = begun(api, stream)
         eventually(lambda: engine.running == 1)
-        lines.enter_context(closing(begun(api, stream)))
-        eventually(lambda: chats.waiting == 1)
+        clients.enter_context(closing(begun(api, stream)))
+        eventually(lambda: chats.starts.waiting == 1)
+        clients.enter_context(closing(begun(api, HELLO)))
+        eventually(lambda: (engine.running, chats.starts.waiting) == (2, 1))
         gone.close()
-        eventually(lambda: (len(engine.requests), chats.waiting) == (2, 0))
-        lines.enter_context(closing(begun(api, stream)))
-        eventually(lambda: chats.waiting == 1)
+        eventually(lambda: (len(engine.requests), chats.starts.waiting) == (3, 0))
+        clients.enter_context(closing(begun(api, stream)))
+        eventually(lambda: chats.starts.waiting == 1)
         engine.hung = False
-        eventually(lambda: engine.running == 2)
-        assert chats.places.held == 2
-        lines.close()
+        eventually(lambda: engine.running == 3)
+        eventually(lambda: chats.starts.held == 0)
+        clients.close()
         eventually(lambda: idle(api))
-        engine.hung = True
-        lines.enter_context(closing(begun(api, stream)))
-        eventually(lambda: engine.running == 1)
-        lines.enter_context(closing(begun(api, HELLO)))
-        eventually(lambda: engine.running == 2)
-        lines.close()
+
+
+def test_who_waits_too_long_to_start_is_told_so() -> None:
+    """503, as for a place, and nothing is held afterwards."""
+    engine = FakeEngine(list(ENDLESS), pause=0.02, hung=True)
+    overrides = ("limits.max_starting=1", "limits.queue_seconds=0.1")
+    with limited(engine, *overrides) as api:
+        with closing(begun(api, {**HELLO, "stream": True})):
+            eventually(lambda: engine.running == 1)
+            answer = api.chat({**HELLO, "stream": True})
+            assert (answer.status_code, error_of(answer)["code"]) == (503, "overloaded")
+            assert "waited" in error_of(answer)["message"]
         eventually(lambda: idle(api))
 
 

@@ -193,7 +193,9 @@ def test_the_client_installs_alone(tmp_path: Path) -> None:
     assert [one.name for one in needed if one.marker is None] == ["requests"]
     assert set(re.findall(r"^Provides-Extra: (.+)$", text, re.MULTILINE)) == {
         "async",
+        "chat",
         "draw",
+        "pandas",
         "progress",
     }
 

@@ -383,14 +383,15 @@ def test_requests_are_copies_that_share_nothing() -> None:
 def test_an_engine_without_room_for_a_request_is_told_in_one_line_with_the_plans_advice(
     launch_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
-    """A KV cache too small: the engine's own words and figures, the plan's change, status 1."""
+    """A KV cache too small: foreseen, and told in the engine's own words and figures; status 1."""
     small = "engine.kv_cache_memory_bytes=4000000"
     server = launch_server(
         "--profile", "demo", "--set", small, environment={"XDG_STATE_HOME": str(tmp_path)}
     )
     assert server.ended(BOOT_SECONDS) == 1
     plan = plan_for(load_profile("demo", [small]), (), host=hardware.host())
-    *phases, told = server.lines
+    foreseen, *phases, told = server.lines
+    assert foreseen.startswith("serve: warnings: fit; ")
     log = Path(phases[0].split(maxsplit=1)[1])
     start = "serve: the engine did not start: ValueError: To serve at least one request with"
     assert told.startswith(start)

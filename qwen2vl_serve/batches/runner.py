@@ -221,12 +221,13 @@ class Runner:
                     return
                 failed = True
                 outcome = lines.refused(line_id, line.custom_id, request_id, error)
-            await asyncio.to_thread(self.store.append, batch, outcome, failed=failed)
+            # An answer that has no room yet is kept: asking again would cost its key twice.
+            await self._with_room(partial(self.store.append, batch, outcome, failed=failed))
             batch.completed += not failed
             batch.failed += failed
             self._counted("failed" if failed else "completed")
         except OSError as error:
-            # A full disk, say: asked again when there is room.
+            # A file that cannot be read or written now: asked again a little later.
             logger.error("batch %s: %s", batch.id, error)
             self._pause(batch.owner, None)
             waiting.appendleft(line)

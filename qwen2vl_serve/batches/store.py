@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +87,7 @@ class BatchStore:
     def __init__(self, folder: Path, *, ttl_seconds: float, max_bytes: int) -> None:
         self.folder = folder
         self.ttl_seconds = ttl_seconds
+        self._saving = threading.Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -145,11 +147,13 @@ class BatchStore:
         """Write what is known of a batch, as a whole or not at all."""
         path = self.folder / batch.id / "batch.json"
         aside = path.with_suffix(".new")
-        with aside.open("w", encoding="utf-8") as target:
-            target.write(batch.model_dump_json())
-            target.flush()
-            os.fsync(target.fileno())
-        aside.replace(path)
+        # Work on a batch and its client's cancellation save it at the same time.
+        with self._saving:
+            with aside.open("w", encoding="utf-8") as target:
+                target.write(batch.model_dump_json())
+                target.flush()
+                os.fsync(target.fileno())
+            aside.replace(path)
 
     def input(self, batch: Batch) -> Path:
         """Return the file with its requests."""

@@ -129,7 +129,7 @@ def deployment(
         kv_bytes_each=_kv_bytes(kv_dtype, dtype),
         kv_dtype=kv_dtype,
         block=engine.block_size or (CUDA_BLOCK if on_cards else CPU_BLOCK),
-        eager=bool(engine.enforce_eager) or captures.get("cudagraph_mode") in ("NONE", "none", 0),
+        eager=bool(engine.enforce_eager) or _captures_nothing(captures.get("cudagraph_mode")),
         split_vision=engine.mm_encoder_tp_mode != "data",
         picture=_largest(profile, architecture, length, batched, sequences),
         kv_cache_bytes=kv_bytes,
@@ -137,7 +137,7 @@ def deployment(
         offload_bytes=(engine.cpu_offload_gb or 0) * GIB,
         # Source: ``_set_cudagraph_sizes`` in ``config/vllm.py``.
         largest_graph=told
-        if isinstance(told := captures.get("max_cudagraph_capture_size"), int)
+        if type(told := captures.get("max_cudagraph_capture_size")) is int and told > 0
         else 1024
         if cards and cards[0].capability[0] == 10
         else 512,
@@ -239,3 +239,7 @@ def _largest(
     of_prompt = max(1, min(limit, length // tokens))
     items = max(1, min(budget // tokens, sequences * of_prompt))
     return Picture(kind, tokens, items, budget)
+
+
+def _captures_nothing(mode: object) -> bool:
+    return mode is not None and str(mode).upper() in ("NONE", "0")

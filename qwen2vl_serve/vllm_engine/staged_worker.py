@@ -1,19 +1,22 @@
-"""vLLM's CPU worker for pipeline stages that compile nothing."""
+"""vLLM's CPU worker for pipeline stages."""
 
 from __future__ import annotations
 
+from vllm.config import CompilationMode
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 
 class StagedWorker(CPUWorker):  # type: ignore[misc]  # vLLM ships no type information
-    """Computes one token before it is asked, in eager mode too.
+    """Computes one token before it is asked, where vLLM's own would leave out its warm-up.
 
     The first run allocates what a stage receives from the one before, for the longest step. On
-    cards vLLM makes one in every mode; its CPU worker makes none in eager mode, and the first
-    request kills the engine.
+    cards vLLM makes one in every mode; its CPU worker makes none where nothing is compiled, and
+    the first request kills the engine. Its second runner (V2) allocates when it loads the model.
     """
 
     def determine_available_memory(self) -> int:
         """Return the bytes of the KV cache, after the run."""
-        self.model_runner._dummy_run(1)
+        mode = self.compilation_config.mode
+        if mode == CompilationMode.NONE and not self.use_v2_model_runner:
+            self.model_runner._dummy_run(1)
         return int(super().determine_available_memory())

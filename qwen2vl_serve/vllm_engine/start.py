@@ -51,7 +51,7 @@ async def start_engine(profile: Profile) -> AsyncIterator[Engine]:
     arguments = profile.engine_args() | places(profile.engine.max_cpu_loras or 0)
     engines = arguments.pop("data_parallel_size")
     args = AsyncEngineArgs(**arguments)
-    if current_platform.is_cpu() and args.pipeline_parallel_size > 1 and args.enforce_eager:
+    if current_platform.is_cpu() and args.pipeline_parallel_size > 1:
         args.worker_cls = _STAGED_WORKER
     start = _one(profile, args) if engines == 1 else _several(profile, args, engines)
     async with start as engine:

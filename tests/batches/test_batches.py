@@ -451,6 +451,59 @@ def test_a_batch_waits_for_room_on_the_disk(
         eventually(lambda: saved(store, batch)["status"] == "completed")
 
 
+def test_an_answer_waits_for_room_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept meanwhile: asked for again it would be paid for twice."""
+    monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.01)
+    with served(profile(tmp_path), Keys()) as server, client(server.root) as ai:
+        store = server.app.state.batches.store
+        append, refused = store.append, []
+
+        def with_room(batch: Batch, line: bytes, *, failed: bool) -> None:
+            if len(refused) < 20:
+                refused.append(line)
+                refuse(errno.ENOSPC)()
+            append(batch, line, failed=failed)
+
+        monkeypatch.setattr(store, "append", with_room)
+        batch = ended(ai, begun(ai, many(3)))
+        assert (batch.status, len(refused)) == ("completed", 20)
+        assert batch.request_counts.completed == 3
+        assert set(outcomes(ai, batch.output_file_id)) == set(many(3))
+        assert len(server.engine.requests) == 3
+
+
+def test_a_cancellation_beside_other_work_on_the_batch_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both save it, on a disk that takes its time."""
+    fsync = os.fsync
+    with served(profile(tmp_path), Keys()) as server, client(server.root) as ai:
+        file = ai.files.create(file=("in.jsonl", jsonl(many(3))), purpose="batch")
+        slow, waits = threading.Event(), threading.Event()
+
+        def slowly(target: int) -> None:
+            if slow.is_set():
+                slow.clear()
+                waits.wait(60)
+            fsync(target)
+
+        monkeypatch.setattr(os, "fsync", slowly)
+        batch = ai.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        slow.set()
+        cancelled = threading.Thread(target=ai.batches.cancel, args=(batch.id,))
+        cancelled.start()
+        eventually(lambda: not slow.is_set())
+        waits.set()
+        cancelled.join(60)
+        last = ended(ai, batch)
+        assert last.status in ("cancelled", "completed")
+        assert not last.errors
+
+
 def test_what_expires_on_a_full_disk_is_told_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,6 +524,7 @@ def test_what_expires_on_a_full_disk_is_told_when_there_is_room(
         monkeypatch.setattr(store, "append", with_room)
         batch = ended(ai, begun(ai, many(5)))
         assert (batch.status, full.is_set()) == ("expired", True)
+        assert batch.request_counts.failed == 5
         assert set(outcomes(ai, batch.error_file_id)) == set(many(5))
 
 
