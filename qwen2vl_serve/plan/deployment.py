@@ -135,12 +135,7 @@ def deployment(
         kv_cache_bytes=kv_bytes,
         kv_cache_field=kv_field,
         offload_bytes=(engine.cpu_offload_gb or 0) * GIB,
-        # Source: ``_set_cudagraph_sizes`` in ``config/vllm.py``.
-        largest_graph=told
-        if type(told := captures.get("max_cudagraph_capture_size")) is int and told > 0
-        else 1024
-        if cards and cards[0].capability[0] == 10
-        else 512,
+        largest_graph=_largest_graph(captures.get("max_cudagraph_capture_size"), cards),
         flash=on_cards and not old,
         on_cards=on_cards,
         quantization=profile.model.quantization,
@@ -239,6 +234,16 @@ def _largest(
     of_prompt = max(1, min(limit, length // tokens))
     items = max(1, min(budget // tokens, sequences * of_prompt))
     return Picture(kind, tokens, items, budget)
+
+
+def _largest_graph(told: object, cards: Sequence[Card]) -> int:
+    """Return the largest batch with a graph. Source: ``_set_cudagraph_sizes``, ``config/vllm.py``.
+
+    What vLLM refuses to read is not counted with.
+    """
+    if isinstance(told, int) and not isinstance(told, bool) and told > 0:
+        return told
+    return 1024 if cards and cards[0].capability[0] == 10 else 512
 
 
 def _captures_nothing(mode: object) -> bool:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -474,34 +475,30 @@ def test_an_answer_waits_for_room_on_the_disk(
         assert len(server.engine.requests) == 3
 
 
-def test_a_cancellation_beside_other_work_on_the_batch_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both save it, on a disk that takes its time."""
-    fsync = os.fsync
+def test_a_batch_is_saved_by_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work on it and its cancellation: neither takes the other's file away, on a slow disk."""
+    fsync, slow, goes_on = os.fsync, threading.Event(), threading.Event()
+
+    def slowly(target: int) -> None:
+        if not slow.is_set():
+            slow.set()
+            goes_on.wait(60)
+        fsync(target)
+
     with served(profile(tmp_path), Keys()) as server, client(server.root) as ai:
-        file = ai.files.create(file=("in.jsonl", jsonl(many(3))), purpose="batch")
-        slow, waits = threading.Event(), threading.Event()
-
-        def slowly(target: int) -> None:
-            if slow.is_set():
-                slow.clear()
-                waits.wait(60)
-            fsync(target)
-
+        store = server.app.state.batches.store
+        batch = store.batches[ended(ai, begun(ai, many(1))).id]
+        eventually(lambda: saved(store, batch)["status"] == "completed")
         monkeypatch.setattr(os, "fsync", slowly)
-        batch = ai.batches.create(
-            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
-        )
-        slow.set()
-        cancelled = threading.Thread(target=ai.batches.cancel, args=(batch.id,))
-        cancelled.start()
-        eventually(lambda: not slow.is_set())
-        waits.set()
-        cancelled.join(60)
-        last = ended(ai, batch)
-        assert last.status in ("cancelled", "completed")
-        assert not last.errors
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(store.save, batch)
+            assert slow.wait(60)
+            second = pool.submit(store.save, batch)
+            wait([second], 0.5)  # alone it has ended by then
+            goes_on.set()
+            first.result(60)
+            second.result(60)
+        assert saved(store, batch)["status"] == "completed"
 
 
 def test_what_expires_on_a_full_disk_is_told_when_there_is_room(
