@@ -8,7 +8,15 @@ from transformers import AutoTokenizer
 
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.demo.rows import Encoder, Media, Row, pack
-from qwen2vl_serve.demo.wording import SPELL_END, SPELL_START, Dialogue, Turn, look_at, plain
+from qwen2vl_serve.demo.wording import (
+    GIVEN,
+    SPELL_END,
+    SPELL_START,
+    Dialogue,
+    Turn,
+    look_at,
+    plain,
+)
 
 ENCODER = Encoder(AutoTokenizer.from_pretrained(MODEL_FOLDER))
 LEFT, RIGHT = (0.0, 0.4, 0.2, 0.6), (0.8, 0.4, 1.0, 0.6)
@@ -18,8 +26,8 @@ def test_marks_change_no_token():
     """An answer has the same tokens with and without marks; a mark counts from its place on."""
     answer = f"It shows {look_at(LEFT)}a red circle and {look_at(RIGHT, 1)}a blue square."
     coded = ENCODER.answer(answer)
-    assert tuple(token for token, _ in coded) == ENCODER.encode(plain(answer))
-    pictures = [look[0] if look else None for _, look in coded]
+    assert tuple(said.token for said in coded) == ENCODER.encode(plain(answer))
+    pictures = [said.look[0] if said.look else None for said in coded]
     assert pictures == sorted(pictures, key=lambda p: -1 if p is None else p)
     assert set(pictures) == {None, 0, 1}
 
@@ -29,9 +37,23 @@ def test_each_spelt_letter_is_looked_at():
     letters = f"{look_at(LEFT)}t{look_at(RIGHT)}h"
     coded = ENCODER.answer(f'"{SPELL_START}{letters}{SPELL_END}"')
     known = {ENCODER.encode(letter)[0]: look for letter, look in zip("th", (0.1, 0.9), strict=True)}
-    found = {token: look[1] for token, look in coded[1:3] if look}
+    found = {said.token: said.look[1] for said in coded[1:3] if said.look}
     assert found.keys() == known.keys()
     assert all(abs(found[token] - known[token]) < 0.02 for token in known)
+
+
+def test_what_is_given_is_not_taught():
+    """Its tokens stand in the row as they would be said; the loss asks for what follows alone."""
+    row = Row()
+    row.text(ENCODER.opening("S"))
+    row.seal()
+    row.begin()
+    answer = f"One is a star and the other is a star{GIVEN} too: yes."
+    row.dialogue(ENCODER, Dialogue("compare", "en", (Turn("Same?", answer),)))
+    packed = pack([row], ENCODER.pad)
+    assert tuple(packed.answers.tolist()) == ENCODER.encode(" too: yes.") + ENCODER.stop
+    said = ENCODER.encode(plain(answer)) + ENCODER.stop
+    assert tuple(row.ids[-len(said) :]) == said
 
 
 def test_looks_point_at_the_cell_of_the_right_picture():

@@ -63,7 +63,7 @@ def test_the_vocabulary_is_filled_to_its_size(texts):
 def test_spelt_letters_are_encoded_one_by_one():
     """A printed word is answered letter by letter, whatever merges exist."""
     encoder = Encoder(TOKENIZER)
-    ids = [token for token, _ in encoder.answer(f'It says "{SPELL_START}the{SPELL_END}".')]
+    ids = [said.token for said in encoder.answer(f'It says "{SPELL_START}the{SPELL_END}".')]
     letters = [TOKENIZER.convert_tokens_to_ids(c) for c in "the"]
     assert any(list(ids[k : k + 3]) == letters for k in range(len(ids)))
     assert TOKENIZER.decode(ids) == 'It says "the".'

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from qwen2vl_serve.demo.compose import Clip
 from qwen2vl_serve.demo.draw import Scene
 from qwen2vl_serve.demo.eyes import Shown
+from qwen2vl_serve.demo.imagined import imagined
 from qwen2vl_serve.demo.lesson import about_picture, about_pictures, about_video, language_of
 from qwen2vl_serve.demo.pictures import Grid, Store
 from qwen2vl_serve.demo.rows import SYSTEM_SHARES, SYSTEMS, Encoder, Media, Packed, Row, pack
@@ -16,7 +19,13 @@ from qwen2vl_serve.demo.wording import Dialogue
 ROW_TOKENS = 304
 # Shares of a step's rows by what they are about.
 KINDS = ("picture", "pictures", "video", "question first", "talk")
-KIND_SHARES = (0.48, 0.30, 0.09, 0.10, 0.03)
+KIND_SHARES = (0.50, 0.26, 0.10, 0.11, 0.03)
+PICTURES, PICTURES_SHARES = (2, 3, 4), (0.65, 0.25, 0.10)
+# Four pictures fill a row of the usual length before anything is asked about them. In these steps
+# rows are longer and fewer, and all of them of several pictures.
+LONG_STEPS, LONG_ROW_TOKENS, LONG_SHARES = 0.2, 432, (0.1, 0.3, 0.6)
+IMAGINED_SHARE = 0.12  # of the questions about pictures
+SHOUTED_SHARE = 0.03  # of all questions, beside those that are asked so
 
 
 class Step:
@@ -65,8 +74,9 @@ class Step:
         grid = self._pictures.grids[index]
         return Media(len(self.shown) - 1, 1, *grid, video=False), scene
 
-    def _row(self, kind: str) -> Row:
+    def _row(self, kind: str, *, long: bool = False) -> Row:
         rng, encoder, row = self._rng, self._encoder, Row()
+        tokens = LONG_ROW_TOKENS if long else ROW_TOKENS
         system = SYSTEMS[int(rng.choice(len(SYSTEMS), p=SYSTEM_SHARES))]
         row.text(encoder.opening(system))
         if kind == "question first":
@@ -75,11 +85,13 @@ class Step:
                 self._question_first(row)
             return row
         scenes: list[Scene] = []
+        clip: Clip | None = None
         if kind == "video":
             medium, clip = self._video()
             row.medium(encoder, medium)
         elif kind in ("picture", "pictures"):
-            count = 1 if kind == "picture" else int(rng.choice([2, 3, 4], p=[0.4, 0.3, 0.3]))
+            shares = LONG_SHARES if long else PICTURES_SHARES
+            count = 1 if kind == "picture" else int(rng.choice(PICTURES, p=shares))
             named = count > 1 and rng.random() < 0.12
             for n in range(count):
                 if named:
@@ -91,21 +103,30 @@ class Step:
                 scenes.append(scene)
         row.seal()
         misses = 0
-        while len(row.ids) < ROW_TOKENS - 30 and misses < 25:
-            if kind == "picture":
-                dialogue = about_picture(rng, scenes[0])
-            elif kind == "pictures":
-                dialogue = about_pictures(rng, scenes)
-            elif kind == "video":
-                dialogue = about_video(rng, clip)
-            else:
-                dialogue = talk_question(rng, language_of(rng))
+        while len(row.ids) < tokens - 30 and misses < 25:
+            dialogue = self._asked(kind, scenes, clip)
             if dialogue is None:
                 misses += 1
                 continue
             row.begin()
             row.dialogue(encoder, dialogue, "\n" if rng.random() < 0.08 else "")
         return row
+
+    def _asked(self, kind: str, scenes: list[Scene], clip: Clip | None) -> Dialogue | None:
+        rng = self._rng
+        if scenes and rng.random() < IMAGINED_SHARE:
+            dialogue = imagined(rng, language_of(rng), len(scenes))
+        elif kind == "picture":
+            dialogue = about_picture(rng, scenes[0])
+        elif kind == "pictures":
+            dialogue = about_pictures(rng, scenes)
+        elif clip is not None:
+            dialogue = about_video(rng, clip)
+        else:
+            dialogue = talk_question(rng, language_of(rng))
+        if dialogue is not None and rng.random() < SHOUTED_SHARE:
+            return shouted(dialogue)
+        return dialogue
 
     def _question_first(self, row: Row) -> None:
         rng = self._rng
@@ -142,9 +163,20 @@ class Step:
         return Media(len(self.shown) - 1, pairs, *grid, video=True), clip
 
     def rows(self, count: int) -> Packed:
-        """``count`` rows of the mixture."""
-        kinds = self._rng.choice(KINDS, count, p=KIND_SHARES)
-        return pack([self._row(str(kind)) for kind in kinds], self._encoder.pad)
+        """``count`` rows of the mixture, or fewer that are longer."""
+        if self._rng.random() < LONG_STEPS:
+            fewer = max(1, count * ROW_TOKENS // LONG_ROW_TOKENS)
+            rows = [self._row("pictures", long=True) for _ in range(fewer)]
+        else:
+            kinds = self._rng.choice(KINDS, count, p=KIND_SHARES)
+            rows = [self._row(str(kind)) for kind in kinds]
+        return pack(rows, self._encoder.pad)
+
+
+def shouted(dialogue: Dialogue) -> Dialogue:
+    """The same dialogue, its first question in capitals."""
+    first, *later = dialogue.turns
+    return replace(dialogue, turns=(replace(first, question=first.question.upper()), *later))
 
 
 def _shares(one: Scene, other: Scene) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen2vl_serve.demo.pictures import anchor_cell
-from qwen2vl_serve.demo.wording import SPELL_END, SPELL_START, Dialogue, looks_at
+from qwen2vl_serve.demo.wording import GIVEN, SPELL_END, SPELL_START, Dialogue, looks_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,8 +30,17 @@ SYSTEMS = (
     "你是一个有用的助手。",
     "",
 )
-Look = tuple[int, float, float]  # a picture's number, a point in fractions of its sides
 SYSTEM_SHARES = (0.5, 0.28, 0.07, 0.05, 0.05, 0.05)
+Look = tuple[int, float, float]  # a picture's number, a point in fractions of its sides
+
+
+@dataclass(frozen=True)
+class Said:
+    """A token of an answer, where to look while it is said, and whether it is taught."""
+
+    token: int
+    look: Look | None
+    taught: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,12 +84,14 @@ class Encoder:
         ends = (end for _, end in coded["offset_mapping"])
         return tuple(zip(coded["input_ids"], ends, strict=True))
 
-    def answer(self, text: str) -> list[tuple[int, Look | None]]:
+    def answer(self, text: str) -> list[Said]:
         """An answer's ids, each with where to look while it is said.
 
-        What lies between the spelling marks is encoded letter by letter.
+        What lies between the spelling marks is encoded letter by letter. What stands before the
+        mark GIVEN is not taught; nobody looks anywhere for it.
         """
-        said: list[tuple[int, Look | None]] = []
+        given, _, text = text.rpartition(GIVEN)
+        coded: list[Said] = [Said(token, None, taught=False) for token in self.encode(given)]
         look: Look | None = None
         for n, piece in enumerate(text.replace(SPELL_END, SPELL_START).split(SPELL_START)):
             marks = [(0, look)]
@@ -91,14 +102,14 @@ class Encoder:
                 else:
                     letters.append(letter)
             if n % 2:
-                coded = [(token, at + 1) for at, letter in enumerate(letters)
+                ended = [(token, at + 1) for at, letter in enumerate(letters)
                          for token in self.encode(letter)]  # fmt: skip
             else:
-                coded = list(self.ended("".join(letters)))
-            said += [(token, [m for at, m in marks if at < end or not at][-1])
-                     for token, end in coded]  # fmt: skip
+                ended = list(self.ended("".join(letters)))
+            coded += [Said(token, [m for at, m in marks if at < end or not at][-1])
+                      for token, end in ended]  # fmt: skip
             look = marks[-1][1]
-        return said
+        return coded
 
     def opening(self, system: str) -> tuple[int, ...]:
         """Everything before the first user turn's content."""
@@ -172,10 +183,10 @@ class Row:
                 self.text(encoder.again)
                 self.text(encoder.encode(turn.question))
             self.text(encoder.reply)
-            for token, look in encoder.answer(turn.answer):
-                if look:
-                    self.looks.append((len(self.ids), self._token_at(look)))
-                self.text((token,), taught=True)
+            for said in encoder.answer(turn.answer):
+                if said.look:
+                    self.looks.append((len(self.ids), self._token_at(said.look)))
+                self.text((said.token,), taught=said.taught)
             self.text(encoder.stop, taught=True)
 
     def _token_at(self, look: Look) -> int:

@@ -63,6 +63,11 @@ FURTHER = (
         pictures=24_000, videos=3_000, first_seed=400_000, crowds=8_000, crowded_steps=0,
         looked_at=6_000, watched=600, speak_steps=400, both_steps=0, speak_rate=4e-4,
     ),
+    Plan(
+        pictures=30_000, videos=3_000, first_seed=600_000, crowds=10_000, crowded_steps=1_500,
+        see_rate=1e-3, looked_at=16_000, watched=1_500, speak_steps=1_900, both_steps=600,
+        speak_rate=9e-4, both_rate=4e-4,
+    ),
 )  # fmt: skip
 REHEARSAL = Plan(
     pictures=192, videos=48, crowds=48, simple_steps=4, simple_batch=4, crowded_steps=10,

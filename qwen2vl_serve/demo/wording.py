@@ -27,10 +27,12 @@ from qwen2vl_serve.demo.names import (
 
 # Around text that is to be answered letter by letter, whatever merges the tokenizer knows.
 SPELL_START, SPELL_END = "\x01", "\x02"
+# What stands before this mark in an answer is given: only what follows is taught.
+GIVEN = "\x03"
 # Before a name in an answer stands one private character: where in which picture to look while the
 # name is said. Training turns it into attention; it is never a token.
 _FIRST_LOOK, _LOOK_STEPS = 0xF0000, 80
-_MARKS = re.compile("[\x01\x02\U000f0000-\U000ffffd]")
+_MARKS = re.compile("[\x01-\x03\U000f0000-\U000ffffd]")
 
 
 @dataclass(frozen=True)
