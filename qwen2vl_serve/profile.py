@@ -176,6 +176,13 @@ class Profile(Section):
         return each * engine.data_parallel_size
 
     @property
+    def worker_in_core(self) -> bool:
+        """Whether an engine on the CPU computes in its core's process: it has one worker."""
+        engine = self.engine
+        one = engine.tensor_parallel_size * engine.pipeline_parallel_size == 1
+        return one and engine.distributed_executor_backend is None
+
+    @property
     def log_path(self) -> Path:
         """The file that keeps the engine's log; its folder may not exist yet."""
         if self.server.log_file is not None:

@@ -173,7 +173,8 @@ class EngineSection(Section):
     distributed_executor_backend: Literal["mp", "ray"] | None = Field(
         default=None,
         description="How workers are started: `mp` on this machine, `ray` on the machines of a Ray "
-        "cluster, which needs cards. Unset: vLLM chooses, `mp` on one machine.",
+        "cluster, which needs cards. Unset: vLLM chooses, `mp` on one machine; on a CPU an "
+        "engine's only worker computes in the engine's own process.",
     )
     max_num_seqs: Positive | None = Field(
         default=None, description="Most requests that are computed at the same time."

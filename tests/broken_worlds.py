@@ -217,10 +217,10 @@ def every_worker_takes_the_whole_share(lab: Lab) -> World:
 
 
 @breaks("memory", "fatal", "engine.kv_cache_memory_bytes: 1 × 1 GiB of KV cache",
-        "0.0 GiB of weights and 1.6 GiB of processes", "2.5 GiB of memory are free",
+        "0.0 GiB of weights and 1.2 GiB of processes", "2.0 GiB of memory are free",
         "lower it")  # fmt: skip
 def memory_for_the_cache_alone(lab: Lab) -> World:
-    lab.memory(4, free=2.5)
+    lab.memory(4, free=2)
     return lab.world()
 
 
@@ -244,7 +244,7 @@ def released_7b(lab: Lab, *overrides: str) -> World:
     return lab.world("model=Qwen/Qwen2-VL-7B-Instruct", *overrides)
 
 
-@breaks("memory", "fatal", "GiB of weights and 1.6", "a smaller model")
+@breaks("memory", "fatal", "GiB of weights and 1.2", "a smaller model")
 def weights_beyond_memory(lab: Lab) -> World:
     lab.memory(32, free=30)
     return released_7b(lab)

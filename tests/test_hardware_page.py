@@ -47,7 +47,7 @@ def test_the_profile_without_cards_says_what_memory_it_takes(name: str) -> None:
         f"{math.ceil(taken)}"
     ]
     least = load_profile("demo", ["engine.kv_cache_memory_bytes=268435456"])
-    for free, told in ((2.0, Verdict.FITS), (1.8, Verdict.NO)):
+    for free, told in ((1.6, Verdict.FITS), (1.4, Verdict.NO)):
         assert plan_for(least, (), host=Host((0,), free, free)).verdict is told
     lacking = [card.name for card in table() if card.capability < (7, 5)]
     assert " / ".join(lacking) in text.splitlines()[-1]

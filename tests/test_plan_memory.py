@@ -249,7 +249,7 @@ def test_on_the_cpu_a_share_has_to_be_free() -> None:
     refused = on_cpu(half_used, gpu_memory_utilization=0.5)
     assert refused.verdict is Verdict.NO
     assert refused.problems[0].field == "engine.gpu_memory_utilization"
-    told = "8.0 GiB are a share of 0.5 of the memory, 9.6 with the server's processes, and 7.0 GiB"
+    told = "8.0 GiB are a share of 0.5 of the memory, 9.2 with the server's processes, and 7.0 GiB"
     assert told in str(refused.problems[0])
     assert find_remedies(refused, half_used)[0].plan.profile.engine.gpu_memory_utilization == 0.3
     # The share would be free, but for the processes that are started before it is looked for.

@@ -198,12 +198,12 @@ def test_a_cpus_cache_is_raised_in_its_own_field() -> None:
 
 def test_a_cache_that_is_not_free_is_made_smaller() -> None:
     """Halves, until the server's processes have room beside it; never less than one request."""
-    for free, expected in ((3.0, None), (2.5, 2**29), (2.0, 2**28), (1.7, 2**25)):
+    for free, expected in ((2.5, None), (2.0, 2**29), (1.6, 2**28), (1.3, 2**25)):
         host = Host((0,), memory_gib=4.0, available_gib=free)
         remedies = find_remedies(plan_for(load_profile("demo"), (), host=host), host)
         told = [values(remedy) for remedy in remedies]
         assert told == ([{"engine.kv_cache_memory_bytes": expected}] if expected else [])
-    host = Host((0,), memory_gib=4.0, available_gib=1.5)
+    host = Host((0,), memory_gib=4.0, available_gib=1.2)
     assert find_remedies(plan_for(load_profile("demo"), (), host=host), host) == ()
 
 

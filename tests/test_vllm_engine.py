@@ -404,23 +404,35 @@ def test_an_engine_without_room_for_a_request_is_told_in_one_line_with_the_plans
     assert "Traceback" in log.read_text("utf-8")
 
 
+def test_the_only_worker_computes_in_the_engines_process(server: ServerProcess) -> None:
+    """The engine core has no process beside it, and one processor less than the server."""
+    core = core_of(server)
+    assert core.children() == []
+    allowed = set(psutil.Process(server.process.pid).cpu_affinity())
+    taken = set(core.cpu_affinity())
+    assert taken <= allowed
+    assert len(taken) <= max(1, len(allowed) - 1)
+
+
 def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_1(
     launch_server: Callable[..., ServerProcess],
 ) -> None:
-    """kill -9 of the engine: no [DONE], readiness red, an exit status that is not 0."""
-    server = launch_server("--profile", "demo")
+    """kill -9 of an engine with a worker apart: no [DONE], readiness red, a status that is not 0."""
+    server = launch_server("--profile", "demo", "--set", "engine.distributed_executor_backend=mp")
     server.wait_ready()
+    (worker,) = core_of(server).children()
+    assert "Worker" in worker.name()
     body = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 3900}
     answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=60)
     events = answer.iter_lines()
     next(events)
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    core = next(child for child in children if "EngineCore" in child.name())
+    core = core_of(server)
     os.kill(core.pid, signal.SIGKILL)
     rest = [line for line in events if line]
     assert json.loads(rest[-1].removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
     assert server.ended() == 1
     assert not psutil.pid_exists(core.pid) or psutil.Process(core.pid).status() == "zombie"
+    eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
 
 def core_of(server: ServerProcess) -> psutil.Process:

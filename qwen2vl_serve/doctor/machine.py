@@ -142,7 +142,8 @@ def memory(world: World) -> Finding:
         return _share(world, host, machines)
     workers, cache = profile.workers, each / hardware.GIB
     weights = _weights(profile, host, machines)
-    processes = process_bytes(workers, profile.engine.data_parallel_size) / hardware.GIB
+    engines, in_core = profile.engine.data_parallel_size, profile.worker_in_core
+    processes = process_bytes(workers, engines, in_core=in_core) / hardware.GIB
     parts = (
         f"{workers} × {cache:g} GiB of KV cache, {weights:.1f} GiB of weights and "
         f"{processes:.1f} GiB of processes"
@@ -158,10 +159,12 @@ def memory(world: World) -> Finding:
 
 
 def _share(world: World, host: hardware.Host, machines: Machines) -> Finding:
-    workers, engines = world.profile.workers, world.profile.engine.data_parallel_size
+    profile = world.profile
+    workers, engines = profile.workers, profile.engine.data_parallel_size
     nodes = len(list(MEMORY_NODES.glob("node[0-9]*"))) or 1
     each = host.memory_gib / nodes * world.utilization
-    taken = shares_bytes(each * hardware.GIB, workers, engines) / hardware.GIB
+    share, in_core = each * hardware.GIB, profile.worker_in_core
+    taken = shares_bytes(share, workers, engines, in_core=in_core) / hardware.GIB
     found = (
         f"{host.available_gib:.1f} GiB of memory are free, {workers} × {each:.1f} are taken, "
         f"{taken:.1f} with the server's processes"
@@ -174,7 +177,7 @@ def _share(world: World, host: hardware.Host, machines: Machines) -> Finding:
             "kills it",
             "set hardware.cpu_kvcache_gib, or lower engine.gpu_memory_utilization",
         )
-    weights = _weights(world.profile, host, machines)
+    weights = _weights(profile, host, machines)
     if weights > each * workers:
         return fatal(
             f"engine.gpu_memory_utilization: {found}, and the weights alone are {weights:.1f}",

@@ -286,9 +286,9 @@ def _host_room(plan: Deployment, stages: tuple[StagePlan, ...], host: Host | Non
 def host_bytes(plan: Deployment, stages: tuple[StagePlan, ...]) -> float:
     """Return what a server on the CPU takes of the memory: processes, weights and KV cache."""
     if plan.kv_cache_bytes is None:
-        return shares_bytes(stages[0].share, plan.cards, plan.replicas)
+        return shares_bytes(stages[0].share, plan.cards, plan.replicas, in_core=plan.worker_in_core)
     return (
-        process_bytes(plan.cards, plan.replicas)
+        process_bytes(plan.cards, plan.replicas, in_core=plan.worker_in_core)
         + host_weights(plan, stages)
         + plan.kv_cache_bytes * plan.cards
     )

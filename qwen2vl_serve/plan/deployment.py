@@ -72,6 +72,7 @@ class Deployment:
     largest_graph: int
     flash: bool
     on_cards: bool
+    worker_in_core: bool
     quantization: str | None
 
     @property
@@ -138,6 +139,7 @@ def deployment(
         largest_graph=_largest_graph(captures.get("max_cudagraph_capture_size"), cards),
         flash=on_cards and not old,
         on_cards=on_cards,
+        worker_in_core=profile.worker_in_core,
         quantization=profile.model.quantization,
     )
 

@@ -34,8 +34,9 @@ from qwen2vl_serve.vllm_engine.rank import rank
 from qwen2vl_serve.vllm_engine.shared_figures import SharedFigures
 
 _CPUS = "VLLM_CPU_OMP_THREADS_BIND"
-# A name, since each worker's process imports it.
+# Names, since each worker's process imports them.
 _STAGED_WORKER = "qwen2vl_serve.vllm_engine.staged_worker.StagedWorker"
+_WITHIN_CORE = "qwen2vl_serve.vllm_engine.within_core.WithinCore"
 
 
 @asynccontextmanager
@@ -53,6 +54,8 @@ async def start_engine(profile: Profile) -> AsyncIterator[Engine]:
     args = AsyncEngineArgs(**arguments)
     if current_platform.is_cpu() and args.pipeline_parallel_size > 1:
         args.worker_cls = _STAGED_WORKER
+    if current_platform.is_cpu() and profile.worker_in_core:
+        args.distributed_executor_backend = _WITHIN_CORE
     start = _one(profile, args) if engines == 1 else _several(profile, args, engines)
     async with start as engine:
         # vLLM's front end asks the environment for one of its variables at every token. Its own
