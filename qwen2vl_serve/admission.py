@@ -27,12 +27,16 @@ _MEMORY_SECONDS = 30.0
 
 
 class Refused(Exception):
-    """No place; ``reason`` is a label of the metric, ``text`` says it to the client."""
+    """No place; ``text`` says it to the client, ``reason`` and ``limit`` are labels of the metric.
 
-    def __init__(self, reason: str, text: str) -> None:
+    ``limit`` is the profile's field that it is the bound of, empty where there is none.
+    """
+
+    def __init__(self, reason: str, text: str, limit: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
-        self.text = text
+        self.text = f"{text} ({limit})" if limit else text
+        self.limit = limit
 
 
 @dataclass(slots=True, eq=False)
@@ -51,9 +55,20 @@ class Line:
 
     At most ``max_waiting`` wait. A newcomer to a full line takes the place of the newest of the
     key that has the most there, if its own has at least two fewer: a flood displaces itself.
+
+    ``limit`` is the profile's field that sets the capacity, ``rate`` how fast it becomes free.
     """
 
-    def __init__(self, capacity: int, max_waiting: float = math.inf) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        max_waiting: float = math.inf,
+        *,
+        limit: str = "",
+        rate: DrainRate | None = None,
+    ) -> None:
+        self.limit = limit
+        self.rate = rate or DrainRate()
         self.capacity = capacity
         self.max_waiting = max_waiting
         self.held = 0
@@ -132,7 +147,9 @@ class Line:
     def _expire(self, waiter: _Waiter, seconds: float) -> None:
         self._send_away(
             waiter,
-            Refused("late", f"The request waited {seconds:.3g} s and it was not its turn yet"),
+            self._refused(
+                "late", f"The request waited {seconds:.3g} s and it was not its turn yet"
+            ),
         )
         self.admit()
 
@@ -166,7 +183,22 @@ class Line:
         return longest if fair else None
 
     def _full(self, reason: str) -> Refused:
-        return Refused(reason, f"The server is full, and {self.waiting} requests wait already")
+        text = f"The server is full, and {self.waiting} requests wait already"
+        return self._refused(reason, text)
+
+    def slow(self, key: str, most: float, bound: float) -> Refused | None:
+        """Return why a request of ``key`` need not wait: not for ``most`` of ``bound`` seconds."""
+        seconds = self.rate.seconds_until(self.ahead(key) + 1)
+        if seconds <= max(most, _UNFORESEEN_SECONDS):
+            return None
+        return self._refused(
+            "slow",
+            f"The server is full; the request's turn would come in about {seconds:.2g} s, and "
+            f"none waits longer than {bound:g} s",
+        )
+
+    def _refused(self, reason: str, text: str) -> Refused:
+        return Refused(reason, text, self.limit)
 
     def _send_away(self, waiter: _Waiter, refusal: Refused) -> None:
         self._forget(waiter)
@@ -235,7 +267,8 @@ class Bodies:
             Refused: there is no room for them.
         """
         if self.held + size > self.capacity:
-            raise Refused("bytes", f"The server holds {self.held} bytes of requests already")
+            text = f"The server holds {self.held} bytes of requests already"
+            raise Refused("bytes", text, "limits.max_held_body_bytes")
         self.held += size
 
     def give_back(self, size: int) -> None:
@@ -249,8 +282,9 @@ class Admission:
     At most ``most`` answers are worked on at once, with at most ``most_tokens`` visual tokens,
     and ``most_starting`` of those that are streamed (None: any number) have no token yet;
     ``max_waiting`` requests wait for that, each at most ``seconds``: who would wait for longer, as
-    fast as places become free at present, is refused at once. ``refused`` is told the reason of
-    every refusal, ``waited`` the seconds of every wait.
+    fast as places become free at present, is refused at once. ``limit`` is the profile's field
+    that says ``most``. ``refused`` is told the reason and the limit of every refusal, ``waited``
+    the seconds of every wait.
     """
 
     def __init__(
@@ -260,16 +294,16 @@ class Admission:
         max_waiting: int = 0,
         seconds: float = 0.0,
         *,
-        refused: Callable[[str], object] = lambda _: None,
+        limit: str = "",
+        refused: Callable[[str, str], object] = lambda *_: None,
         waited: Callable[[float], object] = lambda _: None,
     ) -> None:
-        self.places = Line(most, max_waiting)
-        # Whoever waits for tokens has a place, so that there are never many.
-        self.tokens = Line(most_tokens)
-        self.starts = Line(sys.maxsize)
+        self.places = Line(most, max_waiting, limit=limit)
+        # Whoever waits for tokens has a place, so that there are never many. They become free as
+        # places do.
+        self.tokens = Line(most_tokens, limit="limits.max_visual_tokens", rate=self.places.rate)
+        self.starts = Line(sys.maxsize, limit="limits.max_starting")
         self.seconds = seconds
-        self.rate = DrainRate()
-        self.start_rate = DrainRate()
         self._refused = refused
         self._waited = waited
 
@@ -300,7 +334,7 @@ class Admission:
             Overloaded: it would be refused, so that its body need not be read.
         """
         if not self.places.has_room(1):
-            refusal = self._refusal(self.places, self.rate, key, self.seconds)
+            refusal = self._refusal(self.places, key, self.seconds)
             if refusal is not None:
                 raise self.overloaded(refusal)
 
@@ -313,65 +347,54 @@ class Admission:
         place = Place(self, key)
         if self.places.has_room(answers):
             if not self.tokens.waiting:
-                self.rate.free()
+                self.places.rate.free()
             place.answers = await self.places.enter(key, answers, 0.0)
         else:
-            place.answers = await self._wait(self.places, self.rate, place, answers)
+            place.answers = await self._wait(self.places, place, answers)
         return place
 
     async def weigh(self, place: Place, tokens: int) -> int:
         """Wait until that many visual tokens may be worked on; see ``Place.weigh``."""
         if self.tokens.has_room(tokens):
             return await self.tokens.enter(place.key, tokens, 0.0)
-        return await self._wait(self.tokens, self.rate, place, tokens)
+        return await self._wait(self.tokens, place, tokens)
 
     async def start(self, place: Place) -> None:
         """Wait until one more answer may be without a token; see ``Place.start``."""
         if self.starts.has_room(1):
-            self.start_rate.free()
+            self.starts.rate.free()
             await self.starts.enter(place.key, 1, 0.0)
         else:
-            await self._wait(self.starts, self.start_rate, place, 1)
+            await self._wait(self.starts, place, 1)
 
-    async def _wait(self, line: Line, rate: DrainRate, place: Place, size: int) -> int:
-        rate.full()
+    async def _wait(self, line: Line, place: Place, size: int) -> int:
+        line.rate.full()
         begun = time.monotonic()
         left = max(self.seconds - place.waited, 0.0)
         try:
-            if (refusal := self._refusal(line, rate, place.key, left)) is not None:
+            if (refusal := self._refusal(line, place.key, left)) is not None:
                 raise refusal
             return await line.enter(place.key, size, left)
         except Refused as refusal:
-            raise self.overloaded(refusal, line, rate) from None
+            raise self.overloaded(refusal, line) from None
         finally:
             seconds = time.monotonic() - begun
             place.waited += seconds
             self._waited(seconds)
 
-    def _refusal(self, line: Line, rate: DrainRate, key: str, most: float) -> Refused | None:
+    def _refusal(self, line: Line, key: str, most: float) -> Refused | None:
         """Return why a request of ``key`` may not wait for ``most`` seconds; None if it may."""
-        if (full := line.refusal(key)) is not None:
-            return full
-        seconds = rate.seconds_until(line.ahead(key) + 1)
-        if seconds <= max(most, _UNFORESEEN_SECONDS):
-            return None
-        return Refused(
-            "slow",
-            f"The server is full; the request's turn would come in about {seconds:.2g} s, and "
-            f"none waits longer than {self.seconds:g} s",
-        )
+        return line.refusal(key) or line.slow(key, most, self.seconds)
 
-    def overloaded(
-        self, refusal: Refused, line: Line | None = None, rate: DrainRate | None = None
-    ) -> Overloaded:
+    def overloaded(self, refusal: Refused, line: Line | None = None) -> Overloaded:
         """Return the error that tells of a refusal, and count it.
 
-        ``line`` and ``rate`` are those of what it waited for, places unless given.
+        ``line`` is what it waited for, places unless given.
         """
-        self._refused(refusal.reason)
-        line, rate = line or self.places, rate or self.rate
-        rate.full()
-        seconds = rate.retry_after(line.waiting + 1)
+        self._refused(refusal.reason, refusal.limit)
+        line = line or self.places
+        line.rate.full()
+        seconds = line.rate.retry_after(line.waiting + 1)
         return Overloaded(
             f"{refusal.text}: try again in {seconds} s.",
             retry_after=seconds,
@@ -414,7 +437,7 @@ class Place:
         """Let another answer start, as this one has a token; further calls do nothing."""
         if self.starting:
             self.starting = False
-            self._admission.start_rate.ended()
+            self._admission.starts.rate.ended()
             self._admission.starts.leave(1)
 
     def leave(self) -> None:
@@ -424,7 +447,7 @@ class Place:
         self._left = True
         self.begun()
         admission = self._admission
-        admission.rate.ended()
+        admission.places.rate.ended()
         admission.places.leave(self.answers)
         if self.tokens:
             admission.tokens.leave(self.tokens)

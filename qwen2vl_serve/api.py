@@ -74,7 +74,7 @@ class API:
         # What the engine was started with, whatever a profile that is read again says.
         self.tools = profile.server.tools != "off"
         self.most_shown = profile.media.limit_mm_per_prompt
-        self.chats = self.admission("chat", profile.limits.max_in_flight)
+        self.chats = self.admission("chat", profile.limits.max_in_flight, "limits.max_in_flight")
         self.bodies = BodyReader(self.chats.overloaded)
         self.explanations = self.admission("explain", EXPLAIN_AT_ONCE)
         self.uploads = self.admission("upload", uploads.AT_ONCE)
@@ -346,12 +346,16 @@ class API:
             EXPLAIN_AT_ONCE, limits.max_visual_tokens, EXPLAIN_AT_ONCE, limits.queue_seconds
         )
 
-    def admission(self, kind: str, most: int) -> Admission:
-        """Return places of their own for one kind of request, counted under its name."""
+    def admission(self, kind: str, most: int, limit: str = "") -> Admission:
+        """Return places of their own for one kind of request, counted under its name.
+
+        ``limit`` is the profile's field that says how many.
+        """
         counts = self.metrics
         one = Admission(
             most,
-            refused=lambda reason: counts.refused.labels(kind, reason).inc(),
+            limit=limit,
+            refused=lambda reason, field: counts.refused.labels(kind, reason, field).inc(),
             waited=counts.waited.observe,
         )
         counts.admitted.labels(kind).set_function(lambda: one.places.held)

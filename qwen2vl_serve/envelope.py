@@ -89,8 +89,8 @@ class Metrics:
         )
         self.refused = Counter(
             "qwen2vl_admission_refused",
-            "Requests sent away because the server was full, by kind and reason",
-            ["kind", "reason"],
+            "Requests sent away because the server was full: kind, reason, and the profile's limit",
+            ["kind", "reason", "limit"],
             registry=self.registry,
         )
         self.batches = Gauge(

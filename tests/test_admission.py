@@ -293,17 +293,19 @@ def test_refusals_are_counted_and_say_when_to_come_again() -> None:
     """The error carries its own Retry-After, and the metric its reason."""
 
     async def run() -> None:
-        reasons: list[str] = []
+        reasons: list[tuple[str, str]] = []
         waits: list[float] = []
-        one = Admission(1, refused=reasons.append, waited=waits.append)
+        one = Admission(
+            1, limit="most", refused=lambda *why: reasons.append(why), waited=waits.append
+        )
         place = await one.place("a")
         assert waits == [], "who does not wait is not measured"
-        with pytest.raises(Overloaded) as caught:
+        with pytest.raises(Overloaded, match=r"wait already \(most\): try again in 1 s") as caught:
             await one.place("b")
         assert caught.value.retry_after == 1
         with pytest.raises(Overloaded):
             one.require_room("b")
-        assert (reasons, len(waits)) == (["full", "full"], 1)
+        assert (reasons, len(waits)) == ([("full", "most")] * 2, 1)
         place.leave()
         place.leave()
         assert one.places.held == 0
@@ -343,14 +345,14 @@ def test_who_would_wait_too_long_is_refused_at_once() -> None:
 
     async def run() -> None:
         reasons: list[str] = []
-        one = Admission(1, 1, 100, 1.2, refused=reasons.append)
+        one = Admission(1, 1, 100, 1.2, refused=lambda reason, _: reasons.append(reason))
         clock = Clock()
-        one.rate = DrainRate(clock)
+        one.places.rate = DrainRate(clock)
         place = await one.place("a")
-        one.rate.full()
+        one.places.rate.full()
         for _ in range(200):
             clock.now += 0.52
-            one.rate.ended()
+            one.places.rate.ended()
         waiting = [asyncio.create_task(one.place("a")) for _ in range(2)]
         await turns()
         one.require_room("b")  # its turn comes after the first of "a"'s
@@ -377,14 +379,14 @@ def test_a_short_wait_is_tried() -> None:
 
     async def run() -> None:
         reasons: list[str] = []
-        one = Admission(1, 1, 100, 0.02, refused=reasons.append)
+        one = Admission(1, 1, 100, 0.02, refused=lambda reason, _: reasons.append(reason))
         clock = Clock()
-        one.rate = DrainRate(clock)
+        one.places.rate = DrainRate(clock)
         place = await one.place("a")
-        one.rate.full()
+        one.places.rate.full()
         for _ in range(200):
             clock.now += 0.05
-            one.rate.ended()
+            one.places.rate.ended()
         waiting = asyncio.create_task(one.place("a"))
         await turns()
         place.leave()
@@ -402,9 +404,9 @@ def test_before_anything_has_ended_requests_may_wait() -> None:
 
     async def run() -> None:
         reasons: list[str] = []
-        one = Admission(1, 1, 100, 30.0, refused=reasons.append)
+        one = Admission(1, 1, 100, 30.0, refused=lambda reason, _: reasons.append(reason))
         clock = Clock()
-        one.rate = DrainRate(clock)
+        one.places.rate = DrainRate(clock)
         await one.place("a")
         for _ in range(3):
             asyncio.create_task(one.place("a"))  # noqa: RUF006  (dropped with its loop)
@@ -500,7 +502,7 @@ def test_waits_for_a_start_are_foreseen_by_first_tokens() -> None:
     async def run() -> None:
         nonlocal now
         one = Admission(100, 100, 100, 1)
-        one.rate, one.start_rate = DrainRate(lambda: now), DrainRate(lambda: now)
+        one.places.rate, one.starts.rate = DrainRate(lambda: now), DrainRate(lambda: now)
         one.resize(100, 100, 100, 1, most_starting=1)
         running = [await one.place("a")]
         await running[0].start()
@@ -512,7 +514,7 @@ def test_waits_for_a_start_are_foreseen_by_first_tokens() -> None:
             running[-1].begun()
             await waiting
             running.append(place)
-        assert one.start_rate.seconds_until(1) == pytest.approx(0.5, rel=0.1)
+        assert one.starts.rate.seconds_until(1) == pytest.approx(0.5, rel=0.1)
         now += 100
         assert len(running) == 21
         late = await one.place("a")
@@ -521,6 +523,25 @@ def test_waits_for_a_start_are_foreseen_by_first_tokens() -> None:
         for place in (*running, late):
             place.leave()
         assert (one.places.held, one.starts.held) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_a_refusal_names_the_limit_that_was_reached() -> None:
+    """Of places, visual tokens and starts, whichever it waited for."""
+
+    async def run() -> None:
+        limits: list[str] = []
+        one = Admission(2, 10, 8, 0.01, limit="most", refused=lambda _, limit: limits.append(limit))
+        one.resize(2, 10, 8, 0.01, most_starting=1)
+        places = [await one.place("a") for _ in range(2)]
+        await places[0].weigh(10)
+        await places[0].start()
+        for wait in (places[1].weigh(10), places[1].start(), one.place("a")):
+            with pytest.raises(Overloaded) as caught:
+                await wait
+            assert f"({limits[-1]}): try again" in caught.value.message
+        assert limits == ["limits.max_visual_tokens", "limits.max_starting", "most"]
 
     asyncio.run(run())
 

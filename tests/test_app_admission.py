@@ -245,7 +245,8 @@ def test_beyond_cap_and_queue_is_503_with_a_time() -> None:
         assert int(answer.headers["retry-after"]) >= 1
         assert answer.headers["x-request-id"]
         text = api.metrics()
-        assert 'qwen2vl_admission_refused_total{kind="chat",reason="full"} 1.0' in text
+        labels = 'kind="chat",limit="limits.max_in_flight",reason="full"'
+        assert f"qwen2vl_admission_refused_total{{{labels}}} 1.0" in text
         assert 'qwen2vl_admission_in_flight{kind="chat"} 1.0' in text
         assert 'qwen2vl_admission_queued{kind="chat"} 1.0' in text
         lines.close()
@@ -297,7 +298,10 @@ def test_bodies_that_do_not_fit_together_are_refused() -> None:
             eventually(lambda: engine.running == 1)
             answer = api.chat(long)
             assert (answer.status_code, error_of(answer)["code"]) == (503, "overloaded")
-            assert 'kind="chat",reason="bytes"} 1.0' in api.metrics()
+            assert (
+                'kind="chat",limit="limits.max_held_body_bytes",reason="bytes"} 1.0'
+                in api.metrics()
+            )
         eventually(lambda: idle(api), 1)
 
 
