@@ -33,7 +33,7 @@ class LoadRequest(BaseModel):
 
     lora_name: AdapterName
     lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
-    load_inplace: bool = False
+    load_inplace: bool | None = False
 
 
 class UnloadRequest(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -87,6 +87,12 @@ Host = Annotated[Text, AfterValidator(_host_of("a domain name or address", _as_n
 
 ENVIRONMENT = "environment"
 """The word for proxies that the variables of the environment name."""
+
+
+def proxy_variable(scheme: str, names: Collection[str]) -> str:
+    """Return which of an environment's ``names`` gives the proxy: small letters are heard first."""
+    name = f"{scheme}_proxy"
+    return name if name in names else next(n for n in names if n.lower() == name)
 
 
 def proxy_address(text: str) -> str:

@@ -358,7 +358,7 @@ def proxy_for_everything(lab: Lab) -> World:
     return lab.world()
 
 
-@breaks("proxy", "fatal", "media.proxy is environment", "http_proxy must be the address",
+@breaks("proxy", "fatal", "media.proxy is environment", "HTTP_PROXY must be the address",
         "as http://proxy.example.org:3128", "mend it or unset media.proxy")  # fmt: skip
 def proxy_of_the_environment_that_is_none(lab: Lab) -> World:
     lab.monkeypatch.setenv("HTTP_PROXY", "http://user:secret@[")

@@ -142,6 +142,21 @@ def test_a_config_json_tells_what_the_name_tells(name: str) -> None:
     assert read_architecture(name, config_of(model)) == model
 
 
+def test_factors_below_one_are_factors() -> None:
+    """A narrow tower, and a context that is made shorter, are odd and no damage."""
+    config = config_of(known("Qwen2-VL-2B-Instruct"))
+    config["vision_config"]["mlp_ratio"] = 0.5
+    config["rope_scaling"] = {
+        "type": "yarn", "factor": 0.5, "original_max_position_embeddings": 32768
+    }  # fmt: skip
+    model = read_architecture("odd", config)
+    assert model is not None
+    assert model.vision is not None
+    assert (model.vision.intermediate, model.text.positions) == (640, 16384)
+    with pytest.raises(ValueError, match="mlp_ratio is 0"):
+        read_architecture("odd", config | {"vision_config": {"mlp_ratio": 0}})
+
+
 @pytest.mark.parametrize(
     ("name", "same"),
     [

@@ -13,9 +13,9 @@ from qwen2vl_serve.hardware import GIB, Card, Host
 from qwen2vl_serve.plan import Verdict, find_remedies, plan_for
 from qwen2vl_serve.plan.assessment import Assessment, StagePlan
 from qwen2vl_serve.plan.cards import Machines, parse_cards
-from qwen2vl_serve.plan.deployment import batch_defaults, largest_picture
+from qwen2vl_serve.plan.deployment import batch_defaults, capture_sizes, largest_picture
 from qwen2vl_serve.plan.environment import cpu_cache_gib
-from qwen2vl_serve.plan.memory import capture_sizes, needed_bytes, tokens_held
+from qwen2vl_serve.plan.memory import needed_bytes, tokens_held
 from qwen2vl_serve.plan.weights import MIB, allocation
 from qwen2vl_serve.profile import load_profile, make_profile
 
@@ -107,6 +107,10 @@ def test_eager_mode_has_no_graphs() -> None:
     assert stage(max_num_seqs=8).parts.graphs.likely < stage().parts.graphs.likely
     fewer = stage(compilation_config={"max_cudagraph_capture_size": 16})
     assert fewer.parts.graphs == stage(max_num_seqs=8).parts.graphs
+    told = stage(compilation_config={"cudagraph_capture_sizes": [16, 1, 2, 8, 4, 4, 10**6]})
+    assert told.parts.graphs == fewer.parts.graphs, "once each, none beyond the longest step"
+    unread = stage(compilation_config={"cudagraph_capture_sizes": ["many"]})
+    assert unread.parts.graphs == stage().parts.graphs
 
 
 def test_pictures_reserve_by_their_size() -> None:

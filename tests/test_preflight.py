@@ -457,5 +457,5 @@ def test_a_useless_proxy_stops_serve_before_vllm_is_imported(address, tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "the variable https_proxy must be the address of an HTTP proxy" in done.stderr
+    assert "the variable HTTPS_PROXY must be the address of an HTTP proxy" in done.stderr
     assert "hunter2" not in done.stderr

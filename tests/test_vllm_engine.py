@@ -417,7 +417,7 @@ def test_the_only_worker_computes_in_the_engines_process(server: ServerProcess) 
 def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_1(
     launch_server: Callable[..., ServerProcess],
 ) -> None:
-    """kill -9 of one with a worker apart: no [DONE], readiness red, an exit status that is not 0."""
+    """kill -9 of one with a worker apart: no [DONE], readiness red, a status that is not 0."""
     server = launch_server("--profile", "demo", "--set", "engine.distributed_executor_backend=mp")
     server.wait_ready()
     (worker,) = core_of(server).children()

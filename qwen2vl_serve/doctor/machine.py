@@ -27,6 +27,7 @@ from qwen2vl_serve.plan.deployment import cache_size
 from qwen2vl_serve.plan.environment import cpu_cache_gib
 from qwen2vl_serve.plan.processes import process_bytes, shares_bytes
 from qwen2vl_serve.profile import Profile
+from qwen2vl_serve.profile_media import proxy_variable
 
 DISTRIBUTION = "qwen2vl-serve"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # not a file of ours: the system's own place
@@ -206,20 +207,21 @@ def proxy(world: World) -> Finding:
     kind = next((kind for kind in (scheme, "all") if kind in proxies), None)
     if kind is None:
         return ok("no proxy between this machine's clients and the server")
+    variable = proxy_variable(kind, os.environ)
     everywhere = server.host in ("0.0.0.0", "::", "localhost")  # noqa: S104  # compared only
     names = ["localhost", "127.0.0.1"] if everywhere else [server.host]
     missing = [name for name in names if not proxy_bypass(name, proxies)]
     if missing:
         hosts = ",".join(dict.fromkeys(["localhost", "127.0.0.1", *missing]))
         return warning(
-            f"{kind}_proxy is set and NO_PROXY lacks {', '.join(missing)}",
+            f"{variable} is set and NO_PROXY lacks {', '.join(missing)}",
             "curl, requests and openai on this machine ask the proxy for the server, and get 502 "
             "or 503",
             f"`export NO_PROXY={hosts} no_proxy={hosts}`",
         )
     asked = world.profile.media.proxy is not None
     through = "as media.proxy says" if asked else "without it"
-    return ok(f"{kind}_proxy, and NO_PROXY spares {', '.join(names)}; media are fetched {through}")
+    return ok(f"{variable}, and NO_PROXY spares {', '.join(names)}; media are fetched {through}")
 
 
 def _unusable(word: SecretStr | None) -> Finding | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from urllib.request import getproxies_environment, proxy_bypass
 
 from yarl import URL
 
 from qwen2vl_serve.errors import ProfileError
-from qwen2vl_serve.profile_media import ENVIRONMENT, proxy_address
+from qwen2vl_serve.profile_media import ENVIRONMENT, proxy_address, proxy_variable
 
 
 class Proxies:
@@ -43,6 +44,7 @@ def _parsed(scheme: str, address: str) -> URL:
         return URL(proxy_address(address if "://" in address else f"http://{address}"))
     except ValueError as error:
         raise ProfileError(
-            f"media.proxy is {ENVIRONMENT}, and the variable {scheme}_proxy {error}; mend it or "
-            "unset media.proxy"
+            f"media.proxy is {ENVIRONMENT}, and the variable "
+            f"{proxy_variable(scheme, os.environ)} {error}; mend it "
+            "or unset media.proxy"
         ) from None

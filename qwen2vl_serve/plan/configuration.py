@@ -105,7 +105,7 @@ def positions_of(text: Mapping[str, Any], known: int) -> int:
     if not isinstance(rope, Mapping) or "yarn" not in (rope.get("rope_type"), rope.get("type")):
         return positions
     original = _size(rope, "original_max_position_embeddings", positions)
-    return int(original * _factor(rope, "factor", 1))
+    return max(1, int(original * _factor(rope, "factor", 1)))
 
 
 def _vision(kind: str, vision: dict[str, Any], hidden: int) -> Vision:
@@ -128,7 +128,7 @@ def _vision(kind: str, vision: dict[str, Any], hidden: int) -> Vision:
     if gated:
         intermediate = _size(vision, "intermediate_size", 3420)
     else:
-        intermediate = int(embed * _factor(vision, "mlp_ratio", 4))
+        intermediate = max(1, int(embed * _factor(vision, "mlp_ratio", 4)))
     return Vision(
         depth=_size(vision, "depth", 32, most=_MOST_LAYERS),
         embed=embed,
@@ -170,7 +170,7 @@ def _factor(settings: Mapping[str, Any], name: str, unsaid: float) -> float:
     value = settings.get(name)
     if value is None:
         return unsaid
-    if not isinstance(value, int | float) or not 1 <= value <= _MOST_FACTOR:
+    if not isinstance(value, int | float) or not 0 < value <= _MOST_FACTOR:
         raise ValueError(f"{name} is {shown(value)}")
     return value
 

@@ -7,9 +7,10 @@ Sources: vLLM 0.32's ``engine/arg_utils.py`` (``get_batch_defaults``), ``config/
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeGuard
 
 from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan.architectures import Architecture, with_online_fp8
@@ -48,7 +49,8 @@ class Deployment:
     ``kv_cache_field`` is what gives the KV cache its size, a field of the profile or a variable of
     the environment; ``kv_cache_bytes`` is None where that is a share of the memory. ``flash`` tells
     that pictures are attended to by FlashAttention, which needs no copies; ``quantization`` is what
-    the profile says of the weights' packing.
+    the profile says of the weights' packing; ``graphs`` are the batch sizes, rising, that CUDA
+    graphs are captured for.
     """
 
     architecture: Architecture
@@ -63,13 +65,12 @@ class Deployment:
     kv_bytes_each: int
     kv_dtype: str
     block: int
-    eager: bool
     split_vision: bool
     picture: Picture | None
     kv_cache_bytes: int | None
     kv_cache_field: str
     offload_bytes: float
-    largest_graph: int
+    graphs: tuple[int, ...]
     flash: bool
     on_cards: bool
     worker_in_core: bool
@@ -102,7 +103,6 @@ def deployment(
     """Fill in vLLM's defaults for ``profile`` on ``machines``, which may have no cards."""
     cards = machines.cards
     engine = profile.engine
-    captures = engine.compilation_config or {}
     if profile.model.quantization is not None and architecture.quantisation is None:
         method = profile.model.quantization
         if method.startswith("fp8") or method == "mxfp8":
@@ -117,6 +117,9 @@ def deployment(
     sequences = asked_seqs or min(seqs, batched)
     kv_field, kv_bytes = cache_size(profile, machines.cpu_cache_gib, on_cards=on_cards)
     kv_dtype = engine.kv_cache_dtype or "auto"
+    graphs: tuple[int, ...] = ()
+    if on_cards and not engine.enforce_eager:
+        graphs = _graphs(engine.compilation_config or {}, cards, sequences, batched)
     return Deployment(
         architecture=architecture,
         dtype=dtype,
@@ -130,13 +133,12 @@ def deployment(
         kv_bytes_each=_kv_bytes(kv_dtype, dtype),
         kv_dtype=kv_dtype,
         block=engine.block_size or (CUDA_BLOCK if on_cards else CPU_BLOCK),
-        eager=bool(engine.enforce_eager) or _captures_nothing(captures.get("cudagraph_mode")),
         split_vision=engine.mm_encoder_tp_mode != "data",
         picture=_largest(profile, architecture, length, batched, sequences),
         kv_cache_bytes=kv_bytes,
         kv_cache_field=kv_field,
         offload_bytes=(engine.cpu_offload_gb or 0) * GIB,
-        largest_graph=_largest_graph(captures.get("max_cudagraph_capture_size"), cards),
+        graphs=graphs,
         flash=on_cards and not old,
         on_cards=on_cards,
         worker_in_core=profile.worker_in_core,
@@ -238,15 +240,34 @@ def _largest(
     return Picture(kind, tokens, items, budget)
 
 
-def _largest_graph(told: object, cards: Sequence[Card]) -> int:
-    """Return the largest batch with a graph. Source: ``_set_cudagraph_sizes``, ``config/vllm.py``.
+def _graphs(
+    settings: Mapping[str, object], cards: Sequence[Card], sequences: int, batched: int
+) -> tuple[int, ...]:
+    """Return the batch sizes that graphs are captured for under a ``compilation_config``.
 
-    What vLLM refuses to read is not counted with.
+    Source: ``_set_cudagraph_sizes`` in ``config/vllm.py``. What vLLM refuses to read is not
+    counted with.
     """
-    if isinstance(told, int) and not isinstance(told, bool) and told > 0:
-        return told
-    return 1024 if cards and cards[0].capability[0] == 10 else 512
+    mode = settings.get("cudagraph_mode")
+    if mode is not None and str(mode).upper() in ("NONE", "0"):
+        return ()
+    told = settings.get("cudagraph_capture_sizes")
+    if isinstance(told, list | tuple) and told and all(_is_size(one) for one in told):
+        return tuple(sorted({size for size in told if size <= batched}))
+    most = settings.get("max_cudagraph_capture_size")
+    if not _is_size(most):
+        most = 1024 if cards and cards[0].capability[0] == 10 else 512
+    return tuple(capture_sizes(min(2 * sequences, most, batched)))
 
 
-def _captures_nothing(mode: object) -> bool:
-    return mode is not None and str(mode).upper() in ("NONE", "0")
+def _is_size(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def capture_sizes(most: int) -> list[int]:
+    """List the batch sizes that graphs are captured for, up to ``most``, unless told otherwise.
+
+    Source: ``_set_cudagraph_sizes`` in ``config/vllm.py``.
+    """
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)]
+    return [size for size in sizes if size <= most]

@@ -168,13 +168,11 @@ def _buffers(plan: Deployment, *, first: bool, last: bool) -> Range:
 def _graphs(plan: Deployment, layers: int) -> Range:
     """Estimate of CUDA graphs: one pool for the largest, and nodes for every layer and size.
 
-    Sizes after ``_set_cudagraph_sizes`` in ``config/vllm.py``. The cost of a layer and size is not
-    computable; logs of other versions show 0.25 to 0.7 MiB.
+    The cost of a layer and size is not computable; logs of other versions show 0.25 to 0.7 MiB.
     """
-    if plan.eager or not plan.on_cards:
+    if not plan.graphs:
         return Range()
-    most = min(2 * plan.max_num_seqs, plan.largest_graph, plan.max_num_batched_tokens)
-    sizes = len(capture_sizes(most))
+    most, sizes = plan.graphs[-1], len(plan.graphs)
     text = plan.architecture.text
     pool = (
         most * (3 * text.intermediate / plan.tensor_parallel + 4 * text.hidden) * plan.dtype_bytes
@@ -184,15 +182,6 @@ def _graphs(plan: Deployment, layers: int) -> Range:
         pool + sizes * layers * 0.3 * MIB,
         2 * pool + sizes * layers * 0.7 * MIB,
     )
-
-
-def capture_sizes(most: int) -> list[int]:
-    """List the batch sizes that graphs are captured for, up to ``most``.
-
-    Source: ``_set_cudagraph_sizes`` in ``config/vllm.py``.
-    """
-    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)]
-    return [size for size in sizes if size <= most]
 
 
 @dataclass(frozen=True, slots=True)
