@@ -21,7 +21,6 @@ from qwen2vl_serve.batches.store import Status
 from qwen2vl_serve.door import EXPOSED_HEADERS, SECURITY_HEADERS
 from qwen2vl_serve.envelope import Metrics
 from qwen2vl_serve.errors import APIError, RequestError, ReservedToken
-from qwen2vl_serve.launch import media_loader
 from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.image import Header
 from qwen2vl_serve.media.picture import Picture
@@ -32,6 +31,7 @@ from qwen2vl_serve.profile import load_profile, profile_names
 from qwen2vl_serve.profile_media import FilesSection, MediaSection
 from qwen2vl_serve.profile_sections import EngineSection, LimitsSection
 from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
+from qwen2vl_serve.resources import media_loader
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.fake_engine import FakeEngine
 from tests.markdown import ROOT, Cell, Document

@@ -11,9 +11,9 @@ import requests
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.docs_page import page
-from qwen2vl_serve.launch import media_loader
 from qwen2vl_serve.profile import load_profile
 from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.resources import media_loader
 from tests.fake_engine import FakeEngine
 from tests.served import Served, served
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import io
 import ipaddress
@@ -28,15 +27,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 from PIL import Image
 
-from qwen2vl_serve.errors import InvalidImage, InvalidImageURL
 from qwen2vl_serve.forecast import Start, comparison, foresee
 from qwen2vl_serve.hardware import GIB
 from qwen2vl_serve.keys_file import KeyLimits, KeysFile
-from qwen2vl_serve.launch import engine_environment, media_loader, server_url
 from qwen2vl_serve.profile import load_profile
-from qwen2vl_serve.validation import RequestLimits, parse_chat
 from tests.conftest import ServerProcess
-from tests.media.test_loader import loaded
 from tests.served import eventually
 
 FAKE = [sys.executable, "-m", "tests.serve_fake"]
@@ -384,13 +379,6 @@ def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     assert done.stdout.startswith(f"PreflightError: server.port: cannot listen on 127.0.0.1:{port}")
 
 
-def test_the_address_is_one_that_a_client_can_use() -> None:
-    """Listening everywhere is told as this machine's own address; IPv6 stands in brackets."""
-    everywhere, six = ["host=0.0.0.0", "port=80"], ["host=::1", "port=80"]
-    assert server_url(load_profile("demo", everywhere)) == "http://127.0.0.1:80"
-    assert server_url(load_profile("demo", six)) == "http://[::1]:80"
-
-
 def self_signed(folder: Path) -> tuple[Path, Path]:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
@@ -517,69 +505,3 @@ def test_a_folder_of_uploads_that_fails_is_named(launch: Launch, tmp_path: Path)
     server = launch("up", f"files.folder={tmp_path / 'file'}")
     assert server.ended() == 1
     assert any("PreflightError: files.folder" in line for line in server.lines)
-
-
-def test_the_profiles_formats_and_folders_reach_the_loader(tmp_path: Path) -> None:
-    """What a profile switches off is refused, what it opens is read."""
-    with Image.new("RGB", (56, 56), "red") as picture:
-        picture.save(tmp_path / "a.png")
-        picture.save(tmp_path / "a.webp", lossless=True)
-    overrides = [f"media.allowed_local_paths=[{tmp_path}]", "media.formats=[PNG]"]
-    loader = media_loader(load_profile("demo", overrides))
-    limits = RequestLimits(max_messages=9, max_n=1, max_tokens=None, images=9, videos=0)
-
-    def load(name: str) -> None:
-        image = {"type": "image_url", "image_url": {"url": f"file://{tmp_path}/{name}"}}
-        body = {"messages": [{"role": "user", "content": [image]}]}
-        asyncio.run(loaded(loader, parse_chat(json.dumps(body).encode(), limits)))
-
-    load("a.png")
-    with pytest.raises(InvalidImage, match="holds WebP data; this server takes PNG"):
-        load("a.webp")
-    with pytest.raises(InvalidImageURL):
-        load("b.png")
-
-
-def test_engines_are_spawned_as_those_of_vllm_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On cards vLLM would fork a process with threads; an operator's own word goes before."""
-    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD", raising=False)
-    profile = load_profile("single-3090")
-    assert engine_environment(profile)["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
-    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
-    assert "VLLM_WORKER_MULTIPROC_METHOD" not in engine_environment(profile)
-
-
-@pytest.mark.parametrize(("build", "bound"), [("cpu", "128"), ("cuda", None)])
-def test_the_code_that_a_cpu_keeps_for_shapes_is_bounded(
-    monkeypatch: pytest.MonkeyPatch, build: str, bound: str | None
-) -> None:
-    """A worker that meets prompts of every length stays as large as it is."""
-    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
-    monkeypatch.setattr("qwen2vl_serve.launch.vllm_build", lambda: build)
-    profile = load_profile("demo")
-    assert engine_environment(profile).get("ONEDNN_PRIMITIVE_CACHE_CAPACITY") == bound
-    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
-    assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" not in engine_environment(profile)
-
-
-@pytest.mark.parametrize(
-    ("build", "eager", "off"), [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)]
-)
-def test_an_eager_engine_on_a_cpu_compiles_nothing(
-    monkeypatch: pytest.MonkeyPatch, build: str, eager: bool, off: bool
-) -> None:
-    """Not even at the first log probabilities; the operator's own word goes before."""
-    monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
-    monkeypatch.setattr("qwen2vl_serve.launch.vllm_build", lambda: build)
-    profile = load_profile("demo", [f"engine.enforce_eager={str(eager).lower()}"])
-    assert ("TORCH_COMPILE_DISABLE" in engine_environment(profile)) == off
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "0")
-    assert "TORCH_COMPILE_DISABLE" not in engine_environment(profile)
-
-
-def test_vllm_asks_no_hub_for_what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would import a package for ModelScope that our own downloads do not need."""
-    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
-    assert engine_environment(load_profile("demo"))["VLLM_USE_MODELSCOPE"] == "False"
-    for setting in ("model=someone/model", "model.tokenizer=someone/tokenizer"):
-        assert "VLLM_USE_MODELSCOPE" not in engine_environment(load_profile("demo", [setting]))

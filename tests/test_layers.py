@@ -58,6 +58,8 @@ LAYERS: dict[str, int] = {
     "batches": 2,
     "engines": 2,
     "envelope": 2,
+    "first_request": 2,
+    "output": 2,
     "boot_failures": 2,
     "pulse": 2,
     "reload": 2,
@@ -81,6 +83,8 @@ LAYERS: dict[str, int] = {
     "forecast": 3,
     "plan": 3,
     "preflight": 3,
+    "engine_environment": 3,
+    "resources": 3,
     "api": 3,
     "app": 3,
     # L4: what runs them

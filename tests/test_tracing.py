@@ -14,8 +14,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.errors import EngineUnavailable, PreflightError
-from qwen2vl_serve.launch import media_loader
 from qwen2vl_serve.profile import load_profile
+from qwen2vl_serve.resources import media_loader
 from qwen2vl_serve.tracing import Tracer, tracer
 from tests.fake_engine import FakeEngine
 from tests.test_app import HELLO, error_of, served

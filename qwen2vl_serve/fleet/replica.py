@@ -18,11 +18,13 @@ from qwen2vl_serve.adapters import named_adapters, with_adapters
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.download import have_model
+from qwen2vl_serve.engine_environment import engine_environment
 from qwen2vl_serve.errors import EngineUnavailable
 from qwen2vl_serve.fleet.asking import REPLICA_HEADER, Ask, Messages
 from qwen2vl_serve.keys_file import KeysFile
-from qwen2vl_serve.launch import WATCH_SECONDS, engine_environment, media_loader
+from qwen2vl_serve.launch import WATCH_SECONDS
 from qwen2vl_serve.profile import Profile
+from qwen2vl_serve.resources import media_loader
 
 logger = logging.getLogger("qwen2vl_serve")
 

@@ -23,7 +23,7 @@ def cpu_cache_gib(environ: Mapping[str, str] = os.environ) -> int | None:
     """Return the GiB that the environment gives each CPU worker's KV cache; None where unsaid.
 
     vLLM takes them whatever the profile says (``check_and_update_config`` in
-    ``platforms/cpu.py``), and ``launch.engine_environment`` leaves a variable that is set alone.
+    ``platforms/cpu.py``), and ``engine_environment`` leaves a variable that is set alone.
     On cards it uses them for nothing, but its engine reads every variable (``enable_envs_cache``
     in ``envs.py``) and dies of one that is no number, an empty one as well.
 

@@ -31,10 +31,10 @@ from qwen2vl_serve.batches.store import Batch, BatchStore
 from qwen2vl_serve.engine import Medium, Usage
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.keys_file import KeyLimits, KeysFile
-from qwen2vl_serve.launch import batch_store
 from qwen2vl_serve.profile import Profile, load_profile
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.quota import Quotas
+from qwen2vl_serve.resources import batch_store
 from tests.conftest import ServerProcess
 from tests.fake_engine import FakeEngine
 from tests.served import CountingEngine, Served, eventually, served

@@ -17,7 +17,6 @@ from PIL import Image
 
 from qwen2vl_serve.content import FramesPart, ImagePart, VideoFields, VideoPart
 from qwen2vl_serve.errors import InvalidValue, InvalidVideo
-from qwen2vl_serve.launch import media_loader
 from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.media.sampling import (
     REFERENCE,
@@ -30,6 +29,7 @@ from qwen2vl_serve.media.sampling import (
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.media.video import DEFAULT_LIMITS, frame_indices
 from qwen2vl_serve.profile import Profile
+from qwen2vl_serve.resources import media_loader
 from qwen2vl_serve.torchvision_ops import declare_missing_operators
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget

@@ -1,0 +1,37 @@
+"""The environment that vLLM and its processes start in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qwen2vl_serve.preflight import vllm_build
+from qwen2vl_serve.profile import Profile
+
+
+def engine_environment(profile: Profile) -> dict[str, str]:
+    """Return what vLLM's processes must find in their environment before vLLM is imported."""
+    chosen = {
+        "VLLM_MEDIA_CONNECTOR": "qwen2vl_serve",
+        "VLLM_NO_USAGE_STATS": "1",
+        # As `vllm serve` sets it: a fork would copy the locks that other threads hold.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        **profile.environment(),
+    }
+    on_cpu = vllm_build() == "cpu"
+    if on_cpu:
+        # oneDNN keeps the code of every shape of a product that it has met, 1,024 of them: with
+        # prompts and pictures of all sizes the worker grew by 450 MiB, which looks like a leak.
+        chosen["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "128"
+    if profile.engine.enforce_eager and on_cpu:
+        # The ranks of log probabilities would be compiled all the same at their first use: half a
+        # minute in which nobody is answered, or the engine's end where there is no C++ compiler.
+        chosen["TORCH_COMPILE_DISABLE"] = "1"
+    # An operator's own setting wins over the profile's.
+    told = {name: value for name, value in chosen.items() if name not in os.environ}
+    model = profile.model
+    if all(Path(name).is_dir() for name in (model.path, model.tokenizer or model.path)):
+        # Nothing is left to fetch, and vLLM would want ModelScope's package, of which our
+        # downloads need a small part only.
+        told["VLLM_USE_MODELSCOPE"] = "False"
+    return told
