@@ -39,34 +39,7 @@ from qwen2vl_serve.profile_sections import (
 from qwen2vl_serve.profile_yaml import Document, KeyPath, dotted, parse_yaml, read_yaml, shown
 
 DEMO_PROFILE = "demo"
-# Over all workers; the demo model needs about 4 KiB a token.
-REHEARSAL_KV_BYTES = 1024**3
-# What a rehearsal keeps of the profile's media section beside the counts.
-MEDIA_SAFETY = (
-    "max_image_pixels",
-    "max_video_bytes",
-    "max_video_frames",
-    "max_video_pixels",
-    "video_decode_seconds",
-    "max_download_bytes",
-    "download_seconds",
-    "proxy",
-    "allowed_ports",
-    "allowed_domains",
-    "denied_domains",
-    "allowed_networks",
-    "allowed_local_paths",
-    "formats",
-    "max_pdf_pages",
-    "max_decoding_bytes",
-    "max_held_bytes",
-    "pdf_cache_bytes",
-)
 SECRETS = frozenset({("server", "api_keys"), ("media", "proxy")})
-LORA_ARGUMENTS = (
-    "enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "fully_sharded_loras",
-    "enable_tower_connector_lora",
-)  # fmt: skip
 # Options of ``--set``'s kin on the command line: plain text, not YAML.
 BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server.port"}
 
@@ -283,58 +256,6 @@ class Profile(Section):
         modules = [f"{name}={path}" for name, path in self.adapters.folders.items()]
         return [*words, "--lora-modules", *modules] if modules else words
 
-    def rehearsal(self) -> Profile:
-        """The same topology, limits, address and keys with the demo model on CPU workers.
-
-        Pixel bounds and number format are the demo model's own, and what only cards or this
-        profile's checkpoint know (quantisation, revision, memory shares) is dropped.
-        """
-        demo = load_profile(DEMO_PROFILE)
-        engine = self.engine.model_copy(
-            update={
-                "enforce_eager": True,
-                "compilation_config": None,
-                "kv_cache_memory_bytes": REHEARSAL_KV_BYTES // self.workers,
-                **dict.fromkeys(
-                    (
-                        "gpu_memory_utilization",
-                        "kv_cache_dtype",
-                        "block_size",
-                        "cpu_offload_gb",
-                        "disable_custom_all_reduce",
-                        "distributed_executor_backend",
-                        *LORA_ARGUMENTS,
-                    )
-                ),
-            }
-        )
-        media = demo.media.model_copy(
-            update={
-                "limit_mm_per_prompt": self.media.limit_mm_per_prompt,
-                "media_io_kwargs": self.media.media_io_kwargs,
-                **{name: getattr(self.media, name) for name in MEDIA_SAFETY},
-            }
-        )
-        bind = one_cpu_each(self.workers) if self.workers > 1 else None
-        rehearsed = self.model_copy(
-            update={
-                "model": demo.model.model_copy(
-                    update={
-                        "served_model_name": self.model.served_names,
-                        "hf_overrides": _allow_length(engine.max_model_len),
-                    }
-                ),
-                "hardware": HardwareSection(device="cpu", cpu_threads_bind=bind),
-                "engine": engine,
-                "adapters": AdaptersSection(),  # they are the model's, and the demo is another
-                "media": media,
-                # A folder belongs to one server, and this is another.
-                "files": self.files.model_copy(update={"folder": None}),
-                "batches": self.batches.model_copy(update={"folder": None}),
-            }
-        )
-        return Profile.model_validate(rehearsed.model_dump()).named(self.name)
-
     def at_port(self, port: int) -> Profile:
         """The same profile at another port."""
         server = self.server.model_copy(update={"port": port})
@@ -429,16 +350,6 @@ def _cpus() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def _allow_length(max_model_len: int | None) -> dict[str, Any]:
-    """Let the demo model run at another context length than it was made for.
-
-    Its rotary positions are computed, not stored, so that any length is sound.
-    """
-    if max_model_len is None:
-        return {}
-    return {"text_config": {"max_position_embeddings": max_model_len}}
 
 
 def _find(name_or_path: str) -> Path:

@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
     "profile_media": 1,
     "profile_sections": 1,
     "profile_yaml": 1,
+    "rehearsal": 1,
     "content": 1,
     "protocol": 1,
     "engine": 1,

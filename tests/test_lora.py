@@ -18,6 +18,7 @@ from qwen2vl_serve.lora import another_model, read_adapter
 from qwen2vl_serve.lora_parts import sizes_of
 from qwen2vl_serve.plan.architectures import published
 from qwen2vl_serve.profile import Profile, load_profile
+from qwen2vl_serve.rehearsal import rehearsal
 from tests.adapter_files import DEMO_SIZES, Q_PROJ, VISION, write_adapter, write_tensors
 
 CONFIG = read_config(MODEL_FOLDER, {})
@@ -223,7 +224,7 @@ def test_contradictions_of_the_profile(overrides: list[str], words: str) -> None
 
 def test_a_rehearsal_has_no_adapters(tmp_path: Path) -> None:
     """They belong to the profile's model, and the demo model is another."""
-    rehearsed = profile(f"adapters.lora_modules.a={tmp_path}", "engine.max_loras=3").rehearsal()
+    rehearsed = rehearsal(profile(f"adapters.lora_modules.a={tmp_path}", "engine.max_loras=3"))
     assert not rehearsed.adapters.wanted
     assert "enable_lora" not in rehearsed.engine_args()
     assert "max_loras" not in rehearsed.engine_args()

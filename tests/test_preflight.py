@@ -19,6 +19,7 @@ from qwen2vl_serve import checkpoint, hardware, nvidia, preflight
 from qwen2vl_serve.errors import PreflightError, SetupError
 from qwen2vl_serve.hardware import Card
 from qwen2vl_serve.profile import Profile, load_profile, profile_names
+from qwen2vl_serve.rehearsal import rehearsal
 
 DEMO = Path(load_profile("demo").model.path)
 RTX_2080 = Card(0, "NVIDIA GeForce RTX 2080", 8.0, 7.8, (7, 5))
@@ -78,7 +79,7 @@ def test_every_profile_passes_on_its_cards_and_rehearses_without(machine):
         machine("cuda", *[Card(n, "card", wanted, wanted, (7, 5)) for n in range(profile.workers)])
         preflight.check(profile)
         machine("cpu")
-        preflight.check(profile.rehearsal())
+        preflight.check(rehearsal(profile))
 
 
 def test_port_in_use_is_named():
@@ -178,7 +179,7 @@ def test_vllm_has_to_be_there_and_of_the_right_build(machine):
     machine("cpu", RTX_3090)
     assert "CPU build" in refusal(load_profile("single-3090", ["port=0"]))
     machine("cuda", RTX_3090)
-    assert "CUDA build" in refusal(load_profile("single-3090", ["port=0"]).rehearsal())
+    assert "CUDA build" in refusal(rehearsal(load_profile("single-3090", ["port=0"])))
     preflight.check(demo())
 
 

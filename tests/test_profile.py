@@ -26,6 +26,7 @@ from qwen2vl_serve.profile import (
     profile_names,
     section_of,
 )
+from qwen2vl_serve.rehearsal import rehearsal
 
 MINIMAL = "model:\n  model: demo\n"
 SHIPPED = [
@@ -360,7 +361,7 @@ def test_a_proxy_is_an_address_or_the_environments(word):
     """Held as it is; a rehearsal fetches through it as well."""
     profile = load_profile("demo", [f'media.proxy="{word}"'])
     assert profile.media.proxy.get_secret_value() == word
-    assert profile.rehearsal().media.proxy == profile.media.proxy
+    assert rehearsal(profile).media.proxy == profile.media.proxy
     assert "sesame" not in repr(profile)
     assert load_profile("demo").media.proxy is None
 
@@ -441,7 +442,7 @@ def test_several_engines_multiply_the_cards():
     words = profile.vllm_command()
     assert words[words.index("--data-parallel-size") + 1] == "2"
     assert "data_parallel_size 2 = 16" in refusal("multi-gpu", ["engine.data_parallel_size=2"])
-    assert profile.rehearsal().workers == 16
+    assert rehearsal(profile).workers == 16
     assert profile.environment() == {}
 
 
@@ -459,63 +460,6 @@ def test_several_cpu_engines_share_the_processors_equally(monkeypatch):
     assert "2 entries for 3 workers" in refusal(
         "demo", [*overrides, "hardware.cpu_threads_bind=0|1"]
     )
-
-
-def test_rehearsal_keeps_topology_limits_and_address():
-    profile = load_profile(
-        "multi-gpu",
-        [
-            "server={port: 9000, api_keys: [k]}",
-            "limits.max_n=3",
-            "engine.kv_cache_dtype=fp8",
-            "model.quantization=awq",
-            "model.revision=abc",
-        ],
-    )
-    rehearsed = profile.rehearsal()
-    assert (rehearsed.engine.tensor_parallel_size, rehearsed.engine.pipeline_parallel_size) == (
-        4,
-        2,
-    )
-    assert rehearsed.engine.max_model_len == 8784
-    assert rehearsed.server == profile.server
-    assert rehearsed.limits == profile.limits
-    assert rehearsed.files == profile.files
-    assert rehearsed.media.limit_mm_per_prompt == profile.media.limit_mm_per_prompt
-    assert rehearsed.model.served_names == profile.model.served_names
-    assert rehearsed.name == "multi-gpu"
-    demo = load_profile("demo")
-    assert rehearsed.model.path == demo.model.path
-    assert rehearsed.media.max_pixels == demo.media.max_pixels
-    arguments = rehearsed.engine_args()
-    assert arguments["dtype"] == "float32"
-    assert arguments["kv_cache_memory_bytes"] == 2**27
-    for dropped in ("quantization", "revision", "kv_cache_dtype", "gpu_memory_utilization"):
-        assert dropped not in arguments
-    assert arguments["enforce_eager"] is True
-    assert len(rehearsed.environment()["VLLM_CPU_OMP_THREADS_BIND"].split("|")) == 8
-
-
-def test_rehearsal_leaves_the_deployments_uploads_alone():
-    """A folder belongs to one server; the quota is the deployment's."""
-    overrides = ["files.folder=/srv/files", "files.max_files=7", "media.formats=[PNG]"]
-    rehearsed = load_profile("multi-gpu", overrides).rehearsal()
-    assert (rehearsed.files.folder, rehearsed.files.max_files) == (None, 7)
-    assert rehearsed.media.formats == ("PNG",)
-
-
-def test_rehearsal_of_one_card_is_one_eager_worker():
-    rehearsed = load_profile("single-3090").rehearsal()
-    assert rehearsed.engine_args()["enforce_eager"] is True
-    assert "compilation_config" not in rehearsed.engine_args()
-    assert rehearsed.environment() == {}
-    assert rehearsed.hardware.device == "cpu"
-
-
-def test_every_profile_rehearses():
-    for name in SHIPPED:
-        rehearsed = load_profile(name).rehearsal()
-        assert rehearsed.workers == load_profile(name).workers
 
 
 def test_section_of_a_field():
@@ -591,7 +535,7 @@ def test_profile_is_the_tutorials_command_line(vllm, name, line):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_vllm_command_starts_the_same_engine(vllm, name, rehearsed):
     profile = load_profile(name)
-    profile = profile.rehearsal() if rehearsed else profile
+    profile = rehearsal(profile) if rehearsed else profile
     words = shlex.split(shlex.join(profile.vllm_command()))
     assert words[:2] == ["vllm", "serve"]
     arguments, theirs = vllm.parse(words[2:])

@@ -8,6 +8,8 @@ import openai
 import psutil
 import pytest
 
+from qwen2vl_serve.profile import load_profile, profile_names
+from qwen2vl_serve.rehearsal import rehearsal
 from tests.conftest import ServerProcess
 from tests.test_vllm_engine import asked, picture, say
 
@@ -58,3 +60,60 @@ def test_a_rehearsed_topology_answers_as_one_worker_does(
     assert sum("Worker" in process.name() for process in processes) == workers
     assert answers(rehearsal) == answers(server)
     assert rehearsal.stop() == 0
+
+
+def test_rehearsal_keeps_topology_limits_and_address() -> None:
+    profile = load_profile(
+        "multi-gpu",
+        [
+            "server={port: 9000, api_keys: [k]}",
+            "limits.max_n=3",
+            "engine.kv_cache_dtype=fp8",
+            "model.quantization=awq",
+            "model.revision=abc",
+        ],
+    )
+    rehearsed = rehearsal(profile)
+    assert (rehearsed.engine.tensor_parallel_size, rehearsed.engine.pipeline_parallel_size) == (
+        4,
+        2,
+    )
+    assert rehearsed.engine.max_model_len == 8784
+    assert rehearsed.server == profile.server
+    assert rehearsed.limits == profile.limits
+    assert rehearsed.files == profile.files
+    assert rehearsed.media.limit_mm_per_prompt == profile.media.limit_mm_per_prompt
+    assert rehearsed.model.served_names == profile.model.served_names
+    assert rehearsed.name == "multi-gpu"
+    demo = load_profile("demo")
+    assert rehearsed.model.path == demo.model.path
+    assert rehearsed.media.max_pixels == demo.media.max_pixels
+    arguments = rehearsed.engine_args()
+    assert arguments["dtype"] == "float32"
+    assert arguments["kv_cache_memory_bytes"] == 2**27
+    for dropped in ("quantization", "revision", "kv_cache_dtype", "gpu_memory_utilization"):
+        assert dropped not in arguments
+    assert arguments["enforce_eager"] is True
+    assert len(rehearsed.environment()["VLLM_CPU_OMP_THREADS_BIND"].split("|")) == 8
+
+
+def test_rehearsal_leaves_the_deployments_uploads_alone() -> None:
+    """A folder belongs to one server; the quota is the deployment's."""
+    overrides = ["files.folder=/srv/files", "files.max_files=7", "media.formats=[PNG]"]
+    rehearsed = rehearsal(load_profile("multi-gpu", overrides))
+    assert (rehearsed.files.folder, rehearsed.files.max_files) == (None, 7)
+    assert rehearsed.media.formats == ("PNG",)
+
+
+def test_rehearsal_of_one_card_is_one_eager_worker() -> None:
+    rehearsed = rehearsal(load_profile("single-3090"))
+    assert rehearsed.engine_args()["enforce_eager"] is True
+    assert "compilation_config" not in rehearsed.engine_args()
+    assert rehearsed.environment() == {}
+    assert rehearsed.hardware.device == "cpu"
+
+
+def test_every_profile_rehearses() -> None:
+    for name in profile_names():
+        rehearsed = rehearsal(load_profile(name))
+        assert rehearsed.workers == load_profile(name).workers

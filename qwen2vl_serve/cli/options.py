@@ -9,6 +9,7 @@ from typing import NoReturn, TypeAlias
 from qwen2vl_serve import hardware, preflight
 from qwen2vl_serve.errors import SetupError
 from qwen2vl_serve.profile import BARE_OVERRIDES, Profile, load_profile, section_of
+from qwen2vl_serve.rehearsal import rehearsal
 
 AUTO = "auto"
 
@@ -85,7 +86,7 @@ def load(arguments: argparse.Namespace, name: str) -> Profile:
     if not arguments.rehearse:
         return profile
     preflight.check_topology(profile)
-    return profile.rehearsal()
+    return rehearsal(profile)
 
 
 def choose(name: str, say: Callable[[str], None]) -> str:
