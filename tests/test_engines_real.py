@@ -157,7 +157,7 @@ def test_one_killed_under_load_and_the_other_serves(two: ServerProcess) -> None:
             return busy or all(one.done() for one in streams)
 
         eventually(both_busy, 120)
-        assert seen[-1] == [3, 3], seen
+        assert seen[-1] == [3, 3], (seen, [one.exception() for one in streams if one.done()])
         killed.kill()
         lost_when.append(time.monotonic())
         # Asked while the engine dies: of none has anything been sent.

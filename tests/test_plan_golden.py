@@ -7,28 +7,39 @@ has to agree: weights, bytes of a token, blocks of a cache, and what is refused.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from qwen2vl_serve.hardware import GIB, Card
 from qwen2vl_serve.plan import memory, plan_for
-from qwen2vl_serve.plan.architectures import Architecture, Quantisation, Text, published
+from qwen2vl_serve.plan.architectures import Architecture, Quantisation, Text, Vision, published
 from qwen2vl_serve.plan.assessment import Assessment, Verdict
 from qwen2vl_serve.plan.weights import stage_weights
 from qwen2vl_serve.profile import make_profile
 
 QWEN3_VL_8B = Text(4096, 12288, 36, 32, 8, 128, 151936, False, 262144, qkv_bias=False, qk_norm=True)
+QWEN3_VL_2B = Text(2048, 6144, 28, 16, 8, 128, 151936, True, 262144, qkv_bias=False, qk_norm=True)
+QWEN3_VISION_8B = Vision(27, 1152, 16, 4304, 4096, False, 16, positions=2304, deep_mergers=3)
+QWEN3_VISION_2B = Vision(24, 1024, 16, 4096, 2048, False, 16, positions=2304, deep_mergers=3)
 TEXT_32B = Text(5120, 27648, 64, 40, 8, 128, 152064, False, 32768, mrope=False)
 TEXT_7B = Text(3584, 18944, 28, 28, 4, 128, 152064, False, 32768, mrope=False)
 AWQ = Quantisation("awq", 4, 128, zeros=True)
+GPTQ = Quantisation("gptq", 4, 128)
+LARGE = 12_845_056
+"""Most pixels of a picture where nobody sets another bound: 16384 tokens."""
 
 
 def vl(name: str) -> Architecture:
     found = published(name)
     assert found is not None
     return found
+
+
+def qwen3(text: Text, vision: Vision) -> Architecture:
+    return Architecture("Qwen3-VL", text, vision, kind="qwen3_vl")
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,13 @@ class Log:
     cache: float | None = None
     tokens: int | None = None
     refused: bool = False
+    pixels: int = 1_003_520
+    videos: int = 0
+    engine: Mapping[str, object] = field(default_factory=dict)
+    card: str = "card"
 
 
+# These are in the documentation too, by their places in this list.
 LOGS = [
     Log(
         "vllm#16570", vl("Qwen2.5-VL-72B-Instruct"), 4, 8192, 39.38, 0.95,
@@ -78,11 +94,66 @@ LOGS = [
     ),
 ]  # fmt: skip
 
+# Boots of engine V1, whose logs tell what was left for the cache, with media as they were profiled.
+VIDEO_ON_AN_A100 = Log(
+    "notes on vLLM 0.23.0", vl("Qwen2.5-VL-7B-Instruct"), 1, 128_000, 79.22, 0.22,
+    weights=15.67, cache=-14.28, refused=True, pixels=LARGE, videos=1, card="A100 80 GB",
+)  # fmt: skip
+PROFILED = [
+    Log(
+        "guide to vLLM 0.9.0.1 on KServe", vl("Qwen2.5-VL-7B-Instruct"), 1, 2048, 22.49,
+        weights=15.6271, cache=1.81, tokens=33824, pixels=LARGE, card="L4",
+    ),
+    Log(
+        "ray-project/ray, vLLM 0.11.0", vl("Qwen2.5-VL-3B-Instruct"), 1, 8192, 22.49,
+        weights=7.1550, cache=9.26, tokens=269568, pixels=LARGE, card="L4",
+    ),
+    VIDEO_ON_AN_A100,
+]  # fmt: skip
+
+FURTHER = [
+    *PROFILED,
+    Log(
+        "UI-TARS on vLLM 0.6.6", vl("Qwen2-VL-7B-Instruct"), 1, 8192, 23.67,
+        weights=15.5083, other=0.28, activations=1.16, cache=4.36, tokens=5102 * 16,
+    ),
+    Log(
+        "a fine-tuned model on vLLM 0.13.0", vl("Qwen2-VL-7B-Instruct"), 1, 4096,
+        weights=15.5320, cache=4.28, tokens=80144,
+    ),
+    Log(
+        "the same, quantised", vl("Qwen2-VL-7B-Instruct-GPTQ-Int4"), 1, 4096,
+        weights=6.4643, cache=13.35, tokens=249936,
+    ),
+    Log("vllm#27991", vl("Qwen2.5-VL-7B-Instruct-AWQ"), 1, 32768, weights=6.5936),
+    Log("a Jetson on vLLM 0.9.3", vl("Qwen2.5-VL-7B-Instruct-AWQ"), 1, 4096, weights=6.5935),
+    Log(
+        "LLM-PBoC-Credit-Risk, vLLM 0.20.2", qwen3(QWEN3_VL_2B, QWEN3_VISION_2B), 1, 2048,
+        weights=4.24, cache=8.13, tokens=76144, engine={"max_num_seqs": 1},
+    ),
+    Log(
+        "mono_kernel, vLLM of April 2026", qwen3(QWEN3_VL_8B, QWEN3_VISION_8B), 1, 4096,
+        weights=16.78, cache=22.46, tokens=163568, engine={"max_num_batched_tokens": 8192},
+    ),
+    Log(
+        "Cosmos3-Nano on ROCm", qwen3(QWEN3_VL_8B, QWEN3_VISION_8B), 1, 8192,
+        weights=16.78, cache=72.12, tokens=525136, engine={"max_num_batched_tokens": 8192},
+    ),
+    Log(
+        "a Jetson Thor on vLLM 0.11.2", qwen3(QWEN3_VL_8B, QWEN3_VISION_8B), 1, 4096,
+        cache=36.34, tokens=264592,
+    ),
+    Log(
+        "two NPUs, vLLM 0.12.0", qwen3(QWEN3_VL_8B, QWEN3_VISION_8B), 2, 65536,
+        cache=38.41, tokens=559232,
+    ),
+]  # fmt: skip
+
 
 def having(*fields: str) -> list[object]:
     return [
         pytest.param(log, id=log.source)
-        for log in LOGS
+        for log in (*LOGS, *FURTHER)
         if all(getattr(log, field) is not None for field in fields)
     ]
 
@@ -97,13 +168,18 @@ def planned(log: Log, **engine: object) -> Assessment:
                 "tensor_parallel_size": log.tensor,
                 "max_model_len": log.length,
                 "gpu_memory_utilization": log.share,
+                **log.engine,
                 **engine,
             },
-            "media": {"limit_mm_per_prompt": {"image": 1}},
+            "media": {
+                "limit_mm_per_prompt": {"image": 1, "video": log.videos},
+                "max_pixels": log.pixels,
+                "videos_kwargs": {"client_max_pixels": log.pixels},
+            },
         }
     )
     total = log.total or 24.0
-    cards = [Card(index, "card", total, total, (8, 6)) for index in range(log.tensor)]
+    cards = [Card(index, log.card, total, total, (8, 6)) for index in range(log.tensor)]
     return plan_for(profile, cards, architecture=log.model)
 
 
@@ -152,6 +228,20 @@ def test_what_one_request_needs() -> None:
     each = bytes_per_token(LOGS[4])
     null_block = each * 16
     assert memory.needed_bytes(262144, each, 16) - null_block == 36 * GIB
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "gib"),
+    [
+        ("a trainer of 2026", "Qwen2.5-VL-3B-Instruct", 4.39),
+        ("telesearch", "Qwen2.5-VL-32B-Instruct", 31.25),
+    ],
+)
+def test_what_one_request_of_128000_tokens_needs(source: str, name: str, gib: float) -> None:
+    """What vLLM says in its refusal of Qwen2.5-VL's own length."""
+    each = bytes_per_token(Log(source, vl(name), 1, 128_000))
+    needed = memory.needed_bytes(128_000, each, 16) - each * 16
+    assert needed / GIB == pytest.approx(gib, abs=0.005)
 
 
 @pytest.mark.parametrize("log", having("total", "weights", "other", "activations", "cache"))
@@ -212,6 +302,59 @@ def test_what_booted_is_said_to_fit(log: Log) -> None:
     # 0.32 keeps counts of output tokens and takes graphs from the cache; these boots did not.
     size = replace(stage.cache.size, high=stage.cache.size.high + stage.parts.graphs.high)
     assert size.low < log.cache * GIB < size.high
+
+
+@pytest.mark.parametrize("log", [pytest.param(log, id=log.source) for log in PROFILED])
+def test_the_cache_of_a_profiled_encoder_is_foreseen(log: Log) -> None:
+    """What V1's boots left for the cache lies in the planned range, large media and all."""
+    (stage,) = planned(log).stages
+    size = stage.cache.size
+    assert log.cache is not None
+    assert size.low < log.cache * GIB < size.high
+    assert size.likely / GIB == pytest.approx(log.cache, abs=2.5)
+
+
+def test_a_video_takes_more_than_the_share() -> None:
+    """vLLM 0.23.0 profiled 7 × 16384 tokens, as 0.32 does, and had 14 GiB too few."""
+    plan = planned(VIDEO_ON_AN_A100)
+    picture = plan.deployment.picture
+    assert picture is not None
+    assert (picture.kind, picture.items, picture.budget) == ("video", 1, 114_688)
+    assert plan.deployment.max_num_batched_tokens == 2048
+    assert plan.verdict is Verdict.NO
+
+
+def test_a_small_share_of_a_large_card_is_not_said_to_fit() -> None:
+    """vllm#18124: 0.3 of 80 GB left no blocks for Qwen2.5-VL-3B with its own length and media."""
+    log = replace(VIDEO_ON_AN_A100, model=vl("Qwen2.5-VL-3B-Instruct"), share=0.3)
+    assert planned(log).verdict is not Verdict.FITS
+
+
+def unpadded(name: str, packing: Quantisation) -> Architecture:
+    """The 72B as Qwen first quantised it, before the widening: an intermediate size of 29568."""
+    return replace(vl(name), quantisation=packing, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "tensor", "legal"),
+    [
+        ("vllm#13640", unpadded("Qwen2.5-VL-72B-Instruct", AWQ), 1, True),
+        ("vllm#13640", unpadded("Qwen2.5-VL-72B-Instruct", AWQ), 2, False),
+        ("QwenLM/Qwen3-VL#831", unpadded("Qwen2.5-VL-72B-Instruct", AWQ), 4, False),
+        ("vllm#13640", vl("Qwen2-VL-72B-Instruct-AWQ"), 2, True),
+        ("QwenLM/Qwen3-VL#236", unpadded("Qwen2-VL-72B-Instruct", GPTQ), 1, True),
+        ("QwenLM/Qwen3-VL#236", unpadded("Qwen2-VL-72B-Instruct", GPTQ), 2, False),
+        ("MIV-XJTU/FSDrive#21", vl("Qwen2-VL-2B-Instruct"), 4, True),
+        ("MIV-XJTU/FSDrive#21", vl("Qwen2-VL-2B-Instruct"), 8, False),
+    ],
+)
+def test_splits_that_others_tried(
+    source: str, model: Architecture, tensor: int, *, legal: bool
+) -> None:
+    """What was refused for its split is refused, and what started is not."""
+    plan = planned(Log(source, model, tensor, 4096, 141.0))
+    refused = any(problem.field == "engine.tensor_parallel_size" for problem in plan.problems)
+    assert refused is not legal
 
 
 @pytest.mark.parametrize("name", ["plan.md", "plan.zh-CN.md"])

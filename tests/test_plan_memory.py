@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.hardware import GIB, Card, Host
 from qwen2vl_serve.plan import Verdict, find_remedies, plan_for
+from qwen2vl_serve.plan.architectures import Architecture, Text, Vision
 from qwen2vl_serve.plan.assessment import Assessment, StagePlan
 from qwen2vl_serve.plan.cards import Machines, parse_cards
 from qwen2vl_serve.plan.deployment import batch_defaults, capture_sizes, largest_picture
@@ -93,6 +94,40 @@ def test_ranges_are_ordered(share: int, images: int, tokens: int) -> None:
     for part in (only.parts.total, only.cache.size, only.cache.tokens, found.kv_tokens):
         assert part.low <= part.likely <= part.high
     assert only.parts.total.likely + only.cache.size.likely == pytest.approx(only.share)
+
+
+def with_deep_mergers(image: int = 1, **engine: Any) -> StagePlan:
+    """A Qwen3-VL of one small layer: what its deep mergers keep is most of it."""
+    text = Text(4096, 64, 1, 32, 8, 128, 64, True, 4096, qkv_bias=False, qk_norm=True)
+    vision = Vision(1, 64, 1, 64, 4096, False, 16, positions=64, deep_mergers=3)
+    profile = make_profile(
+        {
+            "model": {"model": "Qwen3-VL"},
+            "hardware": {"device": "cuda"},
+            "engine": {"max_model_len": 4096, **engine},
+            "media": {"limit_mm_per_prompt": {"image": image}},
+        }
+    )
+    model = Architecture("Qwen3-VL", text, vision, kind="qwen3_vl")
+    return plan_for(profile, parse_cards("1x3090"), architecture=model).stages[0]
+
+
+def test_deep_mergers_keep_a_step_for_each() -> None:
+    """Three buffers of a whole step, made with the model, where media are on."""
+    few = with_deep_mergers(max_num_batched_tokens=2048)
+    more = with_deep_mergers(max_num_batched_tokens=8192)
+    step = 6144 * 4096 * 2
+    assert (more.weights_gib - few.weights_gib) * GIB == pytest.approx(3 * step)
+    without = with_deep_mergers(image=0, max_num_batched_tokens=2048)
+    off = with_deep_mergers(image=0, max_num_batched_tokens=8192)
+    assert off.weights_gib == without.weights_gib
+
+
+def test_deep_mergers_widen_what_the_encoder_gives() -> None:
+    """A token of an encoder with three of them is as wide as four of another's."""
+    large = with_deep_mergers(max_num_batched_tokens=64, max_num_seqs=1)
+    tokens = 1_003_520 // 32**2
+    assert large.parts.activations.low >= 4 * tokens * 4096 * 2
 
 
 def test_a_larger_share_goes_to_the_cache() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 from qwen2vl_serve.hardware import GIB
 from qwen2vl_serve.plan.deployment import Deployment
-from qwen2vl_serve.plan.weights import MIB, StageWeights
+from qwen2vl_serve.plan.weights import MIB, StageWeights, allocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,29 @@ def parts(plan: Deployment, weights: StageWeights, *, first: bool, last: bool) -
     Source: ``determine_available_memory`` in ``v1/worker/gpu_worker.py``.
     """
     text, vision = weights.text, weights.vision
+    encoder = Range(vision.exact, vision.allocated, vision.allocated * 1.02)
     return Parts(
         weights=Range(text.exact, text.allocated, text.allocated * 1.01),
-        vision=Range(vision.exact, vision.allocated, vision.allocated * 1.02),
+        vision=encoder + _deep_inputs(plan),
         activations=_activations(plan, first=first, last=last),
         buffers=_buffers(plan, first=first, last=last),
         graphs=_graphs(plan, weights.layers),
         other=_OTHER_JOINED if plan.tensor_parallel * plan.stages > 1 else _OTHER_ALONE,
     )
+
+
+def _deep_inputs(plan: Deployment) -> Range:
+    """Qwen3-VL's buffers for what its deep mergers give: a whole step each, on every stage.
+
+    They are made with the model, so vLLM reports them with its weights. Source:
+    ``deepstack_input_embeds`` in ``models/qwen3_vl.py``.
+    """
+    vision, text = plan.architecture.vision, plan.architecture.text
+    if vision is None or plan.picture is None:
+        return Range()
+    one = allocation(plan.max_num_batched_tokens * text.hidden * plan.dtype_bytes)
+    count = vision.deep_mergers
+    return Range(one.exact, one.allocated, one.allocated).times(count, count, count)
 
 
 def _activations(plan: Deployment, *, first: bool, last: bool) -> Range:
@@ -105,8 +120,10 @@ def _activations(plan: Deployment, *, first: bool, last: bool) -> Range:
     """
     text, width = plan.architecture.text, plan.dtype_bytes
     cached = vit = Range()
-    if first and plan.picture is not None:
-        cached = exactly(plan.picture.tokens * plan.picture.items * text.hidden * width)
+    if first and plan.picture is not None and (vision := plan.architecture.vision) is not None:
+        # The outputs of deep mergers lie beside those of the last one.
+        wide = text.hidden * (1 + vision.deep_mergers)
+        cached = exactly(plan.picture.tokens * plan.picture.items * wide * width)
         vit = _encoder_peak(plan)
     tokens, ranks = plan.max_num_batched_tokens, plan.tensor_parallel
     # Gate, up and their product; the residual, its norm and two buffers as wide.
