@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -42,6 +43,18 @@ KVCacheDType = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5
 
 def _as_list(value: object) -> object:
     return (value,) if isinstance(value, str) else value
+
+
+def _as_binding(text: str) -> str:
+    """Return what vLLM reads as CPUs of its workers (``utils/ompmultiprocessing.py``)."""
+    parts = (part.strip() for part in re.split("[|,]", text))
+    spans = [part for part in parts if not part.isdecimal()]
+    ends = [re.fullmatch(r"(\d+)-(\d+)", span) for span in spans]
+    if text not in ("auto", "nobind") and not all(e and int(e[1]) <= int(e[2]) for e in ends):
+        raise PydanticCustomError(
+            "binding", "must be auto, nobind, or the CPUs of each worker, as 0-3|4-7 or 0,2|1,3"
+        )
+    return text
 
 
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -140,7 +153,7 @@ class HardwareSection(Section):
         description="KV cache of each CPU worker in whole GiB (`VLLM_CPU_KVCACHE_SPACE`). Unset: "
         "vLLM takes its share of the memory.",
     )
-    cpu_threads_bind: Text | None = Field(
+    cpu_threads_bind: Annotated[Text, AfterValidator(_as_binding)] | None = Field(
         default=None,
         description="CPUs of each CPU worker, as `0-3|4-7` (`VLLM_CPU_OMP_THREADS_BIND`). Unset: "
         "vLLM decides for one worker; several get one CPU each, in turn, and several engines "

@@ -120,6 +120,8 @@ def test_profile_is_immutable():
         ("hardware:\n  cards: 8\n", 4, ["hardware.cards is 8", "1 × ", "= 1"]),
         ("hardware:\n  device: cpu\n  cards: 1\n", 5, ["leave it out"]),
         ("hardware:\n  cpu_threads_bind: 0|1\n", 4, ["2 entries for 1 workers"]),
+        ("hardware:\n  cpu_threads_bind: 0-\n", 4, ["0-3|4-7", "'0-'"]),
+        ("hardware:\n  cpu_threads_bind: 3-0\n", 4, ["0-3|4-7", "'3-0'"]),
         ("media:\n  min_pixels: 2000000\n", 4, ["above max_pixels 1003520"]),
         ("media:\n  videos_kwargs: {min_pixels: 9, max_pixels: 4}\n", 4, ["above max_pixels 4"]),
         ("media:\n  formats: [JPEG, EPS]\n", 4, ["media.formats.1", "'JPEG', 'PNG'", "'EPS'"]),

@@ -18,9 +18,10 @@ class WithinCore(UniProcExecutor):  # type: ignore[misc]  # vLLM ships no type i
     """
 
     def _init_executor(self) -> None:
-        chosen = OMPProcessManager(self.vllm_config).cpu_lists
-        if chosen:
-            # The threads of the sockets have started before and stay unbound.
-            os.sched_setaffinity(0, chosen[0])
-            torch.set_num_threads(len(chosen[0]))
+        for chosen in OMPProcessManager(self.vllm_config).cpu_lists:
+            # Those that are not there are passed over, as OpenMP does.
+            if found := os.sched_getaffinity(0).intersection(chosen):
+                # The threads of the sockets have started before and stay unbound.
+                os.sched_setaffinity(0, found)
+            torch.set_num_threads(len(chosen))
         super()._init_executor()
