@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse
 
 from qwen2vl_serve import __version__, docs_page
-from qwen2vl_serve.adapters_api import AdaptersAPI, LoadRequest, UnloadRequest
+from qwen2vl_serve.adapters.api import AdaptersAPI, LoadRequest, UnloadRequest
 from qwen2vl_serve.api import API
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.batches.asking import Asker

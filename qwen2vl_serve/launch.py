@@ -23,18 +23,18 @@ import uvicorn
 from fastapi import FastAPI
 
 from qwen2vl_serve import request_log, tracing
-from qwen2vl_serve.adapters import named_adapters, with_adapters
+from qwen2vl_serve.adapters.named import named_adapters, with_adapters
 from qwen2vl_serve.api import TAKEN_LIMITS
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.batches.store import BatchStore
-from qwen2vl_serve.boot_log import BootLog
+from qwen2vl_serve.boot.forecast import Start, StartTimes, comparison, expose, foresee
+from qwen2vl_serve.boot.log import BootLog
 from qwen2vl_serve.download import have_model
 from qwen2vl_serve.engine import Engine, EngineState
 from qwen2vl_serve.engine_environment import engine_environment
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.first_request import curl, server_url
-from qwen2vl_serve.forecast import Start, StartTimes, comparison, expose, foresee
 from qwen2vl_serve.http_server import HTTPServer, Signals, Stopped
 from qwen2vl_serve.idle_memory import IdleMemory, give_back
 from qwen2vl_serve.keys_file import KeysFile

@@ -14,7 +14,7 @@ from qwen2vl_serve.media.sampling import frame_rules
 from qwen2vl_serve.media.sizing import picture_bounds
 from qwen2vl_serve.media.video import VideoLimits
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.profile_media import FilesSection
+from qwen2vl_serve.profile.media import FilesSection
 
 
 def media_loader(profile: Profile, *, shared: bool = False) -> MediaLoader:

@@ -21,7 +21,7 @@ from qwen2vl_serve.errors import (
     RequestHeadTooLarge,
     RequestTimeout,
 )
-from qwen2vl_serve.profile_sections import LimitsSection
+from qwen2vl_serve.profile.limits import LimitsSection
 
 LINGER_SECONDS = 2.0
 """How long a client that was answered early may go on sending before it is cut off.

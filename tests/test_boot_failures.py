@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen2vl_serve.boot_failures import FAILURES, Failure, explain
-from qwen2vl_serve.boot_log import BootLog
-from qwen2vl_serve.boot_phases import PHASES, WAITING
+from qwen2vl_serve.boot.failures import FAILURES, Failure, explain
+from qwen2vl_serve.boot.log import BootLog
+from qwen2vl_serve.boot.phases import PHASES, WAITING
 from qwen2vl_serve.profile import section_of
 from tests.vllm_texts import site_packages, texts
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen2vl_serve import boot_log
-from qwen2vl_serve.boot_log import BootLog
-from qwen2vl_serve.boot_phases import PHASES
+from qwen2vl_serve.boot import log as boot_log
+from qwen2vl_serve.boot.log import BootLog
+from qwen2vl_serve.boot.phases import PHASES
 from tests.served import eventually
 
 # The shape of vLLM 0.32's lines; figures are made up.

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from qwen2vl_serve.adapters.lora import read_adapter
 from qwen2vl_serve.checkpoint import read_config
 from qwen2vl_serve.demo import adapter
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
-from qwen2vl_serve.lora import read_adapter
 
 
 @pytest.mark.parametrize(("name", "parts", "vision"), [("sailor", 20, 0), ("mirror", 14, 14)])

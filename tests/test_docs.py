@@ -28,8 +28,9 @@ from qwen2vl_serve.media.sampling import Sampling
 from qwen2vl_serve.media.sizing import Sizing
 from qwen2vl_serve.media.video import VideoHeader, VideoLimits
 from qwen2vl_serve.profile import load_profile, profile_names
-from qwen2vl_serve.profile_media import FilesSection, MediaSection
-from qwen2vl_serve.profile_sections import EngineSection, LimitsSection
+from qwen2vl_serve.profile.limits import LimitsSection
+from qwen2vl_serve.profile.media import FilesSection, MediaSection
+from qwen2vl_serve.profile.sections import EngineSection
 from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
 from qwen2vl_serve.resources import media_loader
 from qwen2vl_serve.validation import RequestLimits, parse_chat

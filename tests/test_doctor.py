@@ -12,7 +12,7 @@ import pynvml
 import pytest
 
 from qwen2vl_serve import hardware, nvidia, preflight
-from qwen2vl_serve.boot_phases import PHASES
+from qwen2vl_serve.boot.phases import PHASES
 from qwen2vl_serve.doctor import CHECKS, World, checks, examine, machine, report, software
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.plan import plan_for

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 from PIL import Image
 
-from qwen2vl_serve.forecast import Start, comparison, foresee
+from qwen2vl_serve.boot.forecast import Start, comparison, foresee
 from qwen2vl_serve.hardware import GIB
 from qwen2vl_serve.keys_file import KeyLimits, KeysFile
 from qwen2vl_serve.profile import load_profile

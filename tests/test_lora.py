@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen2vl_serve.adapters import RANKS, check_room, named_adapters, rank_for, with_adapters
+from qwen2vl_serve.adapters.lora import another_model, read_adapter
+from qwen2vl_serve.adapters.named import RANKS, check_room, named_adapters, rank_for, with_adapters
+from qwen2vl_serve.adapters.parts import sizes_of
 from qwen2vl_serve.checkpoint import read_config
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.errors import PreflightError, ProfileError
-from qwen2vl_serve.lora import another_model, read_adapter
-from qwen2vl_serve.lora_parts import sizes_of
 from qwen2vl_serve.plan.architectures import published
 from qwen2vl_serve.profile import Profile, load_profile
-from qwen2vl_serve.rehearsal import rehearsal
+from qwen2vl_serve.profile.rehearsal import rehearsal
 from tests.adapter_files import DEMO_SIZES, Q_PROJ, VISION, write_adapter, write_tensors
 
 CONFIG = read_config(MODEL_FOLDER, {})

@@ -11,7 +11,7 @@ import pytest
 from qwen2vl_serve.plan.architectures import PADDED_72B, Architecture, published, published_names
 from qwen2vl_serve.plan.configuration import read_architecture
 from qwen2vl_serve.plan.weights import GIB, layers_of_stages, stage_weights, stored_bytes
-from qwen2vl_serve.profile_sections import DEMO_MODEL_FOLDER
+from qwen2vl_serve.profile.sections import DEMO_MODEL_FOLDER
 
 PARAMETERS = {
     "Qwen2-VL-2B": 2_208_985_600,

@@ -19,7 +19,7 @@ from qwen2vl_serve import checkpoint, hardware, nvidia, preflight
 from qwen2vl_serve.errors import PreflightError, SetupError
 from qwen2vl_serve.hardware import Card
 from qwen2vl_serve.profile import Profile, load_profile, profile_names
-from qwen2vl_serve.rehearsal import rehearsal
+from qwen2vl_serve.profile.rehearsal import rehearsal
 
 DEMO = Path(load_profile("demo").model.path)
 RTX_2080 = Card(0, "NVIDIA GeForce RTX 2080", 8.0, 7.8, (7, 5))

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from qwen2vl_serve import profile_sections
 from qwen2vl_serve.errors import ProfileError
 from qwen2vl_serve.profile import (
     Profile,
@@ -26,7 +25,8 @@ from qwen2vl_serve.profile import (
     profile_names,
     section_of,
 )
-from qwen2vl_serve.rehearsal import rehearsal
+from qwen2vl_serve.profile import sections as profile_sections
+from qwen2vl_serve.profile.rehearsal import rehearsal
 
 MINIMAL = "model:\n  model: demo\n"
 SHIPPED = [

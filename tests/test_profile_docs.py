@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from qwen2vl_serve import cli
 from qwen2vl_serve.profile import Profile, load_profile, profile_names
-from qwen2vl_serve.profile_sections import Section
+from qwen2vl_serve.profile.sections import Section
 
 DOCS = Path(__file__).parents[1] / "docs"
 ENGLISH, CHINESE = DOCS / "profiles.md", DOCS / "profiles.zh-CN.md"

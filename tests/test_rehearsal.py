@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from qwen2vl_serve.profile import load_profile, profile_names
-from qwen2vl_serve.rehearsal import rehearsal
+from qwen2vl_serve.profile.rehearsal import rehearsal
 from tests.conftest import ServerProcess
 from tests.test_vllm_engine import asked, picture, say
 

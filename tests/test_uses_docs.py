@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qwen2vl_serve.profile_sections import DEMO_MODEL_FOLDER
+from qwen2vl_serve.profile.sections import DEMO_MODEL_FOLDER
 from tests import long_way, transformers_way
 from tests import stub_server as stub
 from tests.markdown import ROOT, Block, Document

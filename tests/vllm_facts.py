@@ -28,7 +28,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from qwen2vl_serve.plan.architectures import Architecture, published
 from qwen2vl_serve.profile import load_profile
-from qwen2vl_serve.profile_sections import DEMO_MODEL_FOLDER
+from qwen2vl_serve.profile.sections import DEMO_MODEL_FOLDER
 from tests.test_plan_architectures import config_of
 
 SPLITS = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (4, 2), (2, 3))

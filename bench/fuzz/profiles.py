@@ -15,7 +15,7 @@ from bench.fuzz.bodies import JUNK, NUMBERS, TEXTS, written
 from bench.fuzz.drawn import drawn
 from qwen2vl_serve.errors import SetupError
 from qwen2vl_serve.profile import Profile, load_profile
-from qwen2vl_serve.profile_sections import Section
+from qwen2vl_serve.profile.sections import Section
 
 BATCH = 200
 LONGEST_LINE = 2000

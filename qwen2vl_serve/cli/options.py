@@ -9,7 +9,7 @@ from typing import NoReturn, TypeAlias
 from qwen2vl_serve import hardware, preflight
 from qwen2vl_serve.errors import SetupError
 from qwen2vl_serve.profile import BARE_OVERRIDES, Profile, load_profile, section_of
-from qwen2vl_serve.rehearsal import rehearsal
+from qwen2vl_serve.profile.rehearsal import rehearsal
 
 AUTO = "auto"
 

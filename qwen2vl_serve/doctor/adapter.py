@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwen2vl_serve.adapters import check_room
+from qwen2vl_serve.adapters.lora import read_adapter
+from qwen2vl_serve.adapters.named import check_room
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.engine import Adapter
 from qwen2vl_serve.errors import SetupError
-from qwen2vl_serve.lora import read_adapter
 
 WHY = "vLLM could not load the adapter, would leave parts of it out, or would end with it"
 

@@ -27,7 +27,7 @@ from qwen2vl_serve.plan.deployment import cache_size
 from qwen2vl_serve.plan.environment import cpu_cache_gib
 from qwen2vl_serve.plan.processes import process_bytes, shares_bytes
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.profile_media import proxy_variable
+from qwen2vl_serve.profile.media import proxy_variable
 
 DISTRIBUTION = "qwen2vl-serve"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # not a file of ours: the system's own place

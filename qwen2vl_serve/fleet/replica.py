@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from qwen2vl_serve import request_log, tracing
-from qwen2vl_serve.adapters import named_adapters, with_adapters
+from qwen2vl_serve.adapters.named import named_adapters, with_adapters
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.download import have_model

@@ -9,7 +9,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 from yarl import URL
 
 from qwen2vl_serve.errors import ProfileError
-from qwen2vl_serve.profile_media import ENVIRONMENT, proxy_address, proxy_variable
+from qwen2vl_serve.profile.media import ENVIRONMENT, proxy_address, proxy_variable
 
 
 class Proxies:

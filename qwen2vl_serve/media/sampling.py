@@ -25,7 +25,7 @@ from qwen2vl_serve.media.sizing import (
     refuse_twice,
     shrunk,
 )
-from qwen2vl_serve.profile_media import MediaSection
+from qwen2vl_serve.profile.media import MediaSection
 from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.vision import FACTOR, FRAME_FACTOR, PixelBudget, smart_resize
 

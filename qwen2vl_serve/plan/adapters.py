@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from qwen2vl_serve.adapters import LATER_RANK
+from qwen2vl_serve.adapters.named import LATER_RANK
 from qwen2vl_serve.plan.architectures import Architecture, Tensors
 from qwen2vl_serve.profile import Profile
 

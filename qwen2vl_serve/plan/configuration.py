@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen2vl_serve.plan.architectures import Architecture, Quantisation, Text, Vision
-from qwen2vl_serve.profile_yaml import shown
+from qwen2vl_serve.profile.yaml import shown
 
 _QK_NORM = ("qwen3", "qwen3_vl", "qwen3_vl_text")
 _NO_MROPE = ("qwen2", "qwen3")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen2vl_serve import hardware
-from qwen2vl_serve.adapters import named_adapters, with_adapters
+from qwen2vl_serve.adapters.named import named_adapters, with_adapters
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.hardware import Card, Host
 from qwen2vl_serve.plan.architectures import Architecture

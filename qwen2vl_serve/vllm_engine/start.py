@@ -21,7 +21,7 @@ from vllm.platforms import current_platform
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.utils.gc_utils import freeze_gc_heap
 
-from qwen2vl_serve.adapters import named_adapters, with_adapters
+from qwen2vl_serve.adapters.named import named_adapters, with_adapters
 from qwen2vl_serve.engine import Engine
 from qwen2vl_serve.engines import Engines, several_engines
 from qwen2vl_serve.errors import APIError, BootError

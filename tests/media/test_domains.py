@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from qwen2vl_serve.errors import ProfileError
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchPolicy
 from qwen2vl_serve.profile import load_profile
-from qwen2vl_serve.profile_media import MediaSection
+from qwen2vl_serve.profile.media import MediaSection
 
 
 class Asked(AbstractResolver):

@@ -20,7 +20,7 @@ from qwen2vl_serve.media.weights import (
     PIXEL_WEIGHTS,
     picture_weight,
 )
-from qwen2vl_serve.profile_media import MediaSection
+from qwen2vl_serve.profile.media import MediaSection
 from tests.media.test_image import encoded
 
 SLACK = 24 * 1024 * 1024

@@ -16,13 +16,13 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from qwen2vl_serve.adapters import check_room, model_config
+from qwen2vl_serve.adapters.lora import read_adapter
+from qwen2vl_serve.adapters.named import check_room, model_config
 from qwen2vl_serve.auth import Caller
 from qwen2vl_serve.engine import Adapter, Engine, ServedModel
 from qwen2vl_serve.errors import InvalidValue, PermissionDenied, PreflightError
-from qwen2vl_serve.lora import read_adapter
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.profile_adapters import AdapterName
+from qwen2vl_serve.profile.adapters import AdapterName
 from qwen2vl_serve.validation import parse_fields
 
 

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from qwen2vl_serve.profile_sections import Port, Positive, Section, Text, contradiction
+from qwen2vl_serve.profile.sections import Port, Positive, Section, Text, contradiction
 
 ImageFormat = Literal["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen2vl_serve.profile import DEMO_PROFILE, Profile, load_profile, one_cpu_each
-from qwen2vl_serve.profile_adapters import AdaptersSection
-from qwen2vl_serve.profile_sections import HardwareSection
+from qwen2vl_serve.profile.adapters import AdaptersSection
+from qwen2vl_serve.profile.cpus import one_cpu_each
+from qwen2vl_serve.profile.loading import load_profile
+from qwen2vl_serve.profile.profile import DEMO_PROFILE, Profile
+from qwen2vl_serve.profile.sections import HardwareSection
 
 # Over all workers; the demo model needs about 4 KiB a token.
 _KV_BYTES = 1024**3

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen2vl_serve import checkpoint
+from qwen2vl_serve.adapters.parts import Sizes, sizes_of
 from qwen2vl_serve.engine import Adapter
 from qwen2vl_serve.errors import PreflightError
-from qwen2vl_serve.lora_parts import Sizes, sizes_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "merge it into the model (PEFT's merge_and_unload()) and serve the result"

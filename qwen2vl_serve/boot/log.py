@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from qwen2vl_serve.boot_failures import explain
-from qwen2vl_serve.boot_phases import PHASES, WAITING
+from qwen2vl_serve.boot.failures import explain
+from qwen2vl_serve.boot.phases import PHASES, WAITING
 
 _PLACE = {phase.name: place for place, phase in enumerate(PHASES)}
 _SHARDS = re.compile(r"checkpoint shards: +(\d+)% Completed \| (\d+)/(\d+)")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from qwen2vl_serve import checkpoint
+from qwen2vl_serve.adapters.lora import another_model, read_adapter
 from qwen2vl_serve.engine import Adapter
 from qwen2vl_serve.errors import PreflightError, SetupError
-from qwen2vl_serve.lora import another_model, read_adapter
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.profile_sections import EngineSection, LoRARank
+from qwen2vl_serve.profile.sections import EngineSection, LoRARank
 
 RANKS: tuple[int, ...] = get_args(LoRARank)
 LATER_RANK = 16

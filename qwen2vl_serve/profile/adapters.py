@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from qwen2vl_serve.profile_sections import Section, Text
+from qwen2vl_serve.profile.sections import Section, Text
 
 AdapterName = Annotated[Text, Field(max_length=100)]
 

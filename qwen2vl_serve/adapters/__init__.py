@@ -1,0 +1,1 @@
+"""LoRA adapters: read without torch, named in the profile, or loaded while the server runs."""
