@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -80,6 +82,24 @@ def test_a_picture_takes_no_more_than_its_weight(
     taken = peak(tmp_path, CASES[name](drawn(640, 480)), data)
     assert taken <= pixels * weight + SLACK
     assert taken >= pixels * weight // 3, "a weight is no guess"
+
+
+def test_a_deep_heic_takes_no_more_than_its_weight(tmp_path: Path) -> None:
+    """Of 10 bits, not subsampled, with alpha, turned: the dearest that is easily made."""
+
+    def packed(image: Image.Image) -> bytes:
+        samples = np.asarray(image.convert("RGBA")).astype(np.uint16) << 8
+        file = pillow_heif.from_bytes("RGBA;16", image.size, samples.tobytes())
+        file[0].info["exif"] = TURNED.tobytes()
+        data = io.BytesIO()
+        file.save(data, quality=50, chroma=444)
+        return data.getvalue()
+
+    width, height = 2000, 1500
+    data = packed(drawn(width, height))
+    weight = picture_weight(read_header(data, 10**8, "it"))
+    taken = peak(tmp_path, packed(drawn(640, 480)), data)
+    assert width * height * weight // 3 <= taken <= width * height * weight + SLACK
 
 
 def test_every_format_has_weights() -> None:
