@@ -24,7 +24,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One NVIDIA card; memory in GiB as NVML reports it, which is what counts.
+    """One NVIDIA card; ``memory_gib`` is what CUDA gives of it, which is what vLLM shares out.
 
     ``capability`` is the CUDA compute capability as (major, minor).
     """
@@ -126,15 +126,29 @@ def _nvml() -> Iterator[bool]:
 
 
 def _card(index: int, handle: Any) -> Card:
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    total, free = _memory(handle)
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     return Card(
         index=index,
         name=_text(pynvml.nvmlDeviceGetName(handle)),
-        memory_gib=int(memory.total) / GIB,
-        free_gib=int(memory.free) / GIB,
+        memory_gib=total / GIB,
+        free_gib=free / GIB,
         capability=(int(major), int(minor)),
     )
+
+
+def _memory(handle: Any) -> tuple[int, int]:
+    """Return the bytes that CUDA gives of a card, and those of them that are free.
+
+    NVML's total also holds what the driver keeps for itself, which only the second version of the
+    call tells. Drivers before 510 have the first alone; there it is the whole card.
+    """
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+        return int(memory.total) - int(memory.reserved), int(memory.free)
+    except pynvml.NVMLError:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        return int(memory.total), int(memory.free)
 
 
 def _visible(variable: str, handles: list[Any]) -> list[int]:

@@ -15,6 +15,14 @@ from qwen2vl_serve.hardware import GIB, Card
 UUIDS = ["GPU-aaaa-1", "GPU-aabb-2", "GPU-cccc-3"]
 
 
+def memory_of(handle: int, version: int | None = None) -> SimpleNamespace:
+    """Answer as NVML does: only the second version tells what the driver keeps for itself."""
+    told = SimpleNamespace(total=(handle + 1) * GIB, free=GIB // 2)
+    if version == pynvml.nvmlMemory_v2:
+        told.reserved = GIB // 4
+    return told
+
+
 @pytest.fixture
 def three_cards(monkeypatch):
     """NVML's own calls answered as a machine with three cards would."""
@@ -24,9 +32,7 @@ def three_cards(monkeypatch):
         "nvmlShutdown": lambda: None,
         "nvmlDeviceGetCount": lambda: 3,
         "nvmlDeviceGetHandleByIndex": lambda index: index,
-        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(
-            total=(handle + 1) * GIB, free=GIB // 2
-        ),
+        "nvmlDeviceGetMemoryInfo": memory_of,
         "nvmlDeviceGetCudaComputeCapability": lambda handle: (8, handle),
         "nvmlDeviceGetName": lambda handle: b"Card" if handle == 0 else "Card",
         "nvmlDeviceGetUUID": lambda handle: UUIDS[handle],
@@ -35,9 +41,30 @@ def three_cards(monkeypatch):
         monkeypatch.setattr(pynvml, name, answer)
 
 
-def test_cards_are_described_as_nvml_reports_them(three_cards):
-    assert hardware.cards()[1] == Card(1, "Card", 2.0, 0.5, (8, 1))
+def test_cards_have_what_the_driver_leaves_to_cuda(three_cards):
+    """``torch.cuda.mem_get_info`` tells the total without what the driver keeps for itself."""
+    assert hardware.cards()[1] == Card(1, "Card", 1.75, 0.5, (8, 1))
     assert len(hardware.cards()) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+        pynvml.NVML_ERROR_NOT_SUPPORTED,
+        pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+    ],
+)
+def test_driver_that_does_not_tell_what_it_keeps(three_cards, monkeypatch, error):
+    """Drivers before 510 have the first version of the call alone; the whole card is told then."""
+
+    def older(handle: int, version: int | None = None) -> SimpleNamespace:
+        if version is not None:
+            raise pynvml.NVMLError(error)
+        return memory_of(handle)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", older)
+    assert hardware.cards()[1] == Card(1, "Card", 2.0, 0.5, (8, 1))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +97,7 @@ def test_machine_without_driver_has_no_card(monkeypatch):
 
 
 def test_card_that_breaks_off_is_not_an_exception(three_cards, monkeypatch):
-    def lost(handle: int) -> None:
+    def lost(handle: int, version: int | None = None) -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lost)

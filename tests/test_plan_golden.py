@@ -330,6 +330,7 @@ def test_a_video_takes_more_than_the_share() -> None:
     assert plan.verdict is Verdict.NO
     (stage,) = plan.stages
     assert stage.cache.size.low < -14.28 * GIB < stage.cache.size.high < 0
+    assert stage.cache.size.likely / GIB == pytest.approx(-14.28, abs=0.5)
     assert stage.parts.graphs.low < 0.53 * GIB < stage.parts.graphs.high
 
 
@@ -408,3 +409,13 @@ def test_the_documentation_owns_up_to_activations(name: str) -> None:
     assert all((log.activations or 0) > high for log, high in zip(logs, most, strict=True))
     assert " / ".join(f"{log.activations:.2f}" for log in logs) in text
     assert " / ".join(f"{high:.2f}" for high in most) in text
+
+
+@pytest.mark.parametrize("name", ["plan.md", "plan.zh-CN.md"])
+def test_the_documentation_tells_what_bears_out_the_activations(name: str) -> None:
+    """What the boot of V1 had left, and what is planned of it: the least, the most, the likely."""
+    text = (Path(__file__).parents[1] / "docs" / name).read_text("utf-8")
+    (paragraph,) = re.findall(r"^.*test_plan_golden.*(?:\n.+)*", text, re.MULTILINE)
+    size = planned(VIDEO_ON_AN_A100).stages[0].cache.size
+    shown = [f"−{-gib / GIB:.1f}" for gib in (size.low, size.high, size.likely)]
+    assert re.findall(r"−[\d.]+\d", paragraph) == [f"−{-(VIDEO_ON_AN_A100.cache or 0):.2f}", *shown]

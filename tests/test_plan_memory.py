@@ -130,10 +130,34 @@ def test_deep_mergers_widen_what_the_encoder_gives() -> None:
     assert large.parts.activations.low >= 4 * tokens * 4096 * 2
 
 
+@pytest.mark.parametrize(
+    ("model", "compiled", "kernels"),
+    [
+        # Qwen2-VL's MLP is four times as wide as the encoder. Beside it: input, sum, norm.
+        ("Qwen/Qwen2-VL-7B-Instruct", 3 + 3 * 4, 3 + 2 * 4),
+        # Qwen2.5-VL's is 3420 of 1280. Beside it: input, attention, sum, norm and result; vLLM's
+        # kernel writes the norm and the sum over the first two.
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 5 + 3 * 3420 / 1280, 3 + 3 * 3420 / 1280),
+    ],
+)
+def test_the_encoder_takes_more_beside_compiled_layers(
+    model: str, compiled: float, kernels: float
+) -> None:
+    """It is not compiled, and there vLLM's own kernels for norms and activations are off."""
+    media = {"limit_mm_per_prompt": {"image": 1}, "max_pixels": 12_845_056}
+    for eager, width in ((False, compiled), (True, kernels)):
+        found = plan("1xa100-80g", media, model, enforce_eager=eager)
+        picture = found.deployment.picture
+        assert picture is not None
+        values = 4 * picture.tokens * (1176 + width * 1280)
+        assert found.stages[0].parts.activations.likely == pytest.approx(2 * values, rel=1e-6)
+
+
 def test_a_larger_share_goes_to_the_cache() -> None:
     more, less = stage(gpu_memory_utilization=0.9), stage(gpu_memory_utilization=0.8)
     grown = more.cache.size.likely - less.cache.size.likely
-    assert grown == pytest.approx(0.1 * 23.58 * GIB, rel=1e-6)
+    (card,) = parse_cards("1x3090").cards
+    assert grown == pytest.approx(0.1 * card.memory_gib * GIB, rel=1e-6)
 
 
 def test_eager_mode_has_no_graphs() -> None:

@@ -197,7 +197,9 @@ def test_memory_for_the_kv_cache_is_counted_for_all_workers():
         ([RTX_3090], "cpu", "demo"),
         ([RTX_2080] * 8, "cuda", "multi-gpu"),
         ([RTX_2080] * 4, "cuda", "single-gpu-2b"),
-        ([Card(0, "T4", 14.6, 14.0, (7, 5))], "cuda", "single-gpu-awq"),
+        # What CUDA gives of 8 GB, by drivers that keep the most: 5.1 % less than it is sold with.
+        ([Card(0, "RTX 2080 SUPER", 7.595, 7.5, (7, 5))], "cuda", "single-gpu-2b"),
+        ([Card(0, "T4", 14.56, 14.0, (7, 5))], "cuda", "single-gpu-awq"),
         ([Card(0, "GTX 1050", 4.0, 4.0, (6, 1))], "cuda", "demo"),
     ],
 )

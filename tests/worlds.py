@@ -98,7 +98,7 @@ class Lab:
         """Put cards into the machine; ``cuda`` is the newest that their driver runs."""
         running = [SimpleNamespace(pid=pid, usedGpuMemory=int(g * GIB)) for pid, g in holders]
         status = pynvml.NVML_P2P_STATUS_OK if p2p else pynvml.NVML_P2P_STATUS_CHIPSET_NOT_SUPPORTED
-        memory = SimpleNamespace(total=int(gib * GIB), free=int(free * GIB))
+        memory = SimpleNamespace(total=int(gib * GIB), reserved=0, free=int(free * GIB))
         answers = {
             "nvmlInit": lambda: None,
             "nvmlShutdown": lambda: None,
@@ -106,7 +106,7 @@ class Lab:
             "nvmlSystemGetCudaDriverVersion_v2": lambda: cuda,
             "nvmlDeviceGetCount": lambda: count,
             "nvmlDeviceGetHandleByIndex": lambda index: index,
-            "nvmlDeviceGetMemoryInfo": lambda handle: memory,
+            "nvmlDeviceGetMemoryInfo": lambda handle, version=None: memory,
             "nvmlDeviceGetCudaComputeCapability": lambda handle: capability,
             "nvmlDeviceGetName": lambda handle: "NVIDIA GeForce RTX 3090",
             "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}",

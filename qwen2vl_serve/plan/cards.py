@@ -1,6 +1,7 @@
 """Graphics cards by name, and what their compute capability allows in vLLM 0.32.
 
-Memory is what NVML reports, in GiB; where that was never seen, the size that is sold.
+Memory is what CUDA gives of a card (``torch.cuda.mem_get_info``), in GiB: vLLM takes its share of
+that. NVML and nvidia-smi tell more, by what the driver keeps for itself.
 """
 
 from __future__ import annotations
@@ -22,42 +23,46 @@ KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A card as it is sold: ``sizes`` maps GB as marketed to GiB as NVML reports them."""
+    """A card as it is sold: ``sizes`` maps GB as marketed to GiB that CUDA gives.
+
+    The latter are from messages on Linux that name the card: torch's "GPU 0 has a total capacity
+    of 22.03 GiB", vLLM's "(21.84/22.03 GiB) on startup". Drivers differ in what they keep, so that
+    one card has several; here is a lower one, so that a plan is rather too cautious. Where no
+    message was found, it is the size that is sold.
+    """
 
     title: str
     capability: tuple[int, int]
     sizes: tuple[tuple[int, float], ...]
 
 
-def _sold(*sizes: int) -> tuple[tuple[int, float], ...]:
-    return tuple((size, float(size)) for size in sizes)
-
-
+# ECC, on as they are sold, takes a part of the A10's, A40's, L4's, L20's, L40S's and T4's; on an
+# RTX 6000 Ada it would leave 44.4.
 KINDS: dict[str, Kind] = {
-    "v100": Kind("V100", (7, 0), _sold(16, 32)),
-    "2080": Kind("RTX 2080", (7, 5), _sold(8)),
-    "2080ti": Kind("RTX 2080 Ti", (7, 5), _sold(11, 22)),
-    "titanrtx": Kind("TITAN RTX", (7, 5), _sold(24)),
-    "t4": Kind("T4", (7, 5), ((16, 14.6),)),
+    "v100": Kind("V100", (7, 0), ((16, 15.77), (32, 31.73))),
+    "2080": Kind("RTX 2080", (7, 5), ((8, 7.6),)),
+    "2080ti": Kind("RTX 2080 Ti", (7, 5), ((11, 10.57), (22, 21.67))),
+    "titanrtx": Kind("TITAN RTX", (7, 5), ((24, 23.46),)),
+    "t4": Kind("T4", (7, 5), ((16, 14.56),)),
     "a100": Kind("A100", (8, 0), ((40, 39.38), (80, 79.22))),
-    "a30": Kind("A30", (8, 0), _sold(24)),
-    "3060": Kind("RTX 3060", (8, 6), _sold(12)),
-    "3080": Kind("RTX 3080", (8, 6), _sold(10, 12)),
-    "3090": Kind("RTX 3090", (8, 6), ((24, 23.58),)),
-    "a10": Kind("A10", (8, 6), _sold(24)),
-    "a40": Kind("A40", (8, 6), _sold(48)),
-    "4060ti": Kind("RTX 4060 Ti", (8, 9), _sold(16)),
-    "4090": Kind("RTX 4090", (8, 9), ((24, 23.5),)),
-    "l4": Kind("L4", (8, 9), _sold(24)),
-    "l20": Kind("L20", (8, 9), _sold(48)),
-    "l40s": Kind("L40S", (8, 9), ((48, 44.42),)),
-    "6000ada": Kind("RTX 6000 Ada", (8, 9), _sold(48)),
-    "h20": Kind("H20", (9, 0), _sold(96)),
-    "h100": Kind("H100", (9, 0), _sold(80)),
-    "h200": Kind("H200", (9, 0), ((141, 139.0),)),
-    "b200": Kind("B200", (10, 0), _sold(180)),
-    "5090": Kind("RTX 5090", (12, 0), _sold(32)),
-    "rtxpro6000": Kind("RTX PRO 6000", (12, 0), _sold(96)),
+    "a30": Kind("A30", (8, 0), ((24, 23.49),)),
+    "3060": Kind("RTX 3060", (8, 6), ((12, 11.62),)),
+    "3080": Kind("RTX 3080", (8, 6), ((10, 9.62), (12, 12.0))),  # no message of the larger
+    "3090": Kind("RTX 3090", (8, 6), ((24, 23.55),)),
+    "a10": Kind("A10", (8, 6), ((24, 21.98),)),
+    "a40": Kind("A40", (8, 6), ((48, 44.34),)),
+    "4060ti": Kind("RTX 4060 Ti", (8, 9), ((16, 15.6),)),
+    "4090": Kind("RTX 4090", (8, 9), ((24, 23.51),)),
+    "l4": Kind("L4", (8, 9), ((24, 22.03),)),
+    "l20": Kind("L20", (8, 9), ((48, 44.4),)),
+    "l40s": Kind("L40S", (8, 9), ((48, 44.39),)),
+    "6000ada": Kind("RTX 6000 Ada", (8, 9), ((48, 47.37),)),
+    "h20": Kind("H20", (9, 0), ((96, 95.22),)),
+    "h100": Kind("H100", (9, 0), ((80, 79.1),)),
+    "h200": Kind("H200", (9, 0), ((141, 139.8),)),
+    "b200": Kind("B200", (10, 0), ((180, 178.35),)),
+    "5090": Kind("RTX 5090", (12, 0), ((32, 31.34),)),
+    "rtxpro6000": Kind("RTX PRO 6000", (12, 0), ((96, 94.97),)),
 }
 
 
@@ -170,9 +175,9 @@ def card_called(name: str, memory: float | None) -> Card:
         raise PreflightError(
             f"hardware.card: {name}: say which {name} by hardware.card_memory_gib, in GiB"
         )
-    for sold, reported in sizes.items():
-        if memory in (sold, recorded_memory(reported)):
-            memory = reported
+    for sold, given in sizes.items():
+        if memory in (sold, recorded_memory(given)):
+            memory = given
     return Card(0, name, memory, memory, capability)
 
 

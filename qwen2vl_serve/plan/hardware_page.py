@@ -125,7 +125,7 @@ def _card_row(card: Card) -> str:
     name = "".join(name.rpartition(" ")[0].split()) + "-" + name.rpartition(" ")[2] + "g"
     capability = "{}.{}".format(*card.capability)
     return (
-        f"| `{name}` | {card.name} | {card.memory_gib:.4g} | {capability} | "
+        f"| `{name}` | {card.name} | {card.memory_gib:.5g} | {capability} | "
         f"{decoder_attention(card.capability)} | {vision_attention(card.capability)} |"
     )
 

@@ -145,7 +145,7 @@ class HardwareSection(Section):
         description="Name of the card, as `RTX 3090`; shown where cards do not suffice.",
     )
     card_memory_gib: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="Memory that each card must have, in GiB; 5 % less is accepted."
+        default=None, description="Memory that each card must have, in GiB; 7 % less is accepted."
     )
     cpu_kvcache_gib: Positive | None = Field(
         default=None,
