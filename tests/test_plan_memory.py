@@ -63,6 +63,11 @@ def test_batch_defaults(memory: float, name: str, expected: tuple[int, int]) -> 
     assert batch_defaults([card], workers=1, on_cards=True) == expected
 
 
+@pytest.mark.parametrize("name", ["a10g", "A10G-24G", "nvidia a10g", "a10g 24gb"])
+def test_a_card_by_the_name_that_a_cloud_gives_it(name: str) -> None:
+    assert parse_cards(f"2x{name}") == parse_cards("2xa10")
+
+
 def test_batch_defaults_on_cpus() -> None:
     assert batch_defaults([], workers=2, on_cards=False) == (4096, 256)
 

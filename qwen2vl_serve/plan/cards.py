@@ -66,6 +66,10 @@ KINDS: dict[str, Kind] = {
 }
 
 
+# As clouds call them.
+_ALIASES = {"a10g": "a10"}
+
+
 @dataclass(frozen=True, slots=True)
 class Machines:
     """The cards that a plan may use: all of them, and on how many machines.
@@ -216,6 +220,7 @@ def _split_size(name: str) -> tuple[str, int | None]:
 
 
 def _named(plain: str) -> Kind | None:
+    plain = _ALIASES.get(plain, plain)
     return KINDS.get(plain) or KINDS.get(plain.removeprefix("rtx")) or KINDS.get(f"rtx{plain}")
 
 
