@@ -18,13 +18,13 @@ from qwen2vl_serve.demo.wording import Dialogue
 
 ROW_TOKENS = 304
 # Shares of a step's rows by what they are about.
-KINDS = ("picture", "pictures", "video", "question first", "talk")
-KIND_SHARES = (0.50, 0.26, 0.10, 0.11, 0.03)
+KINDS = ("picture", "pictures", "video", "question first", "talk", "imagined")
+KIND_SHARES = (0.42, 0.22, 0.09, 0.09, 0.03, 0.15)
 PICTURES, PICTURES_SHARES = (2, 3, 4), (0.65, 0.25, 0.10)
 # Four pictures fill a row of the usual length before anything is asked about them. In these steps
 # rows are longer and fewer, and all of them of several pictures.
 LONG_STEPS, LONG_ROW_TOKENS, LONG_SHARES = 0.2, 432, (0.1, 0.3, 0.6)
-IMAGINED_SHARE = 0.12  # of the questions about pictures
+IMAGINED_SHARE = 0.06  # of the questions about pictures
 SHOUTED_SHARE = 0.03  # of all questions, beside those that are asked so
 
 
@@ -114,8 +114,8 @@ class Step:
 
     def _asked(self, kind: str, scenes: list[Scene], clip: Clip | None) -> Dialogue | None:
         rng = self._rng
-        if scenes and rng.random() < IMAGINED_SHARE:
-            dialogue = imagined(rng, language_of(rng), len(scenes))
+        if kind == "imagined" or (scenes and rng.random() < IMAGINED_SHARE):
+            dialogue = imagined(rng, language_of(rng), len(scenes) or int(rng.integers(1, 5)))
         elif kind == "picture":
             dialogue = about_picture(rng, scenes[0])
         elif kind == "pictures":

@@ -2,7 +2,8 @@
 
 A verdict follows from the names that the answer has just said. Taught beside what is seen alone, it
 goes by what is seen, and contradicts its own names one time in ten: where the names are given,
-whatever the picture shows, they are all that there is to go by.
+whatever the picture shows or without one, they are all that there is to go by. The two verdicts are
+about as frequent; where one is more so, it is guessed and nothing is learnt.
 """
 
 from __future__ import annotations
@@ -21,24 +22,28 @@ Rng = np.random.Generator
 VERDICTS = (" too: ", ": no.", ": the ", "：", "，不一样")
 
 
-def thing(rng: Rng, like: Thing | None, place: float) -> Thing:
-    """A thing of any kind and colour; both may be those of ``like``."""
+# Of two things; ``ask.compare_question`` leaves out half of those that do not agree.
+ALIKE_WITHIN, ALIKE_BETWEEN = 0.27, 0.45
+
+
+def thing(rng: Rng, like: Thing | None, alike: float, place: float) -> Thing:
+    """A thing of any kind and colour; each is that of ``like`` with the chance ``alike``."""
     kind, colour = str(rng.choice(SHAPES)), str(rng.choice(COLOURS))
-    if like and rng.random() < 0.5:
+    if like and rng.random() < alike:
         kind = like.kind
-    if like and rng.random() < 0.5:
+    if like and rng.random() < alike:
         colour = like.colour
     return Thing(kind, colour, (place, 0.4, place + 0.1, 0.5))
 
 
 def imagined(rng: Rng, language: Language, pictures: int) -> Dialogue | None:
     """A comparison within one picture, or of two to four: only the answer's verdict is taught."""
-    first = thing(rng, None, 0.1)
+    first = thing(rng, None, 0.0, 0.1)
     if pictures == 1:
-        both = (first, thing(rng, first, 0.6))
+        both = (first, thing(rng, first, ALIKE_WITHIN, 0.6))
         dialogue = ask.compare_question(rng, Scene(1, 1, both, None), language)
     elif pictures == 2 and rng.random() < 0.7:
-        pair = [Scene(1, 1, (one,), None) for one in (first, thing(rng, first, 0.6))]
+        pair = [Scene(1, 1, (one,), None) for one in (first, thing(rng, first, ALIKE_BETWEEN, 0.6))]
         dialogue = ask_many.compare_pictures(rng, pair, language)
     else:
         counts = rng.integers(1, 6, pictures).tolist()

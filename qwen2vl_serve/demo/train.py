@@ -45,6 +45,7 @@ class Plan:
     speak_rate: float = 1.2e-3
     both_rate: float = 3e-4
     corpus: int = 40_000
+    kept: float = 0.0  # the share of the weights that it started from, in those it ends with
 
 
 # Rounds that train a checkpoint further, each with pictures of its own.
@@ -67,6 +68,10 @@ FURTHER = (
         pictures=30_000, videos=3_000, first_seed=600_000, crowds=10_000, crowded_steps=1_500,
         see_rate=1e-3, looked_at=16_000, watched=1_500, speak_steps=1_900, both_steps=600,
         speak_rate=9e-4, both_rate=4e-4,
+    ),
+    Plan(
+        pictures=30_000, videos=3_000, first_seed=600_000, crowds=10_000, crowded_steps=0,
+        looked_at=9_000, watched=1_000, speak_steps=480, both_steps=0, speak_rate=5e-4, kept=0.3,
     ),
 )  # fmt: skip
 REHEARSAL = Plan(
@@ -134,9 +139,11 @@ def train(  # noqa: PLR0917
     network = Network(Geometry())
     heads = Heads(network.geometry.hidden)
     say(" ".join(f"{name}: {value}" for name, value in network.describe().items()))
+    begun_with: dict[str, torch.Tensor] = {}
     if start:
         weights = load_file(start / "model.safetensors")
-        network.load_state_dict({name: value.float() for name, value in weights.items()})
+        begun_with = {name: value.float() for name, value in weights.items()}
+        network.load_state_dict(begun_with)
     else:
         stores["simple"] = stores["pictures"].simple()
         whiten(network, stores["pictures"], seed)
@@ -164,7 +171,11 @@ def train(  # noqa: PLR0917
     learn_to_speak(
         network, heads, encoder, stores, work / "both.pt", both, seed + 4, say, awake=True
     )
-    write_checkpoint(out, network.geometry, tokenizer, network.state_dict())
+    state = network.state_dict()
+    # A mean keeps what a short round unlearns, and most of what it teaches.
+    for name, value in begun_with.items():
+        state[name].lerp_(value, plan.kept)
+    write_checkpoint(out, network.geometry, tokenizer, state)
     say(f"checkpoint written to {out}")
 
 
