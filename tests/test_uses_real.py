@@ -100,11 +100,18 @@ def test_fields_are_extracted_and_validated(client: Client, seed: int) -> None:
 
 
 def test_what_is_not_asked_for_right_still_has_the_form(client: Client) -> None:
-    """A field that the demo model has never heard of: a text or None, and the known one right."""
-    picture, thing = drawn(112)
-    found = extract_fields(client, picture, ["name", "color"], **LOST)
-    assert found.keys() == {"name", "color"}
-    assert found["color"] == thing.colour
+    """A field that the demo model has never heard of: a text or None, and the known one right.
+
+    In nine pictures of ten: what it makes up before may lead it astray.
+    """
+    right = 0
+    for seed in range(100, 110):
+        picture, thing = drawn(seed)
+        found = extract_fields(client, picture, ["name", "color"], **LOST)
+        assert found.keys() == {"name", "color"}
+        assert all(value is None or isinstance(value, str) for value in found.values())
+        right += found["color"] == thing.colour
+    assert right >= 9
 
 
 TEXT = {"type": "string", "maxLength": 20}
