@@ -171,7 +171,7 @@ def _encoder_peak(plan: Deployment) -> Range:
         quick = compiled and not vision.positions
         mlp = 3 * embed + (3 if quick else 2) * wide / ranks
     values = vision.patch_values + max(attention, mlp)
-    return spread(patches * values * plan.dtype_bytes, 0.75, 1.3)
+    return spread(patches * values * plan.dtype_bytes, 0.75, 1.5)
 
 
 def _buffers(plan: Deployment, *, first: bool, last: bool) -> Range:
