@@ -50,3 +50,8 @@ def test_a_checkpoint_is_trained_further(tmp_path):
     tokens = "tokenizer.json"
     assert (tmp_path / "out" / tokens).read_bytes() == (MODEL_FOLDER / tokens).read_bytes()
     assert not (tmp_path / "work" / "simple.pt").exists()
+    # The snapshots are taken up; in a mean that keeps all of the old weights no step is left.
+    all_kept = replace(REHEARSAL, kept=1.0)
+    train(all_kept, tmp_path / "work", tmp_path / "kept", 5, lines.append, MODEL_FOLDER)
+    kept = load_file(tmp_path / "kept" / "model.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in before.items())

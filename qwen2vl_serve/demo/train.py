@@ -48,7 +48,7 @@ class Plan:
     kept: float = 0.0  # the share of the weights that it started from, in those it ends with
 
 
-# Rounds that train a checkpoint further, each with pictures of its own.
+# Rounds that train a checkpoint further; the third and fifth with the pictures of the one before.
 FURTHER = (
     Plan(
         pictures=32_000, videos=6_000, first_seed=200_000, crowds=12_000, crowded_steps=2_300,
