@@ -120,21 +120,23 @@ async def ask(port: int, request: bytes, due: float | None = None) -> Outcome:
 
 async def closed_loop(
     port: int, requests: Iterator[bytes], clients: int, seconds: float
-) -> list[Outcome]:
-    """Have so many clients ask, each again when it was answered, until the time is over."""
+) -> list[list[Outcome]]:
+    """Have so many clients ask, each again when it was answered, until the time is over.
+
+    Returned are each client's outcomes in their order; the last ones end after the time.
+    """
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    outcomes = []
 
-    async def client() -> None:
+    async def client() -> list[Outcome]:
+        outcomes = []
         while loop.time() < end:
-            outcome = await ask(port, next(requests))
-            outcomes.append(outcome)
-            if outcome.end != "answered":
+            outcomes.append(await ask(port, next(requests)))
+            if outcomes[-1].end != "answered":
                 await asyncio.sleep(REFUSED_PAUSE_SECONDS)
+        return outcomes
 
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return outcomes
+    return await asyncio.gather(*(client() for _ in range(clients)))
 
 
 async def open_loop(

@@ -27,11 +27,12 @@ class Calm:
 class Flood:
     """In the flood; rates a second, times in seconds, memory in bytes; None where there was none.
 
-    ``goodput`` counts the whole answers that ended while it lasted. ``answered``, ``refused``,
-    ``gave_up`` and ``failed`` sum up to what was sent. ``client_cpu`` and ``api_cpu`` are shares of
-    a core, ``late_p99`` is by how much requests were sent after their time, ``after`` the time to
-    the first token of the first request after it. ``paused`` is how long the machine stood still,
-    which no rate counts, and ``set_aside`` the number of times that a pause had met.
+    ``goodput`` counts the whole answers that ended while it lasted and the server was full.
+    ``answered``, ``refused``, ``gave_up`` and ``failed`` sum up to what was sent.
+    ``client_cpu`` and ``api_cpu`` are shares of a core, ``late_p99`` is by how much requests
+    were sent after their time, ``after`` the time to the first token of the first request after
+    it. ``paused`` is how long the machine stood still, which no rate counts, and ``set_aside``
+    the number of times that a pause had met.
     """
 
     offered: float
