@@ -18,6 +18,10 @@ from qwen2vl_serve.call import Call
 
 Format = Literal["console", "json"]
 
+_MOST_OF_A_LINE = 4000
+"""Characters; of longer lines, which libraries write that quote what they were given, no more is
+looked through: the time that takes grows with the square."""
+
 _SECRETS = (
     # Tracebacks quote whatever a library was given: keys, files, addresses with signed queries.
     (re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\",]+"), r"\1 …"),
@@ -27,7 +31,10 @@ _SECRETS = (
     (re.compile(r"(?i)\bdata:[^\s,'\"]*,[^\s'\"]*"), "data:…"),
 )
 # Base64 has digits and capitals, which tells it from long names in a traceback; paths are kept.
-_LONG = re.compile(r"""File "[^"]*"|((?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Z])[A-Za-z0-9+/_=-]{40,})""")
+_LONG = re.compile(
+    r"""File "[^"]*"|(?<![\w+/=-])((?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Z])[A-Za-z0-9+/_=-]{40,})"""
+)
+_LONG_LINE = re.compile(rf"^(.{{{_MOST_OF_A_LINE}}}).+$", re.MULTILINE)
 
 
 def fields(call: Call, method: str, route: str, status: int, seconds: float) -> dict[str, Any]:
@@ -110,7 +117,11 @@ def reporter(kind: Format, report: Callable[[str], None]) -> Callable[[str], Non
 
 
 def redacted(text: str) -> str:
-    """Return ``text`` without keys, queries of addresses, ``data:`` URLs and long base64."""
+    """Return ``text`` without keys, queries of addresses, ``data:`` URLs and long base64.
+
+    Of each line the first 4,000 characters are kept.
+    """
+    text = _LONG_LINE.sub(r"\1…", text)
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
     return _LONG.sub(lambda found: "…" if found[1] else found[0], text)
