@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -21,6 +22,9 @@ from bench.traffic import drawn_jpeg
 
 PATIENCE_SECONDS = 90.0
 """No answer may take longer, whatever happens to the server."""
+
+LEAVES_SECONDS = 5.0
+"""A client that leaves in the answer leaves without one after so long."""
 
 DOWN_SECONDS = 0.3
 """A client that reached no server tries again after so long."""
@@ -99,7 +103,7 @@ class Crowd:
         path = "/v1/chat/completions" + ("/explain" if kind == "explain" else "")
         body = self._body(rng, kind)
         if kind == "leaves":
-            return [self._leave(rng, path, body)]
+            return [self.leave(rng, path, body)]
         return [self._send(kind, ("POST", path), body)]
 
     def _body(self, rng: random.Random, kind: str) -> bytes:
@@ -174,7 +178,7 @@ class Crowd:
             connection.close()
         return Outcome(name, kind, end, status, code, begun, time.monotonic())
 
-    def _leave(self, rng: random.Random, path: str, body: bytes) -> Outcome:
+    def leave(self, rng: random.Random, path: str, body: bytes) -> Outcome:
         """Begin a request and leave: before it is whole, while it is answered, or in the stream."""
         name = f"soak-{self.seed}-{next(self._numbers)}"
         head = (
@@ -188,12 +192,13 @@ class Crowd:
             whole = whole[: len(head) + rng.randrange(len(body))]
         end = "left"
         try:
-            with socket.create_connection((HOST, self.port), timeout=5) as line:
+            with socket.create_connection((HOST, self.port), timeout=LEAVES_SECONDS) as line:
                 line.sendall(whole)
                 if way == "soon":
                     time.sleep(rng.random() * 0.3)
                 elif way == "in the answer":
-                    line.recv(rng.randrange(1, 2000))
+                    with suppress(TimeoutError):  # it leaves before the answer begins
+                        line.recv(rng.randrange(1, 2000))
         except OSError:
             end = "closed"
         return Outcome(name, f"leaves ({way})", end, 0, "", begun, time.monotonic())

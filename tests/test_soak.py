@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import soak_traffic
 from bench.fuzz.site import Site
 from bench.soak import Soak
 from bench.soak_memory import slope
@@ -154,6 +156,18 @@ def test_what_fills_up_in_the_beginning_is_no_growth() -> None:
     assert found is not None
     assert found.flat
     assert slope([rises[:8]]) is None, "too few samples say nothing"
+
+
+def test_who_leaves_before_a_slow_answer_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that says nothing for longer than the client stays has closed nothing."""
+    monkeypatch.setattr(soak_traffic, "LEAVES_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        crowd = Crowd(silent.getsockname()[1], Site())
+        left = [
+            crowd.leave(random.Random(seed), "/v1/chat/completions", b"{}") for seed in range(9)
+        ]
+    assert {one.end for one in left} == {"left"}
+    assert "leaves (in the answer)" in {one.kind for one in left}
 
 
 def test_a_short_soak_holds() -> None:
