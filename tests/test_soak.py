@@ -164,7 +164,7 @@ def test_who_leaves_before_a_slow_answer_has_left(monkeypatch: pytest.MonkeyPatc
     with socket.create_server(("127.0.0.1", 0)) as silent:
         crowd = Crowd(silent.getsockname()[1], Site())
         left = [
-            crowd.leave(random.Random(seed), "/v1/chat/completions", b"{}") for seed in range(9)
+            crowd.leave(random.Random(seed), "/v1/chat/completions", b"{}") for seed in range(40)
         ]
     assert {one.end for one in left} == {"left"}
     assert "leaves (in the answer)" in {one.kind for one in left}
