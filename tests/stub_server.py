@@ -32,6 +32,9 @@ class Stub:
 
     url: str
     script: list[Step]
+    models: list[dict[str, Any]] = field(
+        default_factory=lambda: [{"id": "stub-model", "max_model_len": 2048}]
+    )
     requests: list[Request] = field(default_factory=list)
     client_left: threading.Event = field(default_factory=threading.Event)
     proceed: threading.Event = field(default_factory=threading.Event)
@@ -59,9 +62,7 @@ class Handler(BaseHTTPRequestHandler):
             )
         )
         if self.path.endswith("/models"):
-            answer(200, {"object": "list", "data": [{"id": "stub-model", "max_model_len": 2048}]})(
-                self
-            )
+            answer(200, {"object": "list", "data": stub.models})(self)
             return
         step = stub.script.pop(0) if len(stub.script) > 1 else stub.script[0]
         try:

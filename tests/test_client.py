@@ -6,6 +6,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import qwen2vl_client
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
 from qwen2vl_client import (
     SYSTEM_PROMPT,
     APIConnectionError,
@@ -21,6 +23,7 @@ from qwen2vl_client import (
     Client,
     Conversation,
     InvalidArgumentError,
+    NotFoundError,
     Usage,
 )
 
@@ -95,6 +98,14 @@ class TestPackage:
 
         assert qwen2vl_client.__version__ == qwen2vl_serve.__version__
 
+    @pytest.mark.parametrize("folder", [CLIENTS, CLIENTS.parent])
+    def test_it_asks_for_what_it_calls(self, folder: Path) -> None:
+        """``HTTPResponse.shutdown`` came with urllib3 2.3; requests is content with 1.26."""
+        project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+        needed = {one.name: one.specifier for one in map(Requirement, project["dependencies"])}
+        for version, enough in (("1.26.20", False), ("2.2.3", False), ("2.3.0", True)):
+            assert needed["urllib3"].contains(version) is enough
+
     def test_it_is_typed(self) -> None:
         assert (CLIENTS / "qwen2vl_client" / "py.typed").exists()
 
@@ -167,6 +178,29 @@ class TestChat:
         assert sum(request.method == "GET" for request in server.requests) == 1
         posted = [request.body["model"] for request in server.requests if request.body]
         assert posted == ["stub-model"] * 8
+
+    def test_another_model_after_a_restart_is_found(self) -> None:
+        """The name that the server offered may be unknown to it by now: it is asked once more."""
+        script = [stub.completion(), stub.failure(404, "model_not_found"), stub.completion("new")]
+        with stub.running(*script) as server, Client(server.url) as client:
+            client.chat("x")
+            server.models[0]["id"] = "other"
+            assert client.chat("x").text == "new"
+            assert client.model == "other"
+        posted = [request.body["model"] for request in server.requests if request.body]
+        assert posted == ["stub-model", "stub-model", "other"]
+
+    @pytest.mark.parametrize("given", [None, "mine"])
+    def test_a_model_that_stays_unknown_is_an_error(self, given: str | None) -> None:
+        """A name of the caller's own is no other's business."""
+        with (
+            stub.running(stub.failure(404, "model_not_found")) as server,
+            Client(server.url, model=given) as client,
+            pytest.raises(NotFoundError),
+        ):
+            client.chat("x")
+        posted = [request.body["model"] for request in server.requests if request.body]
+        assert posted == (["mine"] if given else ["stub-model"] * 2)
 
     def test_models_are_listed_with_their_window(self) -> None:
         with asking(stub.completion()) as (client, _):

@@ -110,6 +110,41 @@ def test_arguments_that_cannot_be_used_are_status_2(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["a.jpg"], ["-"], ["a.jpg", "http://h/b.png"]])
+def test_a_picture_is_not_taken_for_the_question(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its name alone would be asked, and a model makes something of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    assert main(["--url", "http://127.0.0.1:9", *words]) == 2
+    assert f"the question is missing: {words[-1]} is a picture" in capsys.readouterr().err
+
+
+def test_an_address_within_a_question_makes_it_no_picture() -> None:
+    with stub.running(stub.events(stub.whole_stream("ok"))) as server:
+        for question in ("What is https://example.org ?", "什么是https://example.org", "x" * 5000):
+            assert main(["--url", server.url, question]) == 0
+
+
+@pytest.mark.parametrize("no_stream", [True, False])
+def test_an_answer_that_was_cut_is_told(
+    no_stream: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = {"role": "assistant", "content": "half"}
+    whole = stub.completion(choices=[{"index": 0, "message": message, "finish_reason": "length"}])
+    pieces = [stub.chunk("half"), stub.chunk(finish="length"), stub.DONE]
+    words = ["--no-stream"] if no_stream else []
+    with stub.running(whole if no_stream else stub.events(pieces)) as server:
+        assert main(["--url", server.url, "--model", "m", *words, "Q"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "half\n"
+    assert err.startswith("the answer was cut at its limit of tokens; --max-tokens raises it\n")
+
+
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out

@@ -111,7 +111,7 @@ def test_without_httpx_the_rest_works_and_the_name_says_what_is_missing() -> Non
         [sys.executable, "-c", program, str(CLIENTS)], capture_output=True, text=True, check=True
     )
     assert "AsyncClient needs httpx" in done.stdout
-    assert "[async]" in done.stdout
+    assert 'pip install "httpx' in done.stdout
 
 
 @awaited
@@ -325,6 +325,15 @@ async def test_a_call_that_cannot_be_sent_is_refused_here() -> None:
         AsyncClient("ftp://x")
     with pytest.raises(InvalidArgumentError):
         AsyncClient("https://x", verify="/missing.pem")
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "nonsense://127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_told(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx finds it in the environment, and needs one more package for SOCKS."""
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(InvalidArgumentError, match="a proxy of the environment"):
+        AsyncClient("http://example.org/v1")
 
 
 @awaited

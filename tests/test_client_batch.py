@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-from qwen2vl_client import Answer, BatchError, Client, InvalidArgumentError
-from qwen2vl_client.batch import Outcome, Request, batch, from_csv, from_jsonl
+from qwen2vl_client import Answer, AsyncClient, BatchError, Client, InvalidArgumentError
+from qwen2vl_client.batch import Outcome, batch
 from qwen2vl_client.batch.journal import Journal
 from qwen2vl_client.tasks import Task, extract_table, ocr
 from qwen2vl_client.tasks.task import as_reply
@@ -270,12 +268,16 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int) -> None:
     assert [line["text"] for line in lines_of(out)] == [f"answer to {q}" for q in "abc"]
 
 
-def test_a_file_of_something_else_is_not_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text", ['{"my": "notes"}\n', "my diary, without a line's end", '{"text": "What is it?"}', "{{"]
+)
+def test_a_file_of_something_else_is_not_touched(tmp_path: Path, text: str) -> None:
+    """Nor is one without a line's end taken for what a kill left; the requests' own, say."""
     out = tmp_path / "notes.jsonl"
-    out.write_text('{"my": "notes"}\n')
+    out.write_text(text)
     with pytest.raises(InvalidArgumentError, match="line 1 is no outcome"):
         batch(Echo(), ["a"], output=out)
-    assert out.read_text() == '{"my": "notes"}\n'
+    assert out.read_text() == text
 
 
 def test_requests_that_changed_are_not_taken_for_answered(tmp_path: Path) -> None:
@@ -320,65 +322,44 @@ def test_an_outcome_is_on_the_disk_before_the_next_is_counted(
     assert all(raw.endswith(b"\n") for raw in forced)
 
 
-def test_jsonl_of_both_shapes(tmp_path: Path) -> None:
-    """Ours, with pictures beside the file, and a line of OpenAI's batch API."""
-    Image.new("RGB", (30, 30), "red").save(tmp_path / "a.png")
-    own = {"id": "one", "text": "What?", "image": "a.png", "max_tokens": 5}
-    message = {"role": "user", "content": "Hi"}
-    theirs = {"custom_id": "two", "method": "POST", "url": "/v1/chat/completions"}
-    theirs |= {"body": {"model": "m", "messages": [message], "temperature": 0}}
+def test_a_client_whose_calls_are_awaited_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="not a AsyncClient"):
+        batch(AsyncClient("http://127.0.0.1:9"), ["a"])  # type: ignore[arg-type]
+
+
+def test_what_a_hook_raises_ends_the_batch_and_doubles_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+
+    def broken(outcome: Outcome) -> None:
+        if outcome.index == 0:
+            raise KeyError(outcome.id)
+
+    with pytest.raises(KeyError):
+        batch(Echo(), ["a", "b"], output=out, on_outcome=broken, concurrency=1)
+    assert [line["id"] for line in lines_of(out)] == ["0"]
+
+
+def test_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    """What the server is at work on is not waited for, nor asked again by this process."""
     source = tmp_path / "in.jsonl"
-    source.write_text(f"{json.dumps(own)}\n\n{json.dumps(theirs)}\n", "utf-8")
-    with stub.running(echo) as server, Client(server.url, model="stub-model") as client:
-        report = batch(client, source, concurrency=1)
-    assert [(one.id, one.text) for one in report.outcomes] == [
-        ("one", "answer to What?"),
-        ("two", "answer to Hi"),
-    ]
-    first, second = (request.body for request in server.requests)
-    picture = first["messages"][1]["content"][0]["image_url"]["url"]
-    assert base64.b64decode(picture.partition(",")[2]) == (tmp_path / "a.png").read_bytes()
-    assert (first["max_tokens"], first["include_media_info"]) == (5, True)
-    assert second["messages"] == [message]
-    assert (second["model"], second["temperature"]) == ("m", 0)
-
-
-def test_csv_and_folder(tmp_path: Path) -> None:
-    """Rows by their headings, also as Excel in Chinese writes them; pictures by their names."""
-    sheet = tmp_path / "in.csv"
-    with sheet.open("w", encoding="gb18030", newline="") as file:
-        csv.writer(file).writerows(
-            [["id", "text", "note"], ["甲", "你好", "x"], ["乙", "再见", ""]]
+    source.write_text("".join(json.dumps({"text": str(n)}) + "\n" for n in range(20)), "utf-8")
+    words = [sys.executable, "-m", "qwen2vl_client", "batch", str(source), str(tmp_path / "o")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "clients")}
+    with stub.running(stub.silent(600)) as server:
+        process = subprocess.Popen(
+            [*words, "--url", server.url, "--model", "m", "--concurrency", "4"],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-
-    report = batch(Echo(), from_csv(sheet, encoding="gb18030"))
-    assert [(one.id, one.text) for one in report.outcomes] == [
-        ("甲", "answer to 你好"),
-        ("乙", "answer to 再见"),
-    ]
-    for name in ("b.PNG", "a.jpg", "notes.txt"):
-        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n")
-    client = Echo()
-    report = batch(client, tmp_path, each=ocr.task)
-    assert [one.id for one in report.outcomes] == ["a.jpg", "b.PNG"]
-
-
-def test_requests_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"text": "a"}\nnot json\n')
-    for requests, words in (
-        ([7], "request 0 is a int"),
-        ([{"id": "x"}], "request x asks nothing"),
-        ([{"id": "x", "text": "a"}, {"id": "x", "text": "b"}], "two requests have the id 'x'"),
-        (bad, "line 2 is no JSON"),
-        (tmp_path, "say what to ask"),
-        ("What is this?", "no file or folder"),
-    ):
-        with pytest.raises(InvalidArgumentError, match=words):
-            batch(Echo(), requests)
-    for arguments in ({"concurrency": 0}, {"retries": -1}):
-        with pytest.raises(InvalidArgumentError, match="must be"):
-            batch(Echo(), [], **arguments)  # type: ignore[arg-type]
+        try:
+            eventually(lambda: len(server.requests) == 4)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=30)
+        finally:
+            process.kill()
+        assert (process.returncode, told) == (130, "error: interrupted\n")
+        assert len(server.requests) == 4
 
 
 def test_visual_tokens_are_summed(tmp_path: Path) -> None:
@@ -403,14 +384,3 @@ def test_outcomes_are_told_as_they_come_and_survive_json() -> None:
     report = batch(Echo(), ["a"], on_outcome=told.append)
     assert told == list(report.outcomes)
     assert Outcome.from_json(json.loads(json.dumps(told[0].to_json()))) == told[0]
-
-
-def test_a_jsonl_file_is_read_line_by_line(tmp_path: Path) -> None:
-    source = tmp_path / "in.jsonl"
-    source.write_text('{"text": "a"}\n{"text": "b"}\nbroken\n')
-    requests = from_jsonl(source)
-    first = next(requests)
-    assert isinstance(first, Request)
-    assert (first.id, next(requests).id) == ("0", "1")
-    with pytest.raises(InvalidArgumentError):
-        next(requests)

@@ -109,6 +109,17 @@ def test_the_resize_is_undone_for_pixels_of_the_picture_as_seen() -> None:
         boxes_in(answer, (2000, 500))
 
 
+def test_objects_may_hold_others() -> None:
+    """Details beside the box, boxes of parts within it, or a list in an object of its own."""
+    part = '{"bbox_2d": [2, 2, 3, 3], "label": "door"}'
+    car = f'{{"bbox_2d": [1, 2, 5, 6], "label": "a {{car}}", "of": {{"n": 1}}, "parts": [{part}]}}'
+    for answer in (f"[{car}]", f'{{"objects": [{car}]}}', f"```json\n{car}\n```"):
+        assert marks_in(answer, "qwen2.5-vl") == (
+            Mark(1, 2, 5, 6, "a {car}"),
+            Mark(2, 2, 3, 3, "door"),
+        )
+
+
 def test_a_box_is_cut_to_the_picture_and_one_outside_is_left_out() -> None:
     answer = (
         "<|box_start|>(-50,900),(500,1200)<|box_end|>"  # reaches over two sides
@@ -212,6 +223,12 @@ def test_no_text_makes_it_fail_and_every_box_lies_in_the_picture(
 
 def test_a_long_hostile_answer_is_read_at_once() -> None:
     """No pattern runs away; pytest's own limit would end this test."""
-    for text in ("<ref>" * 30_000, '{"' * 20_000, "(1," * 50_000, "<|box_start|>(1,2)," * 20_000):
+    for text in (
+        '{"a":' * 20_000,
+        "<ref>" * 30_000,
+        '{"' * 20_000,
+        "(1," * 50_000,
+        "<|box_start|>(1,2)," * 20_000,
+    ):
         for convention in CONVENTIONS:
             assert boxes_in(text, (10, 10), (10, 10), convention) == ()

@@ -122,7 +122,7 @@ def test_turns_and_pictures_through_a_pipe(tmp_path: Path) -> None:
     [
         ("/help", "/image PATH|URL"),
         ("/nonsense", "there is no /nonsense"),
-        ("/image missing.png", "there is no file 'missing.png'"),
+        ("/image missing.png", "there is no picture file 'missing.png'"),
         ("/image", "/image needs a path"),
         ("/save", "/save needs a path"),
         ("/load missing.json", "error: "),
@@ -134,6 +134,34 @@ def test_commands_answer_and_the_chat_goes_on(line: str, told: str, tmp_path: Pa
         shown = piped(server.url, f"{line}\nHello\n", tmp_path)
     assert told in shown
     assert "still here\n" in shown
+
+
+def test_what_is_no_picture_is_told_when_it_is_attached(tmp_path: Path) -> None:
+    """It joins no question, and a picture that was attached before stays."""
+    notes, good = tmp_path / "notes.txt", tmp_path / "a.png"
+    notes.write_text("no picture")
+    Image.new("RGB", (56, 56), "red").save(good)
+    with stub.running(stub.events(stub.whole_stream("ok"))) as server:
+        shown = piped(server.url, f"/image {good}\n/image {notes}\n/video {good}\nQ\n", tmp_path)
+    assert "of no known kind" in shown
+    assert "not a video" in shown
+    (chat,) = [one.body for one in server.requests if one.path.endswith("/chat/completions")]
+    content = chat["messages"][-1]["content"]
+    assert [part["type"] for part in content] == ["image_url", "text"]
+
+
+@pytest.mark.parametrize("status", [400, 413])
+def test_a_picture_that_is_refused_is_not_sent_again(status: int, tmp_path: Path) -> None:
+    """Else every further question would end as that one; what may pass keeps it."""
+    good = tmp_path / "a.png"
+    Image.new("RGB", (56, 56), "red").save(good)
+    script = [stub.failure(401), stub.failure(status), stub.events(stub.whole_stream("ok"))]
+    with stub.running(*script) as server:
+        shown = piped(server.url, f"/image {good}\none\ntwo\nthree\n", tmp_path)
+    assert shown.count("(what was attached is not sent again)") == 1
+    chats = [one.body for one in server.requests if one.path.endswith("/chat/completions")]
+    asked = [chat["messages"][-1]["content"] for chat in chats]
+    assert [isinstance(content, list) for content in asked] == [True, True, False]
 
 
 def test_a_failure_is_told_and_the_turn_is_not_kept(tmp_path: Path) -> None:

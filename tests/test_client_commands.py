@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,9 @@ def test_ocr_prints_the_text_of_each_picture(
         assert main(["ocr", "--url", server.url, "--model", "m", picture, picture]) == 0
     out, err = capsys.readouterr()
     assert out == "Page one\n第二页\n"
-    assert err == f"{picture}: the answer was cut at its limit of tokens\n"
+    assert err == (
+        f"{picture}: the answer was cut at its limit of tokens; --set max_tokens=4096 raises it\n"
+    )
 
 
 def test_extract_prints_the_fields_as_json(
@@ -99,6 +102,61 @@ def test_locate_prints_and_draws_boxes_in_the_pictures_own_pixels(
         assert image.convert("RGB").getpixel((160, 300)) != (255, 255, 255)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("out", "as out.png"), ("out.xyz", "as out.png"), ("nodir/out.png", "no folder")],
+)
+def test_a_drawing_that_cannot_be_written_is_told_before_the_model_is_asked(
+    name: str, told: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stub.running(stub.completion(LOCATED)) as server:
+        words = ["--url", server.url, "--model", "m", picture, "a cat"]
+        assert main(["locate", *words, "--draw", str(tmp_path / name)]) == 2
+        assert server.requests == []
+    assert told in capsys.readouterr().err
+
+
+def test_a_drawing_that_the_disk_refuses_is_one_line(
+    picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken.png").mkdir()
+    media = [{"type": "image", "width": 640, "height": 480}]
+    with stub.running(stub.completion(LOCATED, media=media)) as server:
+        words = ["--url", server.url, "--model", "m", picture, "a cat"]
+        assert main(["locate", *words, "--draw", str(tmp_path / "taken.png")]) == 2
+    told = capsys.readouterr().err
+    assert "taken.png" in told
+    assert told.count("\n") == 1
+
+
+def test_any_field_of_the_api_may_be_set(picture: str, tmp_path: Path) -> None:
+    """For small print and long pages; JSON where it is some, else the words themselves."""
+    folder, outcomes = str(Path(picture).parent), str(tmp_path / "o.jsonl")
+    table = '{"columns": ["a"], "rows": []}'
+    media = [{"type": "image", "width": 640, "height": 480}]
+    for words, text in (
+        (["ocr", picture], "A."),
+        (["extract", picture, "name"], '{"name": null}'),
+        (["extract", picture, "--table", "csv"], table),
+        (["locate", picture, "a cat"], LOCATED),
+        (["batch", folder, outcomes, "--question", "What?"], "A."),
+    ):
+        fields = ["--set", "max_tokens=4096", "--set", "detail=high", "--set", "system=简短"]
+        with stub.running(stub.completion(text, media=media)) as server:
+            assert main([*words, "--url", server.url, "--model", "m", *fields]) == 0
+        body = server.requests[-1].body
+        assert (body["max_tokens"], body["detail"]) == (4096, "high")
+        assert body["messages"][0] == {"role": "system", "content": "简短"}
+
+
+@pytest.mark.parametrize("word", ["max_tokens", "=5", "images=a.png", "messages=[]"])
+def test_what_is_no_field_is_not_set(
+    word: str, picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ocr", picture, "--set", word]) == 2
+    assert "FIELD=VALUE" in capsys.readouterr().err
+
+
 def test_locate_ends_with_1_where_nothing_is(
     picture: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +202,44 @@ def test_batch_asks_a_question_of_every_picture(
         assert main(["batch", folder, str(outcomes), *words]) == 0
     (line,) = [json.loads(line) for line in outcomes.read_text("utf-8").splitlines()]
     assert (line["id"], line["text"]) == ("a.png", "white")
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
+def test_batch_has_one_question_or_those_of_the_file(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A question that would not be heard is refused."""
+    requests = tmp_path / name
+    requests.write_text("text\nWhat?\n" if name == "in.csv" else '{"text": "What?"}\n', "utf-8")
+    assert main(["batch", str(requests), str(tmp_path / "o"), "--question", "Q"]) == 2
+    assert "has its own questions" in capsys.readouterr().err
+
+
+def test_batch_reads_what_excel_in_chinese_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests, outcomes = tmp_path / "in.csv", tmp_path / "o.jsonl"
+    requests.write_text("id,text\n甲,你好\n", "gb18030")
+    with stub.running(stub.completion("好")) as server:
+        words = ["batch", str(requests), str(outcomes), "--url", server.url, "--model", "m"]
+        assert main(words) == 2
+        assert "gb18030" in capsys.readouterr().err
+        assert main([*words, "--encoding", "gb18030"]) == 0
+    assert json.loads(outcomes.read_text("utf-8"))["id"] == "甲"
+
+
+def test_batch_shows_no_bar_where_rich_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal too: nobody asked for one."""
+    monkeypatch.setitem(sys.modules, "rich", None)
+    requests = tmp_path / "in.jsonl"
+    requests.write_text('{"text": "What?"}\n', "utf-8")
+    with stub.running(stub.completion("A.")) as server:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        words = ["batch", str(requests), str(tmp_path / "o"), "--url", server.url, "--model", "m"]
+        assert main(words) == 0
+    assert capsys.readouterr().out.startswith("1 answered")
 
 
 def test_commands_ask_the_real_model(

@@ -22,9 +22,7 @@ from qwen2vl_client import (
     Client,
     Conversation,
     InvalidArgumentError,
-    MediaError,
 )
-from qwen2vl_client.history import named_pictures
 from qwen2vl_client.pixels import png
 from qwen2vl_client.wording import wording_for, wordings
 
@@ -45,6 +43,9 @@ CHAT = "/v1/chat/completions"
 def picture(number: int) -> bytes:
     """A small picture, one for each number."""
     return png(np.full((28, 28, 3), number, np.uint8))
+
+
+FILM = b"\x00\x00\x00\x18ftypmp42 not looked into by the client"
 
 
 @dataclass
@@ -293,19 +294,41 @@ class TestPictures:
                 conversation.ask("five", images=[picture(n) for n in range(5)])
         assert caught.value.code == "too_many_items"
 
-    @pytest.mark.parametrize(
-        ("text", "numbers"),
-        [
-            ("what is in picture 3?", [3]),
-            ("Images #2 and photo no. 12", [2, 12]),
-            ("the third photo, then the 1st image", [3, 1]),
-            ("图片3 和 第二张图，还有第 10 幅照片", [3, 10, 2]),
-            ("3 pictures", []),
-            ("a pictured 3", []),
-        ],
-    )
-    def test_how_a_picture_is_named(self, text: str, numbers: list[int]) -> None:
-        assert sorted(named_pictures(text)) == sorted(numbers)
+    @pytest.mark.parametrize("policy", POLICIES)
+    @pytest.mark.parametrize("told", [True, False])
+    def test_more_videos_than_a_request_takes_are_no_error_either(
+        self, policy: Any, told: bool
+    ) -> None:
+        """Whether the server tells its limit, or refuses; the pictures are not at fault."""
+        limits = {"limit_mm_per_prompt": {"image": 4, "video": 1}} if told else {}
+        shown: list[tuple[int, int]] = []
+
+        def step(handler: stub.Handler) -> None:
+            request = handler.stub.requests[-1]
+            sent = json.dumps(request.body)
+            videos = sent.count('"type": "video_url"')
+            if request.path.endswith("/explain"):
+                stub.failure(404, "not_found")(handler)
+            elif videos > 1:
+                assert not told
+                stub.failure(400, "too_many_items")(handler)
+            else:
+                shown.append((sent.count('"type": "image_url"'), videos))
+                stub.completion("yes")(handler)
+
+        with stub.running(step) as server:
+            server.models[0] |= limits
+            with Client(server.url, "", "stub-model", upload_above=None) as client:
+                conversation = Conversation(client, overflow=policy, keep_last=4, max_tokens=9)
+                conversation.ask("a picture", images=picture(1))
+                for _ in range(3):
+                    conversation.ask("a film", videos=FILM)
+                    assert shown[-1][1] == 1
+        if policy != "drop_oldest_turns":
+            assert shown[-1] == (1, 1)
+            assert {event.kind for event in conversation.events} == {"dropped_videos"}
+            assert [event.videos for event in conversation.events] == [1, 1]
+            assert wordings()["en"].removed_video in json.dumps(conversation.messages)
 
 
 class TestCalls:
@@ -379,78 +402,6 @@ class TestCalls:
     ) -> None:
         with pytest.raises(InvalidArgumentError, match=words):
             Conversation(Client("http://127.0.0.1:9"), **options)
-
-
-class TestSaving:
-    @pytest.mark.parametrize("pictures", ["inside", "beside"])
-    def test_a_conversation_goes_on_where_it_was(self, pictures: Any, tmp_path: Path) -> None:
-        path = tmp_path / "对话.json"
-        with talking(450) as (client, _, engine):
-            conversation = Conversation(
-                client, "简短地", overflow="summarise", keep_last=1, max_tokens=9, temperature=0.5,
-                summary_max_tokens=20,
-            )  # fmt: skip
-            for number in range(9):
-                conversation.ask(f"这 是 什么 {number} b={number}", images=picture(number % 2))
-            conversation.save(path, pictures=pictures)
-            loaded = Conversation.load(path, client)
-            assert loaded.messages == conversation.messages
-            assert loaded.events == conversation.events != []
-            conversation.ask("图片 9 里 有 什么")
-            loaded.ask("图片 9 里 有 什么")
-            one, other = engine.requests[-2:]
-            assert texts(one) == texts(other)
-            assert one.temperature == other.temperature == 0.5
-            assert loaded.messages == conversation.messages
-
-    def test_each_picture_is_there_once(self, tmp_path: Path) -> None:
-        with talking(4096) as (client, _, _):
-            conversation = Conversation(client)
-            for _ in range(3):
-                conversation.ask("x", images=picture(7))
-            inside, beside = tmp_path / "a.json", tmp_path / "b.json"
-            conversation.save(inside)
-            conversation.save(beside, pictures="beside")
-        document = json.loads(inside.read_text("utf-8"))
-        assert len(document["pictures"]) == 1
-        assert inside.read_text("utf-8").count("base64") == 1
-        (file,) = (tmp_path / "b.pictures").iterdir()
-        assert file.read_bytes() == picture(7)
-        assert "base64" not in beside.read_text("utf-8")
-
-    def test_a_file_that_was_tampered_with_reads_no_other_file(self, tmp_path: Path) -> None:
-        """A picture's name becomes a path: only a hash may, and only what has that hash is sent."""
-        secret = tmp_path / "secret"
-        secret.write_text("key")
-        path = tmp_path / "a.json"
-        with talking(4096) as (client, _, _):
-            conversation = Conversation(client)
-            conversation.ask("x", images=picture(7))
-            conversation.save(path, pictures="beside")
-            text = path.read_text("utf-8")
-            (file,) = (tmp_path / "a.pictures").iterdir()
-            path.write_text(text.replace(file.name, "../secret"), "utf-8")
-            with pytest.raises(MediaError, match="lacks a picture"):
-                Conversation.load(path, client)
-            path.write_text(text, "utf-8")
-            file.unlink()
-            file.symlink_to(secret)
-            with pytest.raises(MediaError, match="not the one that was saved"):
-                Conversation.load(path, client)
-            file.unlink()
-            with pytest.raises(MediaError, match="cannot read"):
-                Conversation.load(path, client)
-
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "x", "version": 1}', "\ud800"])
-    def test_a_file_that_is_none_is_told(self, text: str, tmp_path: Path) -> None:
-        path = tmp_path / "a.json"
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
-        with pytest.raises(InvalidArgumentError, match=r"a\.json"):
-            Conversation.load(path, Client("http://127.0.0.1:9"))
-        with pytest.raises(InvalidArgumentError, match="cannot read"):
-            Conversation.load(tmp_path / "missing.json", Client("http://127.0.0.1:9"))
-        with pytest.raises(InvalidArgumentError, match="inside"):
-            Conversation(Client("http://127.0.0.1:9")).save(path, pictures="x")  # type: ignore[arg-type]
 
 
 @awaited

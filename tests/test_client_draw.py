@@ -10,7 +10,7 @@ import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
-from qwen2vl_client import InvalidArgumentError, MediaError, draw
+from qwen2vl_client import InvalidArgumentError, MediaError, draw, image_part
 from qwen2vl_client.boxes import Box
 from qwen2vl_client.draw import COLOURS, draw_boxes
 
@@ -70,6 +70,18 @@ def test_the_picture_is_drawn_on_upright() -> None:
     turned[0x0112] = 6
     Image.new("RGB", (60, 40), "white").save(store, "JPEG", exif=turned)
     assert draw_boxes(store.getvalue(), [Box(0, 0, 40, 60)]).size == (40, 60)
+
+
+def test_pictures_are_given_as_to_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path in the home folder; an open file that was sent before."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (60, 40), "white").save(tmp_path / "a.png")
+    assert draw_boxes("~/a.png", []).size == (60, 40)
+    with (tmp_path / "a.png").open("rb") as file:
+        image_part(file)
+        assert draw_boxes(file, []).size == (60, 40)
 
 
 def test_a_label_in_chinese_is_drawn_with_a_font_that_has_it(

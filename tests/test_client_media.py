@@ -70,6 +70,21 @@ def test_urls_are_sent_as_they_are(url: str) -> None:
     assert image_part(url) == {"type": "image_url", "image_url": {"url": url}}
 
 
+def test_an_open_file_may_be_given_again(tmp_path: Path) -> None:
+    """From its beginning, also where it was read or has just been written; a pipe as it comes."""
+    data = encoded("PNG")
+    buffer = io.BytesIO()
+    buffer.write(data)
+    for _ in range(2):
+        assert content_of(image_part(buffer)) == ("image/png", data)
+
+    class Pipe:
+        def read(self) -> bytes:
+            return data
+
+    assert content_of(image_part(Pipe())) == ("image/png", data)  # type: ignore[arg-type]
+
+
 def test_a_path_may_use_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "图片 1.png").write_bytes(encoded("PNG"))

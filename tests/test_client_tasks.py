@@ -6,12 +6,13 @@ import asyncio
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 from qwen2vl_client import Answer, AnswerError, Client, InvalidArgumentError, MediaError, tasks
 from qwen2vl_client.boxes import Box
 from qwen2vl_client.tasks import (
@@ -160,6 +161,12 @@ def test_fields_of_a_model_come_back_as_its_object() -> None:
     assert schema["$defs"]["Line"]["required"] == ["item", "price"]
     assert "shop (as printed at the top), total" in client.fields["text"]
     assert "required" not in Receipt.model_json_schema()["properties"]
+
+
+@pytest.mark.parametrize("model", [RootModel[list[str]], type("Empty", (BaseModel,), {})])
+def test_a_model_without_fields_is_refused(model: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"{re.escape(model.__name__)} has no fields"):
+        extract_fields.task(b"", model)
 
 
 def test_fields_that_do_not_fit_are_an_error_that_carries_the_answer() -> None:

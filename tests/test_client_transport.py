@@ -321,6 +321,27 @@ class TestErrors:
             assert str(copied) == str(error)
 
 
+class TestProbes:
+    """``while not client.ready(): sleep(1)`` goes on whatever stands before the server."""
+
+    @pytest.mark.parametrize("step", [stub.drop, stub.silent(30), stub.failure(503)])
+    def test_what_is_not_there_yet_is_no_error(self, step: stub.Step) -> None:
+        """Docker's published ports take a connection and close it."""
+        with asking(step) as (client, _):
+            assert client.ready(timeout=0.3) is False
+            assert client.health(timeout=0.3) is False
+
+    def test_a_certificate_that_is_refused_is(self, certificate: Path) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        with (
+            stub.running(stub.completion(), tls=context) as server,
+            Client(server.url) as client,
+            pytest.raises(APIConnectionError, match="safely"),
+        ):
+            client.ready()
+
+
 class TestRetries:
     @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
     def test_a_passing_fault_is_tried_again(self, status: int) -> None:
@@ -465,6 +486,10 @@ class TestTimeouts:
             with pytest.raises(APITimeoutError):
                 client.chat("x")
             assert not server.requests or server.client_left.wait(60)
+
+    def test_there_may_be_none(self) -> None:
+        with asking(stub.completion("late"), timeout=float("inf")) as (client, _):
+            assert client.chat("x", timeout=1e10).text == "late"
 
     def test_a_call_may_have_its_own_timeout(self) -> None:
         with (

@@ -18,9 +18,7 @@ from typing import Any
 try:
     import httpx
 except ImportError as error:  # pragma: no cover  (the tests' environment has it)
-    raise ImportError(
-        'AsyncClient needs httpx: pip install "qwen2vl-serve[async]" (or httpx alone)'
-    ) from error
+    raise ImportError('AsyncClient needs httpx: pip install "httpx>=0.27,<1"') from error
 
 from qwen2vl_client.checks import (
     CONNECT_TIMEOUT,
@@ -58,14 +56,20 @@ class AsyncTransport:
         key = checked_api_key(api_key)
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            verify=_trust(verify),
-            # A proxy from the environment cannot reach this machine's own loopback.
-            trust_env=not is_loopback(self.base_url),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=POOL),
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        )
+        trusted = _trust(verify)
+        try:
+            self._client = httpx.AsyncClient(
+                headers=headers,
+                verify=trusted,
+                # A proxy from the environment cannot reach this machine's own loopback.
+                trust_env=not is_loopback(self.base_url),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=POOL),
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            )
+        except (ImportError, ValueError) as error:
+            raise InvalidArgumentError(
+                f"a proxy of the environment cannot be used: {error}"
+            ) from error
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def close(self) -> None:

@@ -41,8 +41,7 @@ _TAGGED = {
     "qwen-vl": re.compile(rf"<ref>((?:(?!<ref>).)*?)</ref>|<box>\s*{_PAIRS}\s*</box>", re.DOTALL),
 }
 _BARE = re.compile(_PAIRS)
-# One flat JSON object; a string in it may hold braces.
-_OBJECT = re.compile(r'\{(?:[^{}"]|"(?:[^"\\]|\\.)*")*\}', re.DOTALL)
+_JSON = json.JSONDecoder()
 _LABELS = ("label", "text_content", "text", "name")
 
 
@@ -155,9 +154,9 @@ def _from_tags(text: str, pattern: re.Pattern[str]) -> Iterator[Mark]:
 
 
 def _from_json(text: str) -> Iterator[Mark]:
-    for found in _OBJECT.finditer(text):
+    for found in re.finditer(r"\{", text):  # of each object, those within another, too
         try:
-            value = json.loads(found[0])
+            value, _ = _JSON.raw_decode(text, found.start())
         except (ValueError, RecursionError):
             continue
         corners = value.get("bbox_2d")

@@ -25,6 +25,9 @@ CONNECT_TIMEOUT = 10.0
 LAST_BYTES_TIMEOUT = 0.25
 """How long the end of a complete stream is waited for, so that its connection is used again."""
 
+_LONGEST_TIMEOUT = 1e8
+"""Sockets refuse what their clock cannot hold."""
+
 POOL = 32
 """Connections that are kept open."""
 
@@ -59,10 +62,10 @@ def checked_api_key(api_key: str | None) -> str | None:
 
 
 def checked_timeout(timeout: float) -> float:
-    """Return the timeout in seconds if it is a positive number."""
+    """Return the timeout in seconds if it is a positive number; infinity is three years."""
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise InvalidArgumentError(f"timeout={timeout!r} must be a number of seconds above 0")
-    return float(timeout)
+    return min(float(timeout), _LONGEST_TIMEOUT)
 
 
 def status_error(status: int, headers: Mapping[str, str], body: bytes) -> APIStatusError:

@@ -15,7 +15,7 @@ from qwen2vl_client.errors import (
 )
 from qwen2vl_client.fitting import POLICIES, Event, Fitting, Policy
 from qwen2vl_client.flows import Flows, Opened, Question
-from qwen2vl_client.history import MARKERS, History, Message, text_of
+from qwen2vl_client.history import MARKERS, History, Kind, Message, count_of, text_of
 from qwen2vl_client.request import (
     DEFAULT_SAMPLING,
     Sampling,
@@ -25,6 +25,7 @@ from qwen2vl_client.steps import Flow
 from qwen2vl_client.wording import Wording, wording_for
 
 SUMMARY_TOKENS = 256
+KINDS: tuple[Kind, ...] = ("image", "video")
 
 
 class Dialogue:
@@ -59,7 +60,6 @@ class Dialogue:
         self.sampling = sampling
         self.history = History(system)
         self.events: list[Event] = []
-        self._model: Model | None = None
 
     @property
     def messages(self) -> list[Message]:
@@ -144,13 +144,13 @@ class Dialogue:
         if room <= 0:
             return  # nothing would fit: the server says so best
         limits = model.raw.get("limit_mm_per_prompt")
-        most = limits.get("image") if isinstance(limits, dict) else None
-        if isinstance(most, int):
-            numbers = work.history.numbers_of(work.question)
-            while work.history.pictures and work.history.pictures + len(numbers) > most:
-                excess = work.history.pictures + len(numbers) - most
-                if not (yield from self._fewer_pictures(work, excess, timeout)):
-                    break
+        for kind in KINDS:
+            limit = limits.get(kind) if isinstance(limits, dict) else None
+            if isinstance(limit, int):
+                rest = limit - count_of(work.question, kind)
+                while (excess := work.history.count(kind) - rest) > 0:
+                    if not (yield from self._fewer(kind, work, excess, timeout)):
+                        break
         before = work.history.total(work.wording)
         more = work.history.bound(work.question)
         if before is not None and more is not None and before + more <= room:
@@ -182,7 +182,11 @@ class Dialogue:
         if self.overflow == "error" or not work.window:
             return False
         if error.code == "too_many_items":
-            return (yield from self._fewer_pictures(work, 1, timeout))
+            # Nobody tells of which: of what the question shows, for its history was taken.
+            for kind in sorted(KINDS, key=lambda kind: not count_of(work.question, kind)):
+                if (yield from self._fewer(kind, work, 1, timeout)):
+                    return True
+            return False
         if error.code != "context_length_exceeded":
             return False
         room = work.window - _answer_tokens(fields)
@@ -198,14 +202,16 @@ class Dialogue:
             return True
         return work.drop_turns()
 
-    def _fewer_pictures(self, work: Fitting, excess: int, timeout: float | None) -> Flow[bool]:
-        """Send fewer pictures, as the policy says."""
+    def _fewer(self, kind: Kind, work: Fitting, excess: int, timeout: float | None) -> Flow[bool]:
+        """Send fewer pictures or videos, as the policy says; False where none is left."""
+        if not work.history.count(kind):
+            return False
         if self.overflow == "drop_oldest_turns":
             work.excess = max(work.excess, 1)
             return work.drop_turns()
         if self.overflow == "summarise" and len(work.history.turns) > self.keep_last:
             return (yield from self._summarised(work, timeout))
-        return work.drop_images(excess)
+        return work.drop_images(excess) if kind == "image" else work.drop_videos(excess)
 
     def _summarised(self, work: Fitting, timeout: float | None) -> Flow[bool]:
         def ask(messages: list[Message], most_tokens: int) -> Flow[Answer]:
@@ -237,15 +243,13 @@ class Dialogue:
         return told
 
     def _served(self) -> Flow[Model | None]:
-        """Return what the server says of its model, asked for once."""
-        if self._model is None:
-            try:
-                name = yield from self.flows.model()
-                offered = yield from self.flows.offered()
-            except (NotFoundError, APIResponseError):  # it keeps no list: its window is not known
-                return None
-            self._model = next((one for one in offered if one.id == name), None)
-        return self._model
+        """Return what the server says of its model; None where it keeps no list."""
+        try:
+            name = yield from self.flows.model()
+            offered = yield from self.flows.offered()
+        except (NotFoundError, APIResponseError):
+            return None
+        return next((one for one in offered if one.id == name), None)
 
     def _messages(self, work: Fitting) -> list[Message]:
         history, wording = work.history, work.wording

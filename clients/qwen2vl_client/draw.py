@@ -8,13 +8,12 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from qwen2vl_client.answer import StoredFile
 from qwen2vl_client.boxes import Box
 from qwen2vl_client.errors import InvalidArgumentError, MediaError
-from qwen2vl_client.media import ImageSource
-from qwen2vl_client.pixels import is_array, png
+from qwen2vl_client.media import ImageSource, file_content
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,16 +97,12 @@ def _upright(image: ImageSource) -> Image:
     try:
         if isinstance(image, Image.Image):
             opened = image
-        elif isinstance(image, bytes | bytearray | memoryview):
-            opened = Image.open(io.BytesIO(bytes(image)))
-        elif is_array(image):
-            opened = Image.open(io.BytesIO(png(image)))
         elif isinstance(image, StoredFile):
             raise ValueError("it is on the server: give the picture itself")
         else:
-            opened = Image.open(cast("str | os.PathLike[str] | IO[bytes]", image))
+            opened = Image.open(io.BytesIO(file_content(image)[0]))
         return ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, SyntaxError, AttributeError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise MediaError(f"cannot draw on the picture {image!r:.120}: {error}") from error
 
 

@@ -18,11 +18,12 @@ from qwen2vl_client.history import (
     Note,
     Turn,
     is_picture,
+    is_video,
     key_of,
-    named_pictures,
     parts_of,
     text_of,
 )
+from qwen2vl_client.naming import named_pictures
 from qwen2vl_client.steps import Flow
 from qwen2vl_client.wording import Wording
 
@@ -44,9 +45,10 @@ class Event:
     ``tokens`` is about what it saved; ``lost`` of the turns are not in the ``summary`` either.
     """
 
-    kind: Literal["summarised", "dropped_turns", "dropped_images"]
+    kind: Literal["summarised", "dropped_turns", "dropped_images", "dropped_videos"]
     turns: int = 0
     images: int = 0
+    videos: int = 0
     tokens: int = 0
     summary: str | None = None
     lost: int = 0
@@ -91,11 +93,32 @@ class Fitting:
             return False
         note = replace(self.history.note, pictures=tuple(carried))
         self.history = replace(self.history, note=note, changed=True)
-        if self.history.known is not None:
-            self.history = replace(self.history, known=max(self.history.known - freed, 1))
-        self.excess -= freed
+        self._freed(freed)
         self.events.append(Event("dropped_images", images=images, tokens=max(freed, 0)))
         return True
+
+    def drop_videos(self, most: int) -> bool:
+        """Put words in place of the oldest videos."""
+        places = [
+            (index, at)
+            for index, turn in enumerate(self.history.turns)
+            for at, part in enumerate(parts_of(turn.user))
+            if is_video(part)
+        ][:most]
+        freed = 0
+        for index, at in places:
+            turn = self.history.turns[index]
+            freed += self._put_words(index, at, self.wording.removed_video, turn.numbers)
+        self._freed(freed)
+        if places:
+            event = Event("dropped_videos", videos=len(places), tokens=max(freed, 0))
+            self.events.append(event)
+        return bool(places)
+
+    def _freed(self, tokens: int) -> None:
+        if self.history.known is not None:
+            self.history = replace(self.history, known=max(self.history.known - tokens, 1))
+        self.excess -= tokens
 
     def drop_turns(self) -> bool:
         """Leave out the oldest turns; pictures that are named again stay, where there is room."""
@@ -222,11 +245,15 @@ class Fitting:
         turn = self.history.turns[index]
         place = turn.numbers.index(number)
         at = [n for n, part in enumerate(parts_of(turn.user)) if is_picture(part)][place]
-        content = parts_of(turn.user)
-        words = {"type": "text", "text": self.wording.removed}
-        freed = self._cost(content[at]) - len(self.wording.removed)
-        content[at] = words
         numbers = (*turn.numbers[:place], *turn.numbers[place + 1 :])
+        return self._put_words(index, at, self.wording.removed, numbers)
+
+    def _put_words(self, index: int, at: int, words: str, numbers: tuple[int, ...]) -> int:
+        """Put words in place of one part of a turn and return how many tokens that frees."""
+        turn = self.history.turns[index]
+        content = parts_of(turn.user)
+        freed = self._cost(content[at]) - len(words)
+        content[at] = {"type": "text", "text": words}
         tokens = None if turn.tokens is None else max(turn.tokens - freed, 1)
         changed = Turn({**turn.user, "content": content}, turn.answer, tokens, numbers)
         turns = (*self.history.turns[:index], changed, *self.history.turns[index + 1 :])

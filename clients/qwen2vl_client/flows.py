@@ -15,12 +15,13 @@ from urllib.parse import quote
 from qwen2vl_client.answer import Answer, Explanation, Model, StoredFile
 from qwen2vl_client.checks import server_timings
 from qwen2vl_client.errors import (
+    APIConnectionError,
     APIResponseError,
     APIStatusError,
+    APITimeoutError,
     InvalidArgumentError,
     NotFoundError,
     ServerError,
-    ServerNotReachedError,
 )
 from qwen2vl_client.media import file_content
 from qwen2vl_client.request import (
@@ -163,10 +164,18 @@ class Flows:
             self._offered = yield from self.models()
 
     def probe(self, path: str, timeout: float | None) -> Flow[bool]:
-        """Tell whether a health route answers 200; asked once, without retries."""
+        """Tell whether a health route answers 200; asked once, without retries.
+
+        False too where nothing listens, nothing comes, or a port that is published in front of a
+        server breaks off; a certificate that is refused is an error.
+        """
         try:
             yield Call("GET", path, timeout=timeout, from_root=True)
-        except (ServerNotReachedError, ServerError):
+        except (APITimeoutError, ServerError):
+            return False
+        except APIConnectionError as error:
+            if not error.retryable:
+                raise
             return False
         return True
 
@@ -215,25 +224,35 @@ class Flows:
         *,
         streamed: bool = False,
     ) -> Flow[Any]:
-        """Send messages; files that the server has lost are uploaded again, once."""
+        """Send messages; what the server has lost since (a file, the model) is seen to, once."""
         encode(fields)  # what cannot be written is told before anything is uploaded
-        name = yield from self.model(model)
-        lost = False
+        asked_for = model or self.given_model
+        lost: set[str | None] = set()
+        inline = False
         while True:
-            placed = yield from self._uploads.placed(turns, timeout)
+            name = yield from self.model(model)
+            placed = yield from self._uploads.placed(turns, timeout, inline=inline)
             body = encode({"model": name, "messages": placed.messages, **fields})
             call = Call("POST", path, body, timeout=timeout, streamed=streamed)
             try:
-                return (yield from self._retry.attempts(call))
+                answer = yield from self._retry.attempts(call)
             except NotFoundError as error:
-                if lost or not placed.keys or not _file_is_gone(error):
+                if error.code in lost:
                     raise
-                lost = True
-                self._uploads.forget(placed.keys)
-
-
-def _file_is_gone(error: APIStatusError) -> bool:
-    return error.code == "file_not_found"
+                lost.add(error.code)
+                if error.code == "file_not_found" and placed.keys:
+                    self._uploads.forget(placed.keys)
+                elif error.code == "model_not_found" and not asked_for:
+                    self._offered = None
+                else:
+                    raise
+            except APIStatusError as error:
+                if inline or error.status not in (400, 422) or not self._uploads.doubts(placed):
+                    raise
+                inline = True
+            else:
+                self._uploads.learn(placed, refused=inline)
+                return answer
 
 
 def _path(file_id: str | StoredFile) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from qwen2vl_client.media_info import MediaInfo
 from qwen2vl_client.wording import Wording
@@ -19,6 +18,7 @@ BYTES_PER_TOKEN = 3
 """Of English text a few more, of Chinese about as many: for guesses, which the server corrects."""
 
 Message = dict[str, Any]
+Kind = Literal["image", "video"]
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,12 @@ class History:
 
     def numbers_of(self, user: Message) -> tuple[int, ...]:
         """Return the numbers that the pictures of the next question get."""
-        count = sum(1 for part in parts_of(user) if is_picture(part))
-        return tuple(range(self.seen + 1, self.seen + 1 + count))
+        return tuple(range(self.seen + 1, self.seen + 1 + count_of(user, "image")))
 
-    @property
-    def pictures(self) -> int:
-        """How many pictures are sent before the next question's."""
-        shown = sum(is_picture(part) for turn in self.turns for part in parts_of(turn.user))
-        return shown + len(self.note.pictures)
+    def count(self, kind: Kind) -> int:
+        """Return how many pictures or videos are sent before the next question's."""
+        shown = sum(count_of(turn.user, kind) for turn in self.turns)
+        return shown + (len(self.note.pictures) if kind == "image" else 0)
 
     def total(self, wording: Wording) -> int | None:
         """Return about how many tokens the history takes; None where nobody has told."""
@@ -204,6 +202,16 @@ def is_picture(part: Mapping[str, Any]) -> bool:
     return part.get("type") == "image_url"
 
 
+def is_video(part: Mapping[str, Any]) -> bool:
+    """Tell whether a part is a video."""
+    return part.get("type") == "video_url"
+
+
+def count_of(message: Mapping[str, Any], kind: Kind) -> int:
+    """Return how many pictures or videos a message shows."""
+    return sum(part.get("type") == f"{kind}_url" for part in parts_of(message))
+
+
 def key_of(part: Mapping[str, Any]) -> str:
     """Return what stands for a part's content and the size that it is shown at."""
     text = json.dumps(part, sort_keys=True, ensure_ascii=False)
@@ -212,38 +220,6 @@ def key_of(part: Mapping[str, Any]) -> str:
 
 def _label(number: int, wording: Wording) -> Message:
     return {"type": "text", "text": wording.picture.format(number=number)}
-
-
-_ORDINALS = {
-    word: number
-    for number, words in enumerate(
-        (
-            ("first", "1st", "一"), ("second", "2nd", "二"), ("third", "3rd", "三"),
-            ("fourth", "4th", "四"), ("fifth", "5th", "五"), ("sixth", "6th", "六"),
-            ("seventh", "7th", "七"), ("eighth", "8th", "八"), ("ninth", "9th", "九"),
-            ("tenth", "10th", "十"),
-        ),
-        1,
-    )
-    for word in words
-}  # fmt: skip
-_PICTURE = r"(?:pictures?|images?|photos?|figures?)"
-_NAMED = (
-    re.compile(rf"\b{_PICTURE}\s*(?:no\.?|number|#)?\s*(\d+)", re.IGNORECASE),
-    re.compile(
-        rf"\b({'|'.join(w for w in _ORDINALS if w.isascii())})\s+{_PICTURE}\b", re.IGNORECASE
-    ),
-    re.compile(r"(?:图片|图像|照片|图)\s*(\d+)"),
-    re.compile(r"第\s*(\d+|[一二三四五六七八九十])\s*[张幅个]?\s*(?:图片|图像|照片|图)"),
-)
-
-
-def named_pictures(text: str) -> Iterator[int]:
-    """Yield the numbers of pictures that a text names: "picture 3", "the third photo", 第3张图."""
-    for pattern in _NAMED:
-        for found in pattern.finditer(text):
-            word = found[1].lower()
-            yield int(word) if word.isdigit() else _ORDINALS[word]
 
 
 def text_of(message: Mapping[str, Any]) -> str:

@@ -208,7 +208,10 @@ def _file_bytes(source: object, what: str) -> tuple[bytes, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source), f"the {what} given as bytes"
     if hasattr(source, "read"):
-        content = source.read()
+        file = cast("IO[bytes]", source)
+        if hasattr(file, "seekable") and file.seekable():
+            file.seek(0)  # it may have been read for an earlier question, or just been written
+        content = file.read()
         if not isinstance(content, bytes):
             raise MediaError(f"the {what}'s file is open for text; open it with mode 'rb'")
         return content, f"the {what} read from an open file"

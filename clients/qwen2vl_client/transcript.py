@@ -37,9 +37,26 @@ def write(
     settings: Mapping[str, Any],
     pictures: Pictures,
 ) -> None:
-    """Write a conversation; ``pictures`` says where those go, base64 inside or files beside."""
+    """Write a conversation; ``pictures`` says where those go, base64 inside or files beside.
+
+    ``InvalidArgumentError`` where it cannot be written.
+    """
     if pictures not in ("inside", "beside"):
         raise InvalidArgumentError(f"pictures={pictures!r} is neither 'inside' nor 'beside'")
+    try:
+        _write(path, history, events, settings, beside=pictures == "beside")
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _write(
+    path: Path,
+    history: History,
+    events: list[Event],
+    settings: Mapping[str, Any],
+    *,
+    beside: bool,
+) -> None:
     kept: dict[str, str] = {}
 
     def keep(url: str) -> str:
@@ -47,7 +64,7 @@ def write(
         data = base64.b64decode(found[2]) if found else url.encode()
         name = hashlib.sha256(data).hexdigest()
         kept[name] = url
-        if pictures == "beside" and found:
+        if beside and found:
             folder_of(path).mkdir(exist_ok=True)
             (folder_of(path) / name).write_bytes(data)
             kept[name] = found[1]
@@ -74,6 +91,7 @@ def write(
         "costs": dict(history.costs),
         "events": [asdict(event) for event in events],
         "pictures": kept,
+        "folder": folder_of(path).name,
     }
     unfinished = path.with_name(f".{path.name}.part")
     unfinished.write_text(json.dumps(document, ensure_ascii=False, indent=1), "utf-8")
@@ -90,9 +108,10 @@ def read(path: Path) -> tuple[History, list[Event], dict[str, Any]]:
         raw = json.loads(path.read_text("utf-8"))
         if raw["format"] != FORMAT or raw["version"] != VERSION:
             raise ValueError(f"{raw['format']} {raw['version']}")
+        folder = path.with_name(raw.get("folder", folder_of(path).name))
 
         def inside(part: Any) -> Any:
-            return _with_urls(part, lambda url: _url(url, raw["pictures"], path))
+            return _with_urls(part, lambda url: _url(url, raw["pictures"], path, folder))
 
         turns = tuple(
             Turn(inside(one["user"]), one["answer"], one["tokens"], tuple(one["numbers"]))
@@ -119,7 +138,7 @@ def read(path: Path) -> tuple[History, list[Event], dict[str, Any]]:
         raise InvalidArgumentError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _url(url: str, pictures: Mapping[str, str], path: Path) -> str:
+def _url(url: str, pictures: Mapping[str, str], path: Path, folder: Path) -> str:
     """Return the data URL of a picture; its content must have the hash that it is named by."""
     if not url.startswith(_SCHEME):
         return url
@@ -136,7 +155,7 @@ def _url(url: str, pictures: Mapping[str, str], path: Path) -> str:
             data = b""
         whole = kept
     else:
-        file = folder_of(path) / name
+        file = folder / name
         try:
             data = file.read_bytes()
         except OSError as error:

@@ -26,8 +26,9 @@ PURPOSE = "vision"
 _REMEMBERED = 4096
 _NO_FILES = frozenset({404, 405, 501})
 """Statuses by which a server says that it keeps no files at all."""
-_NOT_THIS_ONE = frozenset({400, 413, 415, 422})
-"""Statuses of a file that is not kept; sent inline, the chat itself says what is wrong with it."""
+_OF_EVERY_CALL = frozenset({401, 429})
+"""Statuses that the chat would get as well; with any other it may be answered with what is inline,
+or says itself what is wrong with it."""
 _DATA_URL = re.compile(r"data:([a-z]+/[a-z0-9.+-]+);base64,")
 
 
@@ -51,14 +52,20 @@ class Uploads:
         self._above = above
         self._ask = ask
         self._ids: OrderedDict[str, str] = OrderedDict()
+        self._understood = False
 
-    def placed(self, messages: Sequence[Message], timeout: float | None) -> Flow[Placed]:
-        """Return the messages with ids in place of what is large; uploads what is not there."""
+    def placed(
+        self, messages: Sequence[Message], timeout: float | None, *, inline: bool = False
+    ) -> Flow[Placed]:
+        """Return the messages with ids in place of what is large; uploads what is not there.
+
+        With ``inline`` they are returned as they are.
+        """
         placed = Placed([])
         for message in messages:
             sent = dict(message)
             content = message.get("content")
-            if isinstance(content, list) and self._above is not None:
+            if isinstance(content, list) and self._above is not None and not inline:
                 parts: list[Any] = []
                 for part in content:
                     there = yield from self._place(part, placed.keys, timeout)
@@ -71,6 +78,17 @@ class Uploads:
         """Upload these contents again when they are needed: the server has lost them."""
         for key in keys:
             self._ids.pop(key, None)
+
+    def doubts(self, placed: Placed) -> bool:
+        """Tell whether the server may be one that keeps files and knows no ids in messages."""
+        return bool(placed.keys) and not self._understood
+
+    def learn(self, placed: Placed, *, refused: bool) -> None:
+        """Take note of an answer; ``refused``: with ids the same messages were not answered."""
+        if placed.keys:
+            self._understood = True
+        elif refused:
+            self._above = None
 
     def _place(self, part: Any, keys: set[str], timeout: float | None) -> Flow[Any]:
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -117,7 +135,7 @@ class Uploads:
         except APIStatusError as error:
             if error.status in _NO_FILES:
                 self._above = None
-            elif error.status not in _NOT_THIS_ONE:
+            elif error.status in _OF_EVERY_CALL:
                 raise
             return
         self._ids[key] = stored.id

@@ -11,7 +11,7 @@ from importlib.resources import files
 
 @dataclass(frozen=True)
 class Wording:
-    """``instruction`` asks for a summary; the others stand around it and around pictures."""
+    """``instruction`` asks for a summary; the others stand around it, or for what was shown."""
 
     instruction: str
     heading: str
@@ -19,6 +19,7 @@ class Wording:
     reply: str
     picture: str
     removed: str
+    removed_video: str
 
 
 @lru_cache

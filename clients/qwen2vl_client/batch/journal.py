@@ -25,6 +25,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # its absence is tested where it is used
 
 
+_HEAD = b'{"index": '
+"""How every line begins: a torn one is known by it from the end of a file of something else."""
+
 _Place: TypeAlias = tuple[int, int, int | None]
 """Where a line begins and ends in the file; its request's place, where that has changed."""
 
@@ -129,7 +132,7 @@ class Journal:
         with self.path.open("rb") as file:
             start = 0
             for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and line[: len(_HEAD)] == _HEAD[: len(line)]:
                     return
                 try:
                     outcome = Outcome.from_json(json.loads(line))

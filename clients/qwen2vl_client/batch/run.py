@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 from qwen2vl_client.batch.journal import Journal
 from qwen2vl_client.batch.outcome import Outcome, Report, as_data, visual_tokens
 from qwen2vl_client.batch.progress import no_bar, progress_bar
-from qwen2vl_client.batch.sources import Request, opened
+from qwen2vl_client.batch.sources import UTF_8, Request, opened
 from qwen2vl_client.errors import (
     APIConnectionError,
     APIStatusError,
@@ -35,6 +37,8 @@ def batch(
     requests: Iterable[Any] | str | os.PathLike[str],
     *,
     each: Callable[[Any], Task[Any]] | None = None,
+    fields: Mapping[str, Any] | None = None,
+    encoding: str = UTF_8,
     concurrency: int = 8,
     output: str | os.PathLike[str] | None = None,
     retries: int = 2,
@@ -46,14 +50,17 @@ def batch(
     """Ask all of ``requests``, ``concurrency`` at a time, and return what became of them.
 
     ``requests`` is a list or generator of questions, tasks or mappings, or a ``.jsonl`` or
-    ``.csv`` file; with ``each``, which makes a task of an item, also a folder of pictures. A
-    generator is read no further ahead than ``concurrency``. With ``output`` each outcome is
-    written to that file at once, and a batch that was killed goes on where it was when it is
-    started again; without it the outcomes are kept in memory. Requests that failed in a way that
-    may pass are asked again when the others are done, ``retries`` times. ``media_info`` asks the
-    server to tell the visual tokens (a field of this project's; others may refuse it).
+    ``.csv`` file in ``encoding`` (by default UTF-8); with ``each``, which makes a task of an item,
+    a mapping or a row, also a folder of pictures. A generator is read no further ahead than
+    ``concurrency``. ``fields`` of the API hold for every request that does not say otherwise. With
+    ``output`` each outcome is written to that file at once, and a batch that was killed goes on
+    where it was when it is started again; without it the outcomes are kept in memory. Requests that
+    failed in a way that may pass are asked again when the others are done, ``retries`` times.
+    ``media_info`` asks the server to tell the visual tokens (a field of this project's; others may
+    refuse it).
 
     Raises:
+        KeyboardInterrupt: at once; what is under way is not waited for.
         InvalidArgumentError: an argument or a request cannot be used; ``output`` holds other
             requests or is being written.
         BatchError: more than ``max_failures`` requests in a row have failed; the server is gone,
@@ -66,7 +73,13 @@ def batch(
     ):
         if not isinstance(value, int) or value < least:
             raise InvalidArgumentError(f"{name}={value!r} must be {least} or more")
-    source, total = opened(requests, each)
+    if inspect.iscoroutinefunction(client.chat):
+        raise InvalidArgumentError(
+            f"batch() asks from threads: give it a Client, not a {type(client).__name__}"
+        )
+    source, total = opened(requests, each, encoding)
+    if fields:
+        source = (request.with_fields(fields) for request in source)
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(Journal(output)) if output is not None else None
         tell = stack.enter_context(progress_bar(total) if progress else no_bar())
@@ -131,22 +144,23 @@ class _Run:
 
     def ask(self, requests: Iterable[Request], concurrency: int, attempt: int = 1) -> None:
         """Ask, and keep what comes back; takes a request only when there is room for it."""
-        source, running = iter(requests), set[Future[_Asked]]()
+        running = set[Future[_Asked]]()
         self._in_a_row = 0
-        with ThreadPoolExecutor(concurrency, thread_name_prefix="batch") as pool:
-            try:
-                while True:
-                    if len(running) >= concurrency:
-                        running = self._collect(running)
-                        self._check()
-                    request = next(source, None)
-                    if request is None:
-                        break
-                    running.add(pool.submit(self._asked, request, attempt))
-            finally:  # what was asked is kept, however the reading ended
-                while running:
-                    running = self._collect(running)
+        try:
+            for request in requests:
+                running.add(_begun(self._asked, request, attempt))
+                if len(running) >= concurrency:
+                    self._collect(running)
+                    self._check()
+        except Exception:  # what was asked is kept, unless by Ctrl-C: it may take minutes
+            self._drain(running)
+            raise
+        self._drain(running)
         self._check()
+
+    def _drain(self, running: set[Future[_Asked]]) -> None:
+        while running:
+            self._collect(running)
 
     def _check(self) -> None:
         if self._fault is not None:
@@ -180,7 +194,7 @@ class _Run:
         )
 
     def _asked(self, request: Request, attempt: int) -> _Asked:
-        """Ask one request, in a thread of the pool."""
+        """Ask one request, in a thread of its own."""
         task = request.task
         if self._media_info and (task.images or task.videos or task.messages):
             task = replace(task, fields={"include_media_info": True, **task.fields})
@@ -209,10 +223,11 @@ class _Run:
             told = f"the answer could not be read: {type(error).__name__}: {error}"
             return request, replace(outcome, error=told), False
 
-    def _collect(self, running: set[Future[_Asked]]) -> set[Future[_Asked]]:
-        """Wait for some, and keep their outcomes; returns those that still run."""
-        done, rest = wait(running, return_when=FIRST_COMPLETED)
+    def _collect(self, running: set[Future[_Asked]]) -> None:
+        """Wait for some, keep their outcomes and take them out of those that run."""
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
+            running.remove(future)
             if (fault := future.exception()) is not None:
                 self._fault = fault
                 continue
@@ -230,7 +245,6 @@ class _Run:
                 self._last_error = outcome.error
                 self.failed[request.index] = (request, outcome, passing)
             self._tell(self._resumed + self._answered, len(self.failed))
-        return rest
 
     def _keep(self, outcome: Outcome) -> None:
         if self._journal is not None:
@@ -239,6 +253,22 @@ class _Run:
             self._kept[outcome.index] = outcome
         if self._on_outcome is not None:
             self._on_outcome(outcome)
+
+
+def _begun(
+    asked: Callable[[Request, int], _Asked], request: Request, attempt: int
+) -> Future[_Asked]:
+    """Ask in a thread that keeps no process alive: a pool's would be waited for after Ctrl-C."""
+    future: Future[_Asked] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(asked(request, attempt))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=f"batch {request.id}", daemon=True).start()
+    return future
 
 
 def _may_pass(error: ClientError) -> bool:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from typing import Any
 from qwen2vl_client.errors import InvalidArgumentError
 from qwen2vl_client.request import SYSTEM_PROMPT
 from qwen2vl_client.tasks.task import Task, as_reply
+
+UTF_8 = "utf-8-sig"
+"""UTF-8, with the mark at its beginning that Excel writes, or without."""
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic"}
@@ -37,7 +40,7 @@ class Request:
     def fingerprint(self) -> str:
         """Return what tells this request from another after a restart (SHA-256, shortened).
 
-        Files count by name, bytes and Pillow images by content.
+        Files count by name, bytes, buffers and Pillow images by content.
         """
         task = self.task
         said = {
@@ -50,6 +53,11 @@ class Request:
         }
         raw = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def with_fields(self, fields: Mapping[str, Any]) -> Request:
+        """Return the request with fields of the API, where it does not give them itself."""
+        task = replace(self.task, fields={**fields, **self.task.fields})
+        return replace(self, task=task)
 
 
 def numbered(items: Iterable[Any]) -> Iterator[Request]:
@@ -80,32 +88,40 @@ def as_request(item: Any, index: int) -> Request:
     )
 
 
-def from_jsonl(path: str | os.PathLike[str]) -> Iterator[Request]:
+def from_jsonl(
+    path: str | os.PathLike[str],
+    *,
+    each: Callable[[dict[str, Any]], Task[Any]] | None = None,
+    encoding: str = UTF_8,
+) -> Iterator[Request]:
     """Yield the requests of a JSONL file, a JSON object a line.
 
     ``{"id": …, "text": …, "image": … or "images": […], "system": …}`` with any field of the API
     beside, or a line of OpenAI's batch API. Relative paths of pictures start at the file's folder.
+    Or ``each`` makes a task of an object, with relative paths left as they are.
     """
-    with Path(path).open(encoding="utf-8-sig") as lines:
-        index = 0
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InvalidArgumentError(f"{path}, line {number} is no JSON: {error}") from error
-            if not isinstance(value, dict):
-                raise InvalidArgumentError(f"{path}, line {number} is no JSON object")
+    index = 0
+    for number, line in enumerate(_lines(path, encoding), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InvalidArgumentError(f"{path}, line {number} is no JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise InvalidArgumentError(f"{path}, line {number} is no JSON object")
+        if each is not None:
+            yield Request(index, _id_of(value, index), each(value))
+        else:
             yield _from_mapping(value, index, Path(path).parent)
-            index += 1
+        index += 1
 
 
 def from_csv(
     path: str | os.PathLike[str],
     *,
     each: Callable[[dict[str, str]], Task[Any]] | None = None,
-    encoding: str = "utf-8-sig",
+    encoding: str = UTF_8,
 ) -> Iterator[Request]:
     """Yield a request for each row of a CSV file with headings.
 
@@ -113,15 +129,13 @@ def from_csv(
     nothing; or ``each`` makes a task of a row, with relative paths left as they are. Excel in
     Chinese writes ``encoding="gb18030"``.
     """
-    with Path(path).open(encoding=encoding, newline="") as sheet:
-        for index, row in enumerate(csv.DictReader(sheet)):
-            if each is not None:
-                yield Request(index, row.get("id") or str(index), each(row))
-                continue
-            known = {
-                key: row[key] for key in ("id", "text", "image", "video", "system") if row.get(key)
-            }
-            yield _from_mapping(known, index, Path(path).parent)
+    rows = csv.DictReader(_lines(path, encoding, newline=""))
+    for index, row in enumerate(_rows(rows, path)):
+        if each is not None:
+            yield Request(index, row.get("id") or str(index), each(row))
+            continue
+        known = {key: row[key] for key in _COLUMNS if row.get(key)}
+        yield _from_mapping(known, index, Path(path).parent)
 
 
 def from_folder(
@@ -134,7 +148,7 @@ def from_folder(
 
 
 def opened(
-    given: Any, each: Callable[[Any], Task[Any]] | None = None
+    given: Any, each: Callable[[Any], Task[Any]] | None = None, encoding: str = UTF_8
 ) -> tuple[Iterator[Request], int | None]:
     """Return the requests that a batch was given, and how many, where that is known."""
     if not isinstance(given, str | os.PathLike):
@@ -151,16 +165,38 @@ def opened(
     if not path.is_file():
         raise InvalidArgumentError(f"there is no file or folder {path} (a question goes in a list)")
     if path.suffix.lower() == ".csv":
-        return from_csv(path, each=each), None
+        return from_csv(path, each=each, encoding=encoding), None
     with path.open("rb") as lines:
         count = sum(1 for line in lines if line.strip())
-    return from_jsonl(path), count
+    return from_jsonl(path, each=each, encoding=encoding), count
+
+
+def _lines(
+    path: str | os.PathLike[str], encoding: str, newline: str | None = None
+) -> Iterator[str]:
+    """Yield the lines of a text file; ``InvalidArgumentError`` where they cannot be read."""
+    try:
+        with Path(path).open(encoding=encoding, newline=newline) as lines:
+            yield from lines
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read {path}: {error.strerror or error}") from error
+    except (LookupError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(
+            f"{path} cannot be read as {encoding}: {error}; say which encoding it has (Excel in "
+            "Chinese: gb18030)"
+        ) from error
+
+
+def _rows(rows: Iterator[dict[str, str]], path: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise InvalidArgumentError(f"{path} is no CSV: {error}") from error
 
 
 def _from_mapping(item: Mapping[str, Any], index: int, folder: Path | None = None) -> Request:
-    name = item.get("id", item.get("custom_id"))
+    named = _id_of(item, index)
     body = item["body"] if isinstance(item.get("body"), Mapping) else item
-    named = str(index) if name is None else str(name)
     images = [_placed(one, folder) for key in ("image", "images") for one in _many(body.get(key))]
     videos = [_placed(one, folder) for key in ("video", "videos") for one in _many(body.get(key))]
     messages = body.get("messages") or ()
@@ -181,6 +217,11 @@ def _from_mapping(item: Mapping[str, Any], index: int, folder: Path | None = Non
         fields=fields,
     )
     return Request(index, named, task)
+
+
+def _id_of(item: Mapping[str, Any], index: int) -> str:
+    name = item.get("id", item.get("custom_id"))
+    return str(index if name is None else name)
 
 
 def _many(given: Any) -> list[Any]:
@@ -208,4 +249,6 @@ def _token(source: Any) -> str:
     if hasattr(source, "tobytes"):  # Pillow's images, numpy's arrays
         shape = getattr(source, "size", None), getattr(source, "mode", None)
         return f"{shape} {hashlib.sha256(source.tobytes()).hexdigest()}"
+    if hasattr(source, "getvalue"):  # a file in memory
+        return hashlib.sha256(source.getvalue()).hexdigest()
     return str(getattr(source, "name", type(source).__name__))

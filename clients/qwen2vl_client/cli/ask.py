@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 import time
 from collections.abc import Sequence
 
 from qwen2vl_client.cli.options import (
+    CUT,
+    STDIN,
     add_sampling,
     add_server,
     client_of,
@@ -17,7 +21,9 @@ from qwen2vl_client.cli.options import (
     text_of,
 )
 from qwen2vl_client.client import Client
-from qwen2vl_client.errors import ClientError
+from qwen2vl_client.errors import ClientError, InvalidArgumentError
+
+_ADDRESS = re.compile(r"[a-z]+://\S+")
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -68,6 +74,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _ask(client: Client, arguments: argparse.Namespace) -> None:
     *pictures, question = arguments.words
+    if question == STDIN or _ADDRESS.fullmatch(question) or os.path.isfile(question):  # noqa: PTH113  (pathlib's raises for a long question)
+        raise InvalidArgumentError(f"the question is missing: {question} is a picture")
     question = text_of(question)
     sampling = sampling_of(arguments)
     media = {
@@ -76,7 +84,8 @@ def _ask(client: Client, arguments: argparse.Namespace) -> None:
         "system": text_of(arguments.system),
     }
     if arguments.no_stream:
-        sys.stdout.write(client.chat(question, **media, **sampling).text)
+        answer = client.chat(question, **media, **sampling)
+        sys.stdout.write(answer.text)
     else:
         with client.stream(question, **media, **sampling) as stream:
             try:
@@ -86,4 +95,8 @@ def _ask(client: Client, arguments: argparse.Namespace) -> None:
             except ClientError:
                 sys.stdout.write("\n")  # an error starts on a line of its own
                 raise
+        answer = stream.answer
     sys.stdout.write("\n")
+    sys.stdout.flush()
+    if answer.finish_reason == "length":
+        sys.stderr.write(f"{CUT}; --max-tokens raises it\n")

@@ -5,10 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from qwen2vl_client.batch import batch
-from qwen2vl_client.cli.options import add_server, client_of, run, text_of
+from qwen2vl_client.batch.sources import UTF_8
+from qwen2vl_client.cli.options import (
+    add_fields,
+    add_server,
+    client_of,
+    fields_of,
+    run,
+    text_of,
+)
+from qwen2vl_client.errors import InvalidArgumentError
 from qwen2vl_client.tasks.task import Reply, Task, as_reply
 
 
@@ -33,8 +43,15 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         metavar="N",
         help="how often what failed in passing is asked again (default: %(default)s)",
     )
+    parser.add_argument(
+        "--encoding",
+        default=UTF_8,
+        metavar="NAME",
+        help="of the file, where it is not UTF-8 (Excel in Chinese: gb18030)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_server(parser)
+    add_fields(parser)
     return parser
 
 
@@ -45,19 +62,26 @@ def main(argv: Sequence[str] | None = None, prog: str = "qwen2vl-serve batch") -
 
 def _run(arguments: argparse.Namespace) -> int:
     question = None if arguments.question is None else text_of(arguments.question)
+    if question is not None and Path(arguments.requests).is_file():
+        raise InvalidArgumentError(
+            f"--question is for a folder of pictures; {arguments.requests} has its own questions"
+        )
 
     def about(picture: Path) -> Task[Reply]:
         return Task(question, as_reply, (picture,))
 
+    with_bar = not arguments.quiet and sys.stderr.isatty() and find_spec("rich") is not None
     with client_of(arguments) as client:
         report = batch(
             client,
             arguments.requests,
             each=None if question is None else about,
+            fields=fields_of(arguments),
+            encoding=arguments.encoding,
             concurrency=arguments.concurrency,
             output=arguments.output,
             retries=arguments.retries,
-            progress=not arguments.quiet and sys.stderr.isatty(),
+            progress=with_bar,
         )
     sys.stdout.write(f"{report}\n")
     for outcome in report.failed:

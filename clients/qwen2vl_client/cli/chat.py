@@ -24,8 +24,14 @@ from qwen2vl_client.cli.options import (
 )
 from qwen2vl_client.client import Client
 from qwen2vl_client.conversation import Conversation
-from qwen2vl_client.errors import ClientError
+from qwen2vl_client.errors import (
+    BadRequestError,
+    ClientError,
+    InvalidArgumentError,
+    RequestTooLargeError,
+)
 from qwen2vl_client.fitting import Event
+from qwen2vl_client.media import image_part, video_part
 
 PATHS = ("/image", "/video", "/save", "/load")
 PLAIN = ("/help", "/tokens", "/clear", "/quit")
@@ -133,6 +139,20 @@ class Chat:
         return True
 
     def _ask(self, text: str) -> None:
+        try:
+            self._answer(text)
+        except (InvalidArgumentError, BadRequestError, RequestTooLargeError):
+            if self._images or self._videos:  # else every further question would end the same way
+                _say("(what was attached is not sent again)")
+            self._detach()
+            raise
+        self._detach()
+
+    def _detach(self) -> None:
+        self._images.clear()
+        self._videos.clear()
+
+    def _answer(self, text: str) -> None:
         seen = len(self._talk.events)
         with self._talk.stream(text, images=self._images, videos=self._videos) as stream:
             for event in self._talk.events[seen:]:
@@ -144,18 +164,16 @@ class Chat:
             finally:
                 if stream.text:
                     sys.stdout.write("\n")
-        self._images.clear()
-        self._videos.clear()
 
     def _attach(self, to: list[str], what: str, path: str) -> None:
         path = _unquoted(path)
         if not path:
             _say(f"/{'image' if what == 'picture' else what} needs a path or an address")
-        elif "://" in path or Path(path).expanduser().is_file():
-            to.append(path if "://" in path else str(Path(path).expanduser()))
-            _say(f"({what} {len(to)} for the next question: {path})")
-        else:
-            _say(f"there is no file {path!r}")
+            return
+        # What is no picture is told now, and not with the question.
+        image_part(path) if what == "picture" else video_part(path)
+        to.append(path)
+        _say(f"({what} {len(to)} for the next question: {path})")
 
     def _tokens(self) -> None:
         messages = self._talk.messages
@@ -184,8 +202,7 @@ class Chat:
 
     def _clear(self) -> None:
         self._talk = self._begin(None)
-        self._images.clear()
-        self._videos.clear()
+        self._detach()
         _say("(forgotten)")
 
 
@@ -195,6 +212,7 @@ def _told(event: Event) -> str:
         "summarised": f"{event.turns} turns were summed up",
         "dropped_turns": f"{event.turns} turns were left out",
         "dropped_images": f"{event.images} pictures were left out",
+        "dropped_videos": f"{event.videos} videos were left out",
     }[event.kind]
     return f"({what}, about {event.tokens} tokens)"
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from qwen2vl_client.cli.options import (
+    add_fields,
     add_prompts,
     add_server,
     client_of,
@@ -15,6 +16,7 @@ from qwen2vl_client.cli.options import (
     prompts_of,
     run,
     text_of,
+    with_fields,
 )
 from qwen2vl_client.errors import InvalidArgumentError
 from qwen2vl_client.tasks import extract_fields, extract_table
@@ -36,6 +38,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     )
     add_server(parser)
     add_prompts(parser)
+    add_fields(parser)
     return parser
 
 
@@ -50,11 +53,13 @@ def _run(arguments: argparse.Namespace) -> int:
     picture = picture_of(arguments.picture)
     with client_of(arguments) as client:
         if arguments.table:
-            table = extract_table(client, picture, prompts=prompts_of(arguments))
+            task = extract_table.task(picture, prompts=prompts_of(arguments))
+            table = with_fields(task, arguments).run(client)
             text = table.to_csv() if arguments.table == "csv" else table.to_markdown()
             sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
             return 0
         wanted = dict(text_of(field).partition("=")[::2] for field in arguments.fields)
-        found = extract_fields(client, picture, wanted, prompts=prompts_of(arguments))
+        named = extract_fields.task(picture, wanted, prompts=prompts_of(arguments))
+        found = with_fields(named, arguments).run(client)
         sys.stdout.write(json.dumps(found, ensure_ascii=False, indent=2) + "\n")
     return 0

@@ -7,8 +7,10 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from qwen2vl_client.cli.options import (
+    add_fields,
     add_prompts,
     add_server,
     client_of,
@@ -16,6 +18,7 @@ from qwen2vl_client.cli.options import (
     prompts_of,
     run,
     text_of,
+    with_fields,
 )
 from qwen2vl_client.draw import draw_boxes
 from qwen2vl_client.errors import InvalidArgumentError
@@ -40,6 +43,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     )
     add_server(parser)
     add_prompts(parser)
+    add_fields(parser)
     return parser
 
 
@@ -50,16 +54,18 @@ def main(argv: Sequence[str] | None = None, prog: str = "qwen2vl-serve locate") 
 
 def _run(arguments: argparse.Namespace) -> int:
     picture = picture_of(arguments.picture)
-    if arguments.draw and isinstance(picture, str) and "://" in picture:
-        raise InvalidArgumentError("--draw needs a picture that is here: a file, or -")
+    if arguments.draw:
+        if isinstance(picture, str) and "://" in picture:
+            raise InvalidArgumentError("--draw needs a picture that is here: a file, or -")
+        _check_drawn(Path(arguments.draw))
+    task = locate.task(
+        picture,
+        text_of(arguments.what),
+        convention=arguments.convention,
+        prompts=prompts_of(arguments),
+    )
     with client_of(arguments) as client:
-        found = locate(
-            client,
-            picture,
-            text_of(arguments.what),
-            convention=arguments.convention,
-            prompts=prompts_of(arguments),
-        )
+        found = with_fields(task, arguments).run(client)
     if arguments.json:
         sys.stdout.write(json.dumps([asdict(box) for box in found.boxes], ensure_ascii=False))
         sys.stdout.write("\n")
@@ -69,3 +75,17 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.draw:
         draw_boxes(picture, found.boxes).save(arguments.draw)
     return 0 if found.boxes else 1
+
+
+def _check_drawn(path: Path) -> None:
+    """Raise ``InvalidArgumentError`` where no picture can be written, before the model is asked."""
+    try:
+        from PIL import Image  # noqa: PLC0415  (an extra, for those who ask for it)
+    except ImportError:
+        raise InvalidArgumentError("--draw needs Pillow: pip install pillow") from None
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise InvalidArgumentError(
+            f"--draw {path}: give a name that tells the format, as {path.stem}.png"
+        )
+    if not path.parent.is_dir():
+        raise InvalidArgumentError(f"--draw {path}: there is no folder {path.parent}")

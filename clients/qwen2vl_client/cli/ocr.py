@@ -7,12 +7,15 @@ import sys
 from collections.abc import Sequence
 
 from qwen2vl_client.cli.options import (
+    CUT,
+    add_fields,
     add_prompts,
     add_server,
     client_of,
     picture_of,
     prompts_of,
     run,
+    with_fields,
 )
 from qwen2vl_client.tasks import ocr
 
@@ -27,6 +30,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     )
     add_server(parser)
     add_prompts(parser)
+    add_fields(parser)
     return parser
 
 
@@ -38,9 +42,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "qwen2vl-serve ocr") -> 
 def _run(arguments: argparse.Namespace) -> int:
     with client_of(arguments) as client:
         for word in arguments.pictures:
-            found = ocr(client, picture_of(word), prompts=prompts_of(arguments))
+            task = ocr.task(picture_of(word), prompts=prompts_of(arguments))
+            found = with_fields(task, arguments).run(client)
             sys.stdout.write(f"{found.text}\n")
             sys.stdout.flush()
             if not found.complete:
-                sys.stderr.write(f"{word}: the answer was cut at its limit of tokens\n")
+                sys.stderr.write(f"{word}: {CUT}; --set max_tokens=4096 raises it\n")
     return 0

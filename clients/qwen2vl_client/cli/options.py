@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from qwen2vl_client.client import DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Client
 from qwen2vl_client.errors import (
@@ -18,6 +21,9 @@ from qwen2vl_client.errors import (
 )
 from qwen2vl_client.prompts import LANGUAGES, Prompts
 from qwen2vl_client.request import DEFAULT_SAMPLING, SYSTEM_PROMPT, Sampling
+from qwen2vl_client.tasks.task import T, Task
+
+CUT = "the answer was cut at its limit of tokens"
 
 STDIN = "-"
 """Stands for what comes on standard input, wherever a picture is named."""
@@ -60,6 +66,44 @@ def prompts_of(arguments: argparse.Namespace) -> Prompts:
     """Return the prompts; ``InvalidArgumentError`` where there are none of that name."""
     given: str = arguments.prompts
     return Prompts.shipped(given) if given in LANGUAGES else Prompts.load(given)
+
+
+def add_fields(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set``, by which any field of the API is given; ``fields_of`` reads it."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of the API, as max_tokens=4096, max_pixels=4000000 or system='Be brief.'; "
+        "may be repeated",
+    )
+
+
+def fields_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields that were set; a value that is no JSON is a text.
+
+    Raises ``InvalidArgumentError`` for a word without ``=``, and for what the command asks itself.
+    """
+    fields: dict[str, Any] = {}
+    for word in arguments.set:
+        name, equals, value = text_of(word).partition("=")
+        if not (name and equals) or name in _ASKED:
+            raise InvalidArgumentError(f"--set {word} is no field of the API as FIELD=VALUE")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
+
+
+_ASKED = frozenset({"text", "images", "videos", "messages"})
+"""What the words of a command line ask; given as fields they would not be heard."""
+
+
+def with_fields(task: Task[T], arguments: argparse.Namespace) -> Task[T]:
+    """Return a task with the fields that were set in place of its own."""
+    return replace(task, fields={**task.fields, **fields_of(arguments)})
 
 
 def client_of(arguments: argparse.Namespace) -> Client:
@@ -122,7 +166,7 @@ def run(
         return 1
     except KeyboardInterrupt:
         return fail(130, "interrupted")
-    except InvalidArgumentError as error:
+    except (InvalidArgumentError, OSError) as error:  # the latter of a file that is written
         return fail(2, str(error))
     except ClientError as error:
         return fail(1, with_advice(error))

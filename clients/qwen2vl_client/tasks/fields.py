@@ -40,7 +40,11 @@ def _build(
     read: Callable[[Answer], Any]
     if isinstance(wanted, type) and hasattr(wanted, "model_json_schema"):
         schema = _said(wanted.model_json_schema())
-        names = {name: _meaning(part) for name, part in schema["properties"].items()}
+        names = {name: _meaning(part) for name, part in schema.get("properties", {}).items()}
+        if not names:
+            raise InvalidArgumentError(
+                f"{wanted.__name__} has no fields at its top: give a model whose fields are named"
+            )
         read = partial(_validated, wanted)
     else:
         names = _named(wanted)

@@ -1,0 +1,71 @@
+"""Which pictures a text names by number: "picture 3", "the third photo", 第3张图, 图三."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+_ORDINALS = {
+    "first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
+    "eighth": 8, "ninth": 9, "tenth": 10,
+}  # fmt: skip
+_NUMERALS = {numeral: number for number, numeral in enumerate("一二三四五六七八九", 1)}
+
+_DIGITS = r"\d{1,4}(?!\d)"
+# Up to 99; 十分 means "very", 一样 "the same", 一起 "together" and so on.
+_CHINESE = (
+    r"(?!一[样起共直般些点下定切边致])"
+    r"(?:[一二三四五六七八九]?十(?!分)[一二三四五六七八九]?|[一二三四五六七八九])"
+    r"(?![一二三四五六七八九十])"
+)
+_NUMBER = re.compile(rf"{_DIGITS}|{'|'.join(_ORDINALS)}|{_CHINESE}")
+_RANGE = re.compile(r"\bto\b|[-–~～到至]")
+
+
+def _listed(number: str, joint: str) -> str:
+    """Return the pattern of numbers, one or several with something between them."""
+    return rf"({number}(?:\s*(?:{joint})\s*{number})*)"
+
+
+_PICTURE = r"(?:pictures?|images?|photos?|figures?)"
+_PICTURE_ZH = r"(?:图片|图像|照片|图)"
+_AND = r",\s*and\b|,|&|and\b|or\b|to\b|-|–"
+_AND_ZH = r"、|,|，|以及|和|与|及|跟|到|至|-|–|~|～"
+_CARDINAL = rf"(?:(?:no\.?|number|#)\s*)?{_DIGITS}"
+_ORDINAL = rf"(?:the\s+)?(?:{'|'.join(_ORDINALS)}|\d{{1,4}}(?:st|nd|rd|th))\b"
+_NUMBER_ZH = rf"(?:{_DIGITS}|{_CHINESE})"
+# 图片三张 and 图片3张 are three pictures, not the third.
+_CARDINAL_ZH = rf"{_NUMBER_ZH}(?!\s*[张幅个])"
+_ORDINAL_ZH = rf"(?:第\s*)?{_NUMBER_ZH}(?:\s*[张幅个])?"
+_NAMED = (
+    re.compile(rf"\b{_PICTURE}\s*{_listed(_CARDINAL, _AND)}"),
+    re.compile(rf"\b{_listed(_ORDINAL, _AND)}\s+{_PICTURE}\b"),
+    re.compile(rf"{_PICTURE_ZH}\s*{_listed(_CARDINAL_ZH, _AND_ZH)}"),
+    re.compile(rf"(?=第){_listed(_ORDINAL_ZH, _AND_ZH)}\s*{_PICTURE_ZH}"),
+)
+
+
+def named_pictures(text: str) -> Iterator[int]:
+    """Yield the numbers of the pictures that a text names, one by one, in lists or in ranges."""
+    for pattern in _NAMED:
+        for found in pattern.finditer(text.lower()):
+            yield from _numbers(found[1])
+
+
+def _numbers(listed: str) -> Iterator[int]:
+    last, end = 0, 0
+    for found in _NUMBER.finditer(listed):
+        number = _value(found[0])
+        if end and _RANGE.search(listed, end, found.start()):
+            yield from range(last + 1, number)
+        yield number
+        last, end = number, found.end()
+
+
+def _value(word: str) -> int:
+    if word.isdigit():
+        return int(word)
+    if word in _ORDINALS:
+        return _ORDINALS[word]
+    tens, ten, ones = word.rpartition("十")
+    return 10 * _NUMERALS.get(tens, bool(ten)) + _NUMERALS.get(ones, 0)

@@ -1,0 +1,147 @@
+"""What a batch is given: lists, JSONL, CSV and folders; what tells one request from another."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from qwen2vl_client import Client, InvalidArgumentError
+from qwen2vl_client.batch import Request, batch, from_csv, from_jsonl
+from qwen2vl_client.tasks import Task, ocr
+from qwen2vl_client.tasks.task import as_reply
+
+from tests import stub_server as stub
+from tests.test_client_batch import Echo, echo
+
+
+def test_jsonl_of_both_shapes(tmp_path: Path) -> None:
+    """Ours, with pictures beside the file, and a line of OpenAI's batch API."""
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "a.png")
+    own = {"id": "one", "text": "What?", "image": "a.png", "max_tokens": 5}
+    message = {"role": "user", "content": "Hi"}
+    theirs = {"custom_id": "two", "method": "POST", "url": "/v1/chat/completions"}
+    theirs |= {"body": {"model": "m", "messages": [message], "temperature": 0}}
+    source = tmp_path / "in.jsonl"
+    source.write_text(f"{json.dumps(own)}\n\n{json.dumps(theirs)}\n", "utf-8")
+    with stub.running(echo) as server, Client(server.url, model="stub-model") as client:
+        report = batch(client, source, concurrency=1)
+    assert [(one.id, one.text) for one in report.outcomes] == [
+        ("one", "answer to What?"),
+        ("two", "answer to Hi"),
+    ]
+    first, second = (request.body for request in server.requests)
+    picture = first["messages"][1]["content"][0]["image_url"]["url"]
+    assert base64.b64decode(picture.partition(",")[2]) == (tmp_path / "a.png").read_bytes()
+    assert (first["max_tokens"], first["include_media_info"]) == (5, True)
+    assert second["messages"] == [message]
+    assert (second["model"], second["temperature"]) == ("m", 0)
+
+
+def test_csv_and_folder(tmp_path: Path) -> None:
+    """Rows by their headings, also as Excel in Chinese writes them; pictures by their names."""
+    sheet = tmp_path / "in.csv"
+    with sheet.open("w", encoding="gb18030", newline="") as file:
+        csv.writer(file).writerows(
+            [["id", "text", "note"], ["甲", "你好", "x"], ["乙", "再见", ""]]
+        )
+
+    report = batch(Echo(), from_csv(sheet, encoding="gb18030"))
+    assert [(one.id, one.text) for one in report.outcomes] == [
+        ("甲", "answer to 你好"),
+        ("乙", "answer to 再见"),
+    ]
+    for name in ("b.PNG", "a.jpg", "notes.txt"):
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    client = Echo()
+    report = batch(client, tmp_path, each=ocr.task)
+    assert [one.id for one in report.outcomes] == ["a.jpg", "b.PNG"]
+
+
+def test_each_makes_a_task_of_a_line_too(tmp_path: Path) -> None:
+    """As of an item of a list; ids stay those of the lines."""
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"id": "x", "town": "Aa"}\n\n{"town": "Bb"}\n')
+    report = batch(Echo(), source, each=lambda line: Task(f"Where is {line['town']}?", as_reply))
+    assert [(one.id, one.text) for one in report.outcomes] == [
+        ("x", "answer to Where is Aa?"),
+        ("1", "answer to Where is Bb?"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
+def test_a_file_in_another_encoding_is_told_and_read_by_its_name(tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    text = '{"text": "你好"}\n' if name == "in.jsonl" else "id,text\n1,你好\n"
+    source.write_text(text, encoding="gb18030")
+    with pytest.raises(InvalidArgumentError, match=r"in\..* cannot be read as utf-8.*gb18030"):
+        batch(Echo(), source)
+    (outcome,) = batch(Echo(), source, encoding="gb18030").outcomes
+    assert outcome.text == "answer to 你好"
+    with pytest.raises(InvalidArgumentError, match="unknown encoding: none"):
+        batch(Echo(), source, encoding="none")
+
+
+def test_a_csv_file_that_is_none_is_told(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text(f'text\n"{"a" * 200_000}"\n')
+    with pytest.raises(InvalidArgumentError, match=r"in\.csv is no CSV: field larger"):
+        batch(Echo(), source)
+
+
+def test_fields_hold_where_a_request_does_not_say_otherwise(tmp_path: Path) -> None:
+    """They are part of what is asked: with others the outcomes are not taken for answered."""
+    out = tmp_path / "out.jsonl"
+    requests = [{"text": "a", "max_tokens": 5}, {"text": "b"}]
+    with stub.running(echo) as server, Client(server.url, "", "m") as client:
+        batch(client, requests, fields={"max_tokens": 7}, concurrency=1, output=out)
+        assert [request.body["max_tokens"] for request in server.requests] == [5, 7]
+        with pytest.raises(InvalidArgumentError, match="another request under the id '1'"):
+            batch(client, requests, fields={"max_tokens": 8}, output=out)
+
+
+def test_a_buffer_counts_by_its_content(tmp_path: Path) -> None:
+    """A changed picture is another request when the batch is started again."""
+    out = tmp_path / "out.jsonl"
+
+    def run(content: bytes) -> None:
+        with stub.running(echo) as server, Client(server.url, "", "m") as client:
+            batch(client, [ocr.task(io.BytesIO(b"\xff\xd8\xff" + content))], output=out)
+
+    run(b"one")
+    run(b"one")
+    with pytest.raises(InvalidArgumentError, match="another request"):
+        run(b"two")
+
+
+def test_requests_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "a"}\nnot json\n')
+    for requests, words in (
+        ([7], "request 0 is a int"),
+        ([{"id": "x"}], "request x asks nothing"),
+        ([{"id": "x", "text": "a"}, {"id": "x", "text": "b"}], "two requests have the id 'x'"),
+        (bad, "line 2 is no JSON"),
+        (tmp_path, "say what to ask"),
+        ("What is this?", "no file or folder"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            batch(Echo(), requests)
+    for arguments in ({"concurrency": 0}, {"retries": -1}):
+        with pytest.raises(InvalidArgumentError, match="must be"):
+            batch(Echo(), [], **arguments)  # type: ignore[arg-type]
+
+
+def test_a_jsonl_file_is_read_line_by_line(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "a"}\n{"text": "b"}\nbroken\n')
+    requests = from_jsonl(source)
+    first = next(requests)
+    assert isinstance(first, Request)
+    assert (first.id, next(requests).id) == ("0", "1")
+    with pytest.raises(InvalidArgumentError):
+        next(requests)

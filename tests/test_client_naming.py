@@ -1,0 +1,57 @@
+"""Which pictures a text names: by number and in words, in English and in Chinese."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from qwen2vl_client.naming import named_pictures
+
+NAMINGS = [
+    "what is in picture {number}?", "Image #{number}", "photo no. {number} again",
+    "the {number}th picture", "图{number}里有什么", "图{chinese}里有什么", "第{number}张图片",
+    "第{chinese}张图", "第 {chinese} 幅照片呢", "看图片 {number}。",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("what is in picture 3?", [3]),
+        ("Images #2 and photo no. 12", [2, 12]),
+        ("the third photo, then the 1st image", [3, 1]),
+        ("图片3 和 第二张图，还有第 10 幅照片", [3, 10, 2]),
+        ("3 pictures", []),
+        ("a pictured 3", []),
+        ("compare pictures 2 and 3", [2, 3]),
+        ("images 1-3, then photos #5 & #7", [1, 2, 3, 5, 7]),
+        ("pictures 1, 2, and 4; photo 6 to 8", [1, 2, 4, 6, 7, 8]),
+        ("the first and the third picture, the 2nd to 4th images", [1, 3, 2, 3, 4]),
+        ("图三里有什么", [3]),
+        ("图一和图十二", [1, 12]),
+        ("图1、2，图片3到5", [1, 2, 3, 4, 5]),
+        ("第十一张图，第二十张照片", [11, 20]),
+        ("第3、第4张图片，第一张和第二张图", [3, 4, 1, 2]),
+        ("第1至3幅图像", [1, 2, 3]),
+        ("这两张图一样吗，照片十分清楚，图片三张，图片 3 张", []),
+        (f"picture {'1' * 5000}", []),
+    ],
+)
+def test_how_a_picture_is_named(text: str, numbers: list[int]) -> None:
+    assert sorted(named_pictures(text)) == sorted(numbers)
+
+
+@given(st.integers(1, 99), st.sampled_from(NAMINGS))
+def test_every_number_is_heard_in_both_languages(number: int, naming: str) -> None:
+    tens, ones = divmod(number, 10)
+    numerals = "零一二三四五六七八九"
+    chinese = numerals[ones] if ones else ""
+    if tens:
+        chinese = f"{numerals[tens] if tens > 1 else ''}十{chinese}"
+    said = naming.format(number=number, chinese=chinese)
+    assert list(named_pictures(said)) == [number]
+
+
+@given(st.text("图片第张一二十分3,、to-and picture# fhirst"))
+def test_whatever_is_said_names_no_more_than_there_could_be(text: str) -> None:
+    assert all(0 <= number <= 9999 for number in named_pictures(text))

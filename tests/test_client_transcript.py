@@ -1,0 +1,112 @@
+"""Conversations that are saved and gone on with, on the same server or another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qwen2vl_client import Client, Conversation, InvalidArgumentError, MediaError
+
+from tests.test_client_conversation import picture, talking
+from tests.test_overflow import texts
+
+
+class TestSaving:
+    @pytest.mark.parametrize("pictures", ["inside", "beside"])
+    def test_a_conversation_goes_on_where_it_was(self, pictures: Any, tmp_path: Path) -> None:
+        path = tmp_path / "对话.json"
+        with talking(450) as (client, _, engine):
+            conversation = Conversation(
+                client, "简短地", overflow="summarise", keep_last=1, max_tokens=9, temperature=0.5,
+                summary_max_tokens=20,
+            )  # fmt: skip
+            for number in range(9):
+                conversation.ask(f"这 是 什么 {number} b={number}", images=picture(number % 2))
+            conversation.save(path, pictures=pictures)
+            loaded = Conversation.load(path, client)
+            assert loaded.messages == conversation.messages
+            assert loaded.events == conversation.events != []
+            conversation.ask("图片 9 里 有 什么")
+            loaded.ask("图片 9 里 有 什么")
+            one, other = engine.requests[-2:]
+            assert texts(one) == texts(other)
+            assert one.temperature == other.temperature == 0.5
+            assert loaded.messages == conversation.messages
+
+    def test_each_picture_is_there_once(self, tmp_path: Path) -> None:
+        with talking(4096) as (client, _, _):
+            conversation = Conversation(client)
+            for _ in range(3):
+                conversation.ask("x", images=picture(7))
+            inside, beside = tmp_path / "a.json", tmp_path / "b.json"
+            conversation.save(inside)
+            conversation.save(beside, pictures="beside")
+        document = json.loads(inside.read_text("utf-8"))
+        assert len(document["pictures"]) == 1
+        assert inside.read_text("utf-8").count("base64") == 1
+        (file,) = (tmp_path / "b.pictures").iterdir()
+        assert file.read_bytes() == picture(7)
+        assert "base64" not in beside.read_text("utf-8")
+
+    def test_a_file_and_its_folder_may_be_moved_and_the_file_renamed(self, tmp_path: Path) -> None:
+        """The folder's name is in the file; one of an earlier version has that of the file."""
+        with talking(4096) as (client, _, _):
+            conversation = Conversation(client)
+            conversation.ask("x", images=picture(7))
+            conversation.save(tmp_path / "a.json", pictures="beside")
+            document = json.loads((tmp_path / "a.json").read_text("utf-8"))
+            moved = tmp_path / "moved"
+            moved.mkdir()
+            (tmp_path / "a.pictures").rename(moved / "a.pictures")
+            (tmp_path / "a.json").rename(moved / "b.json")
+            loaded = Conversation.load(moved / "b.json", client)
+            assert loaded.messages == conversation.messages
+            del document["folder"]
+            (moved / "a.json").write_text(json.dumps(document), "utf-8")
+            assert Conversation.load(moved / "a.json", client).messages == conversation.messages
+            for folder in ("../a.pictures", "", 7):
+                (moved / "a.json").write_text(json.dumps({**document, "folder": folder}), "utf-8")
+                with pytest.raises(InvalidArgumentError, match="holds no conversation"):
+                    Conversation.load(moved / "a.json", client)
+
+    @pytest.mark.parametrize("pictures", ["inside", "beside"])
+    def test_a_file_that_cannot_be_written_is_told(self, pictures: Any, tmp_path: Path) -> None:
+        path = tmp_path / "no folder" / "a.json"
+        with pytest.raises(InvalidArgumentError, match=r"cannot write .*a\.json: No such file"):
+            Conversation(Client("http://127.0.0.1:9")).save(path, pictures=pictures)
+
+    def test_a_file_that_was_tampered_with_reads_no_other_file(self, tmp_path: Path) -> None:
+        """A picture's name becomes a path: only a hash may, and only what has that hash is sent."""
+        secret = tmp_path / "secret"
+        secret.write_text("key")
+        path = tmp_path / "a.json"
+        with talking(4096) as (client, _, _):
+            conversation = Conversation(client)
+            conversation.ask("x", images=picture(7))
+            conversation.save(path, pictures="beside")
+            text = path.read_text("utf-8")
+            (file,) = (tmp_path / "a.pictures").iterdir()
+            path.write_text(text.replace(file.name, "../secret"), "utf-8")
+            with pytest.raises(MediaError, match="lacks a picture"):
+                Conversation.load(path, client)
+            path.write_text(text, "utf-8")
+            file.unlink()
+            file.symlink_to(secret)
+            with pytest.raises(MediaError, match="not the one that was saved"):
+                Conversation.load(path, client)
+            file.unlink()
+            with pytest.raises(MediaError, match="cannot read"):
+                Conversation.load(path, client)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "x", "version": 1}', "\ud800"])
+    def test_a_file_that_is_none_is_told(self, text: str, tmp_path: Path) -> None:
+        path = tmp_path / "a.json"
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(InvalidArgumentError, match=r"a\.json"):
+            Conversation.load(path, Client("http://127.0.0.1:9"))
+        with pytest.raises(InvalidArgumentError, match="cannot read"):
+            Conversation.load(tmp_path / "missing.json", Client("http://127.0.0.1:9"))
+        with pytest.raises(InvalidArgumentError, match="inside"):
+            Conversation(Client("http://127.0.0.1:9")).save(path, pictures="x")  # type: ignore[arg-type]
