@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import sysconfig
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,36 @@ def test_a_container_is_run_as_its_user_and_ended_by_its_server(target: str) -> 
     assert values(target, "STOPSIGNAL") == ["SIGTERM"]
     health = values(target, "HEALTHCHECK")[-1]
     assert "/health/ready" in json.loads(health.partition(" CMD ")[2])[-1]
+
+
+@targets
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_health_check_asks_the_server_and_no_proxy(target: str, status: int) -> None:
+    """Docker hands its client's proxies to every container; through one, none would be healthy."""
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    words = json.loads(values(target, "HEALTHCHECK")[-1].partition(" CMD ")[2])
+    nobody = "http://127.0.0.1:9"
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = subprocess.run(
+            [sys.executable, *words[1:-1], words[-1].replace(":8000", f":{server.server_port}")],
+            env={**os.environ, "http_proxy": nobody, "HTTP_PROXY": nobody, "no_proxy": ""},
+            capture_output=True,
+            timeout=60,
+        )
+        server.shutdown()
+    assert asked == ["/health/ready"]
+    assert (done.returncode == 0) is (status == 200)
 
 
 @targets
@@ -142,6 +175,13 @@ def test_every_service_is_locked_down(service: str) -> None:
         assert port.startswith(("127.0.0.1:", "${HOST_ADDRESS:-127.0.0.1}:"))
     named = [volume.split(":")[0] for volume in one.get("volumes", ()) if volume[0].isalpha()]
     assert set(named) <= set(COMPOSE["volumes"])
+
+
+@pytest.mark.parametrize("service", COMPOSE["services"])
+def test_every_service_is_back_after_the_machine_was_restarted(service: str) -> None:
+    """The server too, which ends with 0 when the machine is shut down; a policy of failures alone
+    would leave it away."""
+    assert COMPOSE["services"][service]["restart"] == "unless-stopped"
 
 
 @targets

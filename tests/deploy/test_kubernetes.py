@@ -65,6 +65,12 @@ def templates(resources: list[Resource]) -> Iterator[Resource]:
             yield spec["leaderWorkerTemplate"]["workerTemplate"]
 
 
+def containers(template: Resource) -> list[Resource]:
+    """Those of a pod, and those that run before them."""
+    spec = template["spec"]
+    return [*spec.get("initContainers", ()), *spec["containers"]]
+
+
 def servers(resources: list[Resource]) -> Iterator[tuple[Resource, Resource]]:
     """Pods that run the server, and their container."""
     for template in templates(resources):
@@ -152,8 +158,41 @@ def test_all_is_in_one_namespace_and_belongs_together(name: str) -> None:
         volumes |= {claim["metadata"]["name"] for claim in claims}
         for volume in spec["volumes"]:
             assert volume.get("configMap", {}).get("name") in {None, *configured}
-        for container in spec["containers"]:
+        for container in containers(template):
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+@builds
+def test_a_group_has_a_name_of_its_own(name: str) -> None:
+    """LeaderWorkerSet makes a headless Service and a StatefulSet of its name, and takes another's
+    for its own: with our Service's name a worker would never find its leader."""
+    resources = build(name)
+    groups = {r["metadata"]["name"] for r in resources if r["kind"] == "LeaderWorkerSet"}
+    taken = {
+        r["metadata"]["name"]
+        for r in [*resources, *build("base")]
+        if r["kind"] in ("Service", "StatefulSet")
+    }
+    assert bool(groups) is ("several" in name)
+    assert not groups & taken
+
+
+def test_every_machine_of_a_group_has_the_model_where_the_leader_looks() -> None:
+    """vLLM hands its path to the other machines; what they do not have there they cannot load."""
+    resources = build("overlays/several-nodes")
+    ((_, server),) = servers(resources)
+    words = " ".join(server["args"]).split()
+    folder = Path(words[words.index("--model") + 1])
+    model = profile_of(resources, server).model
+    assert model.served_model_name, "else clients would have to name it by its folder"
+    for template in templates(resources):
+        (fetching,) = template["spec"]["initContainers"]
+        told = " ".join(fetching["args"])
+        assert f"qwen2vl-serve download {model.path} --to {folder};" in told
+        for container in containers(template):
+            assert container["image"] == server["image"]
+            mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            assert mounts[str(folder.parent)] == "models"
 
 
 @builds
@@ -169,7 +208,7 @@ def test_pods_are_restricted_and_write_where_the_image_does(name: str) -> None:
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec["automountServiceAccountToken"] is False
         assert spec["enableServiceLinks"] is False
-        for container in spec["containers"]:
+        for container in containers(template):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -208,6 +247,8 @@ def test_probes_ask_what_the_server_answers(name: str) -> None:
         }
         startup = probes["startup"]
         assert startup["periodSeconds"] * startup["failureThreshold"] >= 3600
+        # One slow answer does not take the only replica out of the service.
+        assert 2 <= probes["readiness"]["failureThreshold"] <= 3
         liveness = probes["liveness"]
         assert liveness["periodSeconds"] * liveness["failureThreshold"] <= 120
 
@@ -284,6 +325,10 @@ def test_no_private_address_is_reached(name: str) -> None:
         assert [address for address in REFUSED if reaches(policies, address, port)] == []
         assert [address for address in REACHED if not reaches(policies, address, port)] == []
     assert not any(reaches(policies, address, 22) for address in REACHED)
+    # NodeLocal DNSCache answers there, on its node, for pods that know no other name server.
+    assert reaches(policies, "169.254.20.10", 53)
+    assert not any(reaches(policies, "169.254.20.10", port) for port in media.allowed_ports)
+    assert not any(reaches(policies, address, 53) for address in REFUSED)
     assert all("Egress" in policy["spec"]["policyTypes"] for policy in policies)
 
 
@@ -300,6 +345,13 @@ def test_replicas_follow_a_metric_that_the_server_has() -> None:
     assert metric["pods"]["metric"]["name"] == rules[0]["name"]["as"]
     assert "qwen2vl_admission_queued{" in rules[0]["metricsQuery"]
     assert "# TYPE qwen2vl_admission_queued gauge" in Metrics().text().decode()
+
+
+@builds
+def test_how_many_replicas_is_the_autoscalers_to_say(name: str) -> None:
+    """A number in the manifest would throw them back to it with each ``kubectl apply``."""
+    sets = [r for r in build(name) if r["kind"] == "StatefulSet"]
+    assert all("replicas" not in one["spec"] for one in sets)
 
 
 def test_components_are_added_to_any_build(tmp_path: Path) -> None:

@@ -40,8 +40,20 @@ http {{
     fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
     include {folder}/site.conf;
+    include {folder}/default.conf;
 }}
 """
+DEFAULT = """
+server {
+    listen 80 default_server;
+    listen [::]:80 default_server;
+    root /var/www/html;
+    index index.html index.htm index.nginx-debian.html;
+    server_name _;
+    location / { try_files $uri $uri/ =404; }
+}
+"""
+"""What Debian's nginx-common puts into sites-enabled, which is read after conf.d."""
 
 
 def directive(name: str) -> str:
@@ -74,7 +86,7 @@ def write_certificate(folder: Path) -> None:
 
 @dataclass
 class Proxy:
-    """nginx with our file, but for ports and paths."""
+    """nginx with our file, but for ports and paths, beside the site that Debian enables."""
 
     port: int
     plain_port: int
@@ -128,13 +140,20 @@ def proxy(nginx: Path, profile: Profile, tmp_path: Path) -> Iterator[Proxy]:
     engine = FakeEngine(words=["word "] * 40, pause=0.05)
     with served(profile, Keys(()), engine) as behind:
         port, plain = free_port(), free_port()
-        text = CONF.read_text("utf-8")
-        text = re.sub(r"^ *listen \[::\].*\n", "", text, flags=re.MULTILINE)
-        text = text.replace("listen 443", f"listen 127.0.0.1:{port}")
-        text = text.replace("listen 80", f"listen 127.0.0.1:{plain}")
-        text = text.replace("127.0.0.1:8000", f"127.0.0.1:{behind.port}")
-        text = text.replace("/etc/ssl/qwen2vl-serve", str(tmp_path))
-        (tmp_path / "site.conf").write_text(text)
+        here = {
+            r"^ *listen \[::\].*\n": "",
+            "listen 443": f"listen 127.0.0.1:{port}",
+            "listen 80": f"listen 127.0.0.1:{plain}",
+            r"127\.0\.0\.1:8000": f"127.0.0.1:{behind.port}",
+            "/etc/ssl/qwen2vl-serve": str(tmp_path),
+        }
+        sites = {"site.conf": CONF.read_text("utf-8"), "default.conf": DEFAULT}
+        for there, ours in here.items():
+            sites = {
+                name: re.sub(there, ours, text, flags=re.MULTILINE) for name, text in sites.items()
+            }
+        for name, text in sites.items():
+            (tmp_path / name).write_text(text)
         (tmp_path / "nginx.conf").write_text(MAIN.format(folder=tmp_path))
         write_certificate(tmp_path)
         words = [nginx, "-p", tmp_path, "-e", tmp_path / "error.log", "-c", tmp_path / "nginx.conf"]
@@ -250,12 +269,17 @@ def test_a_server_that_is_away_is_503_with_a_time(proxy: Proxy) -> None:
 
 
 def test_other_names_and_plain_http(proxy: Proxy) -> None:
-    """A name that is not served gets no handshake; plain HTTP is sent to HTTPS, methods kept."""
+    """A name that is not served gets no handshake; plain HTTP is sent to HTTPS, methods kept.
+
+    Plain HTTP under other names is another site's.
+    """
     with pytest.raises(ssl.SSLError):
         proxy.connect("other.example.com")
-    moved = httpx.post(f"http://127.0.0.1:{proxy.plain_port}/v1/models")
+    plain = f"http://127.0.0.1:{proxy.plain_port}/v1/models"
+    moved = httpx.post(plain, headers={"Host": NAME})
     assert moved.status_code == 308
-    assert moved.headers["location"].startswith("https://")
+    assert moved.headers["location"] == f"https://{NAME}/v1/models"
+    assert httpx.get(plain).status_code == 404
 
 
 def test_probes_and_metrics_pass(proxy: Proxy) -> None:

@@ -109,8 +109,12 @@ def test_bad_configuration_is_not_tried_again() -> None:
 
 
 def test_reload_is_a_signal_that_the_server_takes() -> None:
-    """ExecReload sends SIGHUP, for which the server has a handler from its first line on."""
+    """ExecReload sends SIGHUP, for which the server has a handler from its first line on.
+
+    One that comes while Python itself starts ends it; systemd would take that for a good end.
+    """
     assert unit()["Service"]["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert unit()["Service"]["RestartForceExitStatus"] == "SIGHUP"
     before = {one: signal.getsignal(one) for one in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
     try:
         signals = Signals()
@@ -132,6 +136,23 @@ def test_the_user_and_the_folders_are_the_units_own() -> None:
     )
     for name in ("HOME", "HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR"):
         assert environment[name].startswith(("%S/qwen2vl-serve", "%C/qwen2vl-serve")), name
+
+
+def test_the_drivers_devices_are_made_before_the_server_that_may_not_make_them() -> None:
+    """CUDA would load nvidia_uvm and make its nodes by a program that gains rights, which nothing
+    here may; systemd knows ``char-nvidia-uvm`` only once the module is loaded."""
+    parts = unit()
+    for key in ("After", "Wants"):
+        assert "modprobe@nvidia_uvm.service" in parts["Unit"][key].split()
+    service = parts["Service"]
+    # With all rights (+), and on a machine without it (-) without a failure.
+    assert service["ExecStartPre"].split("\n") == [
+        "+-/usr/bin/nvidia-smi -L",
+        "+-/usr/bin/nvidia-modprobe -c0 -u",
+    ]
+    allowed = dict(line.split() for line in service["DeviceAllow"].split("\n"))
+    assert {allowed[f"char-nvidia{end}"] for end in ("", "-frontend", "-uvm")} == {"rwm"}
+    assert service["CapabilityBoundingSet"] == ""
 
 
 @needs_systemd
