@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import types
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,10 +31,10 @@ from typing import TextIO
 import psutil
 
 from bench.servers import BenchError
-from qwen2vl_serve.engine import Medium
+from qwen2vl_serve.engine import Adapter, Medium
 from qwen2vl_serve.launch import serve
 from qwen2vl_serve.media.clip import Video
-from qwen2vl_serve.media.gate import Gate
+from qwen2vl_serve.media.loader import MediaLoader
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.profile import Profile, load_profile
 from qwen2vl_serve.protocol import ChatRequest
@@ -174,7 +174,9 @@ def main(overrides: Sequence[str]) -> int:
     """Serve until a signal; lines come in from the parent, states go out."""
 
     @asynccontextmanager
-    async def start_engine(_profile: Profile) -> AsyncIterator[FakeEngine]:
+    async def start_engine(
+        _profile: Profile, _adapters: Mapping[str, Adapter]
+    ) -> AsyncIterator[FakeEngine]:
         importlib.import_module("torch")  # as vLLM does; else the first video would wait for it
         yield LookingEngine()
 
@@ -197,10 +199,10 @@ def _tell(console: TextIO) -> None:
         gc.collect()
         if line.startswith("trim"):
             ctypes.CDLL(None).malloc_trim(0)
-        gates = [one for one in gc.get_objects() if isinstance(one, Gate)]
+        lines = [one.decoding for one in gc.get_objects() if isinstance(one, MediaLoader)]
         state = State(
-            held=sum(gate.held for gate in gates),
-            waiting=sum(len(gate._waiting) for gate in gates),
+            held=sum(line.held for line in lines),
+            waiting=sum(line.waiting for line in lines),
             receiving=sum(
                 o.admission.places.held for o in gc.get_objects() if isinstance(o, FilesAPI)
             ),

@@ -79,11 +79,12 @@ class Line:
         """Whether ``enter`` would return at once."""
         return not self.waiting and self.held + min(size, self.capacity) <= self.capacity
 
-    async def enter(self, key: str, size: int, seconds: float) -> int:
+    async def enter(self, key: str, size: int, seconds: float | None = None) -> int:
         """Wait until ``size`` fits; return what is to be given to ``leave``.
 
         Raises:
-            Refused: too many wait, the wait took more than ``seconds``, or others were fairer.
+            Refused: too many wait, the wait took more than ``seconds`` (None: it may take any
+                time), or others were fairer.
         """
         if self.has_room(size):
             size = min(size, self.capacity)
@@ -95,7 +96,9 @@ class Line:
         waiter = _Waiter(key, size, loop.create_future())
         self._lines.setdefault(key, deque()).append(waiter)
         self.waiting += 1
-        late = loop.call_later(seconds, self._expire, waiter, seconds)
+        late = None
+        if seconds is not None:
+            late = loop.call_later(seconds, self._expire, waiter, seconds)
         try:
             await waiter.turn
         except asyncio.CancelledError:
@@ -107,7 +110,8 @@ class Line:
                 self.leave(waiter.size)
             raise
         finally:
-            late.cancel()
+            if late is not None:
+                late.cancel()
         return waiter.size
 
     def leave(self, size: int) -> None:

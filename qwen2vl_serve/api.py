@@ -129,6 +129,7 @@ class API:
         call: Call = state.call
         async with self.loader.ledger.account(state.caller.name) as account:
             fitted = await self._load(chat, account, place, state)
+            call.visual_tokens = _visual_tokens(fitted.media)
             if chat.stream:
                 await place.start()
                 call.queued = place.waited
@@ -249,7 +250,7 @@ class API:
         chat = await self.documents.with_pages(chat, account)
         media = await self._fetched(chat, account, place)
         call.done("fetch")
-        call.visual_tokens = sum(medium.visual_tokens for medium in media)
+        call.visual_tokens = _visual_tokens(media)
         call.queued = place.waited
         await self.loader.ready(media)
         call.done("decode")
@@ -330,8 +331,8 @@ class API:
             allowed_overflow=self.allowed_overflow,
             tools=self.tools,
         )
-        self.loader.budget = MediaBudget(
-            limits.max_media_bytes, limits.max_media_pixels, limits.max_media_frames
+        self.loader.take_budget(
+            MediaBudget(limits.max_media_bytes, limits.max_media_pixels, limits.max_media_frames)
         )
         self.overflow = limits.overflow
         self.bodies.resize(limits.max_body_bytes, limits.body_seconds, limits.max_held_body_bytes)
@@ -373,7 +374,7 @@ class API:
     async def _fetched(self, chat: ChatRequest, account: Account, place: Place) -> Sequence[Medium]:
         """Fetch media, and wait until as many tokens as they cost may be worked on."""
         media = await self.loader.fetch(chat, account)
-        await place.weigh(sum(medium.visual_tokens for medium in media))
+        await place.weigh(_visual_tokens(media))
         return media
 
     def _served(self, caller: Caller) -> Sequence[ServedModel]:
@@ -393,6 +394,10 @@ class API:
 def _key(state: State) -> str:
     """Return the name of the key that a request came with; all without one share a name."""
     return str(getattr(state, "key", None) or "")
+
+
+def _visual_tokens(media: Sequence[Medium]) -> int:
+    return sum(medium.visual_tokens for medium in media)
 
 
 def _with_reports(body: bytes, fitted: Fitted) -> bytes:

@@ -164,7 +164,7 @@ def _add_batches(app: FastAPI, store: BatchStore | None, profile: Profile, asker
             asker,
             concurrency=section.concurrency,
             most_lines=section.max_lines,
-            most_bytes=profile.limits.max_body_bytes,
+            most_bytes=lambda: api.bodies.max_bytes,
             counted=lambda outcome: api.metrics.batch_requests.labels(outcome).inc(),
         )
         api.metrics.batches.set_function(lambda: len(store.unfinished()))

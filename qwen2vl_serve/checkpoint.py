@@ -6,7 +6,6 @@ Faults raise ``PreflightError`` naming the file and what to do.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -183,29 +182,6 @@ _PUBLISHED = {
 }
 
 
-def hub_cache() -> Path:
-    """Return the folder that the hub's library downloads into."""
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-
-
-def snapshot(name: str, revision: str | None, cache: Path) -> Path:
-    """Return where a hub checkpoint's files are in a cache, by its layout; may not exist."""
-    repository = cache / f"models--{name.replace('/', '--')}"
-    wanted = revision or "main"
-    try:
-        commit = (repository / "refs" / wanted).read_text("ascii").strip()
-    except (OSError, ValueError):
-        commit = wanted
-    return repository / "snapshots" / commit
-
-
-def cached_folder(name: str, revision: str | None = None) -> Path | None:
-    """Find a hub checkpoint's folder in the local hub cache."""
-    folder = snapshot(name, revision, hub_cache())
-    return folder if (folder / "config.json").is_file() else None
-
-
 def read_json(path: Path, without: str) -> dict[str, Any]:
     """Read a JSON object; ``without`` says what its absence means."""
     try:
@@ -331,6 +307,15 @@ def _read_text(path: Path) -> str:
     if data.startswith(_LFS):
         raise PreflightError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull")
     return data.decode("utf-8", "replace")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds all that serving needs of a checkpoint, as far as the checks go."""
+    try:
+        check_processor(folder)
+        return check_weights(folder) > 0
+    except PreflightError:
+        return False
 
 
 def check_weights(folder: Path) -> int:

@@ -35,7 +35,10 @@ class TextPart(Strict):
     text: str
 
 
-Positive = Annotated[int, Field(ge=1)]
+MOST = 2**31 - 1
+"""Of any whole number: beyond all that is served, within what floats and the engine can hold."""
+
+Positive = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class PixelFields(Strict):
@@ -47,7 +50,10 @@ class PixelFields(Strict):
     resized_width: Positive | None = None
 
 
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False)]
+"""Frames a second."""
+
+Frames = Annotated[int, Field(ge=2, le=MOST)]
 
 
 class VideoFields(PixelFields):
@@ -57,9 +63,9 @@ class VideoFields(PixelFields):
     """
 
     fps: Rate | None = None
-    nframes: Annotated[int, Field(ge=2)] | None = None
+    nframes: Frames | None = None
     min_frames: Positive | None = None
-    max_frames: Annotated[int, Field(ge=2)] | None = None
+    max_frames: Frames | None = None
     total_pixels: Positive | None = None
 
 
@@ -240,9 +246,6 @@ def text_or_parts(value: object) -> str:
     return "@text" if isinstance(value, str) else "@parts"
 
 
-MediaURL = Annotated[str, Field(min_length=1)]
-
-
 class FramesPart(VideoFields):
     """``{"type": "video", "video": [url, …]}``: a video as its frames, in their order.
 
@@ -251,8 +254,8 @@ class FramesPart(VideoFields):
 
     type: Literal["video"]
     video: Annotated[
-        Annotated[MediaURL, Tag("@text")]
-        | Annotated[list[MediaURL], Field(min_length=1), Tag("@parts")],
+        Annotated[NonEmpty, Tag("@text")]
+        | Annotated[list[NonEmpty], Field(min_length=1), Tag("@parts")],
         Discriminator(text_or_parts),
     ]
 
@@ -278,7 +281,6 @@ UserPart = Annotated[
     | Annotated[FramesPart, Tag("@video")],
     Discriminator(_part_kind),
 ]
-OnlyTextPart = Annotated[Annotated[TextPart, Tag("@text")], Discriminator(_part_kind)]
 UserContent = Annotated[
     Annotated[str, Tag("@text")] | Annotated[list[UserPart], Field(min_length=1), Tag("@parts")],
     Discriminator(text_or_parts),

@@ -207,7 +207,6 @@ class ContextLengthExceeded(RequestError):
 class MediaTooLarge(RequestError):
     """All media of the request together exceed a budget of the profile's ``limits``."""
 
-    status = 400
     code = "media_too_large"
 
 

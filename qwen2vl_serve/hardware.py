@@ -51,16 +51,16 @@ def cards() -> tuple[Card, ...]:
     ``CUDA_VISIBLE_DEVICES`` is honoured as CUDA does: indices or the beginnings of UUIDs, in
     that order, up to the first that does not exist.
     """
-    with _nvml() as found:
-        if not found:
-            return ()
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
-        ]
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        order = range(len(handles)) if visible is None else _visible(visible, handles)
-        return tuple(_card(index, handles[index]) for index in order)
-    return ()
+    try:
+        with nvml():
+            count = pynvml.nvmlDeviceGetCount()
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            order = range(count) if visible is None else _visible(visible, handles)
+            return tuple(_card(index, handles[index]) for index in order)
+    except (pynvml.NVMLError, OSError):
+        # No driver, a card that fell off the bus, or a container that hides one.
+        return ()
 
 
 def host() -> Host:
@@ -109,18 +109,11 @@ def describe(found: tuple[Card, ...]) -> str:
 
 
 @contextmanager
-def _nvml() -> Iterator[bool]:
-    """Hold NVML open; yields False where there is none, and ends quietly where it breaks off."""
+def nvml() -> Iterator[None]:
+    """Hold NVML open; raises ``pynvml.NVMLError`` or ``OSError`` where there is none."""
+    pynvml.nvmlInit()
     try:
-        pynvml.nvmlInit()
-    except (pynvml.NVMLError, OSError):
-        yield False
-        return
-    try:
-        yield True
-    except pynvml.NVMLError:
-        # A card that fell off the bus, or a container that hides one.
-        return
+        yield
     finally:
         pynvml.nvmlShutdown()
 

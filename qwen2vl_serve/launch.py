@@ -16,7 +16,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -31,7 +31,7 @@ from qwen2vl_serve.batches.store import BatchStore
 from qwen2vl_serve.boot.forecast import Start, StartTimes, comparison, expose, foresee
 from qwen2vl_serve.boot.log import BootLog
 from qwen2vl_serve.download import have_model
-from qwen2vl_serve.engine import Engine, EngineState
+from qwen2vl_serve.engine import Adapter, Engine, EngineState
 from qwen2vl_serve.engine_environment import engine_environment
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.first_request import curl, server_url
@@ -68,24 +68,26 @@ def serve(
     write elsewhere; ``verbose`` reports the log's lines as well.
 
     Raises:
-        PreflightError: the port was taken since the preflight, no log file can be written,
-            traces are asked for and cannot be made, or an adapter cannot be served.
+        PreflightError: the port was taken since the preflight, no log file can be written or
+            another server writes it, traces are asked for and cannot be made, or an adapter cannot
+            be served.
         BootError: the engine did not start; the message names the cause and the log file.
     """
     asked = profile
     profile = have_model(profile, request_log.reporter(profile.server.log_format, report))
-    profile = with_adapters(profile, named_adapters(profile))
+    adapters = named_adapters(profile)
+    profile = with_adapters(profile, adapters)
     keys = Keys(profile.api_keys(), KeysFile(profile.keys_path))
     traces = tracing.tracer()
     os.environ.update(engine_environment(profile))
     listener = _listen(profile)
     # Port 0 has become a real one, which address and log file are named after.
     profile = profile.at_port(listener.getsockname()[1])
-    path = fresh_log(profile.log_path.absolute())
     signals = Signals()
     stall = profile.server.boot_stall_seconds
     lines, report = report, request_log.reporter(profile.server.log_format, report)
     with (
+        fresh_log(profile.log_path.absolute()) as path,
         output_to(path),
         BootLog(path, report, verbose=verbose, stall_seconds=stall) as boot,
     ):
@@ -94,7 +96,17 @@ def serve(
         try:
             foreseen = foresee(profile)
             server = _Server(
-                profile, asked, keys, listener, report, boot, signals, foreseen, read_again, traces
+                profile,
+                asked,
+                adapters,
+                keys,
+                listener,
+                report,
+                boot,
+                signals,
+                foreseen,
+                read_again,
+                traces,
             )
             return _run(server)
         except Stopped:
@@ -122,6 +134,7 @@ class _Server:
 
     profile: Profile
     asked: Profile
+    adapters: Mapping[str, Adapter]
     keys: Keys
     listener: socket.socket
     report: Report
@@ -141,7 +154,7 @@ class _Server:
             start_engine = self._import_engine()
             compiler.join()
             loader, batches = media_loader(self.profile), batch_store(self.profile)
-            async with start_engine(self.profile) as engine:
+            async with start_engine(self.profile, self.adapters) as engine:
                 try:
                     return await self._serve(engine, loader, batches, begun)
                 finally:
@@ -164,7 +177,7 @@ class _Server:
         except ImportError as error:
             raise BootError(
                 f"vLLM cannot be imported ({error}); install the extra this machine needs: "
-                "pip install 'qwen2vl-serve[cpu]' or 'qwen2vl-serve[gpu]'."
+                "pip install '.[cpu]' or '.[gpu]' in the checkout."
             ) from error
         self.boot.enter("engine")
         return seam.start_engine  # type: ignore[no-any-return]  # imported by name

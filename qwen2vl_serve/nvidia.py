@@ -5,15 +5,14 @@ Like ``hardware``, nothing here raises where there is no driver or no permission
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import psutil
 import pynvml
 
-GIB = 1024**3
+from qwen2vl_serve.hardware import GIB, nvml
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Holder:
 def driver() -> Driver:
     """Ask the driver for its version."""
     try:
-        with _nvml():
+        with nvml():
             version = pynvml.nvmlSystemGetDriverVersion()
             cuda = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
     except OSError:
@@ -67,7 +66,7 @@ def holders(index: int) -> tuple[Holder, ...]:
     """
     found = []
     try:
-        with _nvml():
+        with nvml():
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             processes = [
                 *pynvml.nvmlDeviceGetComputeRunningProcesses(handle),
@@ -88,7 +87,7 @@ def apart(indices: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """
     found = []
     try:
-        with _nvml():
+        with nvml():
             handles = {index: pynvml.nvmlDeviceGetHandleByIndex(index) for index in indices}
             for one, other in combinations(indices, 2):
                 status = pynvml.nvmlDeviceGetP2PStatus(
@@ -99,15 +98,6 @@ def apart(indices: Sequence[int]) -> tuple[tuple[int, int], ...]:
     except (pynvml.NVMLError, OSError):
         return ()
     return tuple(found)
-
-
-@contextmanager
-def _nvml() -> Iterator[None]:
-    pynvml.nvmlInit()
-    try:
-        yield
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _process(pid: int) -> tuple[str, str]:

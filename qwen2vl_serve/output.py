@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,22 +17,46 @@ Report = Callable[[str], None]
 """Takes one line for the operator's eyes."""
 
 
-def fresh_log(path: Path) -> Path:
-    """Empty the log file, or make it, for its owner alone.
+@contextlib.contextmanager
+def fresh_log(path: Path) -> Iterator[Path]:
+    """Empty the log file, or make it, for its owner alone; no other server has it meanwhile.
+
+    So two servers of one user do not load a model for the same port: until one of them listens,
+    minutes later, the system lets both bind it.
 
     Raises:
-        PreflightError: it cannot be written.
+        PreflightError: it cannot be written, or another server writes it.
     """
+    with contextlib.ExitStack() as opened:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            log = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            opened.callback(os.close, log)
+            if stat.S_ISREG(os.fstat(log).st_mode):
+                _lock(log)
+                # vLLM's words may quote what clients sent: for its owner's eyes.
+                os.fchmod(log, 0o600)
+                os.ftruncate(log, 0)
+        except BlockingIOError:
+            raise PreflightError(
+                f"server.log_file: another server writes {path}, as it starts or runs on this port;"
+                " stop it, or choose another port with --port."
+            ) from None
+        except OSError as error:
+            raise PreflightError(
+                f"server.log_file: cannot write {path} ({error.strerror}); name another place."
+            ) from None
+        yield path
+
+
+def _lock(file: int) -> None:
+    """Keep a file until it is closed; raises ``BlockingIOError`` where another process has it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # vLLM's words may quote what clients sent: for its owner's eyes, also where it was there.
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-        path.chmod(0o600)
-    except OSError as error:
-        raise PreflightError(
-            f"server.log_file: cannot write {path} ({error.strerror}); name another place."
-        ) from None
-    return path
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return  # its file system has no locks
 
 
 @contextlib.contextmanager

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from qwen2vl_serve.content import (
+    MOST,
     Detail,
+    Frames,
     Positive,
     Rate,
     Strict,
@@ -176,7 +178,7 @@ class MMProcessorKwargs(VideoFields):
 class VideoIOKwargs(Strict):
     """vLLM's words for the sampling of every video; ``num_frames`` beside ``fps`` is the most."""
 
-    num_frames: Annotated[int, Field(ge=2)] | None = None
+    num_frames: Frames | None = None
     fps: Rate | None = None
 
 
@@ -189,6 +191,7 @@ class MediaIOKwargs(Strict):
 Overflow = Literal["error", "shrink", "drop_oldest_images", "drop_oldest_turns", "summarise"]
 """What to do with a request that does not fit into the context window."""
 
+Natural = Annotated[int, Field(ge=0, le=MOST)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[str, Field(min_length=1)]
 StopSpec = Annotated[
@@ -217,9 +220,9 @@ class ChatRequest(BaseModel):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
+    n: Positive | None = None
     stop: StopSpec | None = None
     seed: Annotated[int, Field(ge=-_INT64_MAX - 1, le=_INT64_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -231,11 +234,11 @@ class ChatRequest(BaseModel):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     response_format: ResponseFormat | None = None
     # vLLM's additions to OpenAI's fields.
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MOST)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    stop_token_ids: Annotated[list[int], Field(max_length=64)] | None = None
+    min_tokens: Natural | None = None
+    stop_token_ids: Annotated[list[Natural], Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
@@ -248,9 +251,9 @@ class ChatRequest(BaseModel):
     resized_height: Annotated[Positive | None, _HEARD_HERE] = None
     resized_width: Annotated[Positive | None, _HEARD_HERE] = None
     fps: Annotated[Rate | None, _HEARD_HERE] = None
-    nframes: Annotated[int | None, Field(ge=2), _HEARD_HERE] = None
+    nframes: Annotated[Frames | None, _HEARD_HERE] = None
     min_frames: Annotated[Positive | None, _HEARD_HERE] = None
-    max_frames: Annotated[int | None, Field(ge=2), _HEARD_HERE] = None
+    max_frames: Annotated[Frames | None, _HEARD_HERE] = None
     total_pixels: Annotated[Positive | None, _HEARD_HERE] = None
     detail: Annotated[Detail | None, _HEARD_HERE] = None
     vl_high_resolution_images: bool | None = None

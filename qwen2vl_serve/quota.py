@@ -34,6 +34,12 @@ KEPT_SECONDS = 2 * MINUTE
 ANSWER_SECONDS = 5.0
 """How long a storage may keep a request waiting; longer than it waits for a held file."""
 
+SOCKET_SECONDS = 2.0
+"""How long a Redis may take to connect, and then to answer, unless its address says otherwise.
+
+Both fit into ``ANSWER_SECONDS``; a thread that waits for ever would keep the process from its end.
+"""
+
 # OpenAI's names in x-ratelimit-… headers and the fields of KeyLimits, in the order of checks.
 UNITS = {
     "requests": "requests_per_minute",
@@ -86,8 +92,9 @@ class Quotas:
         """Open the storage; raises ``PreflightError`` when it cannot be used."""
         if self._storage is None:
             place = self._address.rpartition("@")[2]  # without a password
+            bounds = {"socket_timeout": SOCKET_SECONDS} if self._address.startswith("redis") else {}
             try:
-                storage = storage_from_string(self._address, wrap_exceptions=True)
+                storage = storage_from_string(self._address, wrap_exceptions=True, **bounds)
                 if not isinstance(storage, Storage) or not storage.check():
                     raise PreflightError(f"server.quota_storage: {place} does not answer")
             except (ConfigurationError, StorageError, OSError, ValueError) as error:
@@ -183,7 +190,7 @@ class LimitedVisit(Visit):
             if (limit := getattr(caller.limits, field)) is not None
         }
         self._counts = dict.fromkeys(self._limits, 0)
-        self._reserved: dict[str, int] = {}
+        self._reserved: dict[str, dict[float, int]] = {unit: {} for unit in self._limits}
         self._used: dict[str, int] = {}
         self._usage = Usage()
         self._minute = self._now = 0.0
@@ -198,7 +205,7 @@ class LimitedVisit(Visit):
                 self._take(storage, "requests", 1)
             for unit in self._limits:
                 if unit != "requests":
-                    self._counts[unit] = storage.get(self._counter(unit))
+                    self._counts[unit] = storage.get(self._counter(unit, self._minute))
 
         await self._counted(count)
 
@@ -211,15 +218,18 @@ class LimitedVisit(Visit):
         self._asked = self._reserving = True
 
         def count(storage: Storage) -> None:
+            taken: dict[str, int] = {}
             for unit, cost in wanted.items():
                 try:
                     self._take(storage, unit, cost)
                 except RateLimited:
-                    for taken, back in self._reserved.items():
-                        self._add(storage, taken, -back)
-                    self._reserved.clear()
+                    for other, back in taken.items():
+                        self._add(storage, other, -back)
                     raise
-                self._reserved[unit] = self._reserved.get(unit, 0) + cost
+                taken[unit] = cost
+            for unit, cost in taken.items():
+                minutes = self._reserved[unit]
+                minutes[self._minute] = minutes.get(self._minute, 0) + cost
 
         await self._counted(count)
         self._reserving = False
@@ -237,8 +247,8 @@ class LimitedVisit(Visit):
     async def leave(self) -> None:
         """Settle what was reserved with what was used.
 
-        What was too much goes back to the minute it came from. What was too little is taken from
-        the present one, even beyond the limit: it has been used.
+        What was too much goes back to the minute it came from, of several to the oldest first.
+        What was too little is taken from the present one, even beyond the limit: it has been used.
         """
         if not self._asked:
             return
@@ -248,13 +258,15 @@ class LimitedVisit(Visit):
             self._used.setdefault("tokens", prompt + completion + self._usage.summary_tokens)
 
         def settle(storage: Storage) -> None:
-            charged = self._minute
-            for unit, reserved in self._reserved.items():
-                change = self._used.get(unit, reserved) - reserved
-                self._minute = charged if change < 0 else self._quotas.clock() // MINUTE
-                if change:
-                    self._add(storage, unit, change)
-            self._reserved.clear()
+            for unit, minutes in self._reserved.items():
+                reserved = sum(minutes.values())
+                unused = reserved - self._used.get(unit, reserved)
+                now = self._quotas.clock() // MINUTE
+                for minute, most in ({now: unused} if unused < 0 else minutes).items():
+                    back = min(unused, most)
+                    if back:
+                        storage.incr(self._counter(unit, minute), KEPT_SECONDS, -back)
+                    unused -= back
 
         with contextlib.suppress(QuotaUnavailable):  # it is in the log, and the answer is out
             # A client that left may have left a reservation to the thread that is not made yet.
@@ -303,11 +315,12 @@ class LimitedVisit(Visit):
         raise error
 
     def _add(self, storage: Storage, unit: str, amount: int) -> int:
-        self._counts[unit] = count = storage.incr(self._counter(unit), KEPT_SECONDS, amount)
+        key = self._counter(unit, self._minute)
+        self._counts[unit] = count = storage.incr(key, KEPT_SECONDS, amount)
         return count
 
-    def _counter(self, unit: str) -> str:
-        return f"qwen2vl/{self._key}/{unit}/{self._minute:.0f}"
+    def _counter(self, unit: str, minute: float) -> str:
+        return f"qwen2vl/{self._key}/{unit}/{minute:.0f}"
 
     def _seconds_left(self) -> int:
         return math.ceil((self._minute + 1) * MINUTE - self._now) or 1

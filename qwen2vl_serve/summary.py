@@ -259,13 +259,13 @@ def _keys(turns: Turns, owner: str, wording: Wording) -> dict[int, str]:
     for message, number in zip(turns.request.messages, turns.number, strict=True):
         if number is None:
             _take(hasher, *texts(message))
-    keys = {}
-    for count in range(1, turns.last + 1):
-        for message, number in zip(turns.request.messages, turns.number, strict=True):
-            if number == count - 1:
-                _take(hasher, message.role, *texts(message))
-        _take(hasher, *(medium.key for medium in turns.media_of(count - 1)))
-        keys[count] = hasher.hexdigest()
+    keys: dict[int, str] = {}
+    for message, number, media in turns.each():
+        if number is None:
+            continue
+        if number > len(keys):  # the turns before this one are complete
+            keys[number] = hasher.hexdigest()
+        _take(hasher, message.role, *texts(message), *(medium.key for medium in media))
     return keys
 
 

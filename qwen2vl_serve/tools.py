@@ -6,8 +6,10 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError, from_json
+
+from qwen2vl_serve.content import Strict
 
 MOST_TOOLS = 128
 """OpenAI's own bound."""
@@ -18,11 +20,7 @@ MARKERS = re.compile(r"</?(?:tool_call|tool_response|tools)>")
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Function(_Strict):
+class Function(Strict):
     """A function: ``parameters`` is the JSON schema of its arguments, an object's."""
 
     name: FunctionName
@@ -31,27 +29,27 @@ class Function(_Strict):
     strict: bool | None = None
 
 
-class Tool(_Strict):
+class Tool(Strict):
     """``{"type": "function", "function": {"name": …, "parameters": …}}``."""
 
     type: Literal["function"]
     function: Function
 
 
-class FunctionReference(_Strict):
+class FunctionReference(Strict):
     """A function by its name."""
 
     name: FunctionName
 
 
-class NamedTool(_Strict):
+class NamedTool(Strict):
     """``tool_choice`` that names the function which has to be called."""
 
     type: Literal["function"]
     function: FunctionReference
 
 
-class CalledFunction(_Strict):
+class CalledFunction(Strict):
     """A function and the arguments that the model chose, as JSON in a string."""
 
     name: FunctionName
@@ -76,7 +74,7 @@ class CalledFunction(_Strict):
         return values
 
 
-class ToolCall(_Strict):
+class ToolCall(Strict):
     """One call within an assistant's message; a tool's message answers it by ``id``."""
 
     id: Annotated[str, Field(min_length=1, max_length=128)]

@@ -35,7 +35,7 @@ def tracer(environ: Mapping[str, str] = os.environ) -> Tracer | None:
     except ImportError:
         raise PreflightError(
             f"{name} is set, but OpenTelemetry is not installed: "
-            "pip install 'qwen2vl-serve[otel]', or unset it."
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, or unset it."
         ) from None
 
 

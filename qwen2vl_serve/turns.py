@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,6 +90,13 @@ class Turns:
         """Where the last turn begins among the messages."""
         return self.number.index(self.last) if self.last in self.number else 0
 
+    def each(self) -> Iterator[tuple[Message, int | None, Sequence[Medium]]]:
+        """Yield each message with the number of its turn and the media that it shows."""
+        at = 0
+        for message, number in zip(self.request.messages, self.number, strict=True):
+            begin, at = at, at + len(_media_parts(message))
+            yield message, number, self.media[begin:at]
+
     def over(self, most_bytes: int) -> int:
         """Return how many of the oldest turns are beyond so many bytes of text.
 
@@ -140,12 +147,9 @@ class Turns:
         """Return the request, and its media, without the oldest ``count`` turns."""
         messages = self.messages_without(count, instead, until)
         media: list[Medium] = []
-        at = 0
-        for message, number in zip(self.request.messages, self.number, strict=True):
-            own = len(_media_parts(message))
+        for _, number, own in self.each():
             if number is None or (number >= count and (until is None or number < until)):
-                media += self.media[at : at + own]
-            at += own
+                media += own
         return self.request.model_copy(update={"messages": messages}), media
 
     def media_of(self, turn: int) -> Sequence[Medium]:

@@ -12,10 +12,10 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -50,6 +50,9 @@ RECEIVE_SECONDS = 300.0
 
 FORM_BYTES = 64 * 1024
 """What a form may hold beside its file: boundaries, part headers, fields."""
+
+PIECE_BYTES = 256 * 1024
+"""How much of a file is held while it is sent."""
 
 MAX_LIST = 10_000
 
@@ -161,15 +164,16 @@ class FilesAPI:
         """Describe one file."""
         return JSONResponse(_object(self._find(file_id, request)[1]))
 
-    async def content(self, file_id: str, request: Request) -> Response:
+    async def content(self, file_id: str, request: Request) -> StreamingResponse:
         """Return a file's bytes."""
         store, file = self._find(file_id, request)
         kind = "application/jsonl" if store is self.batches else "application/octet-stream"
         try:
-            data = await asyncio.to_thread(store.read, file.id, file.owner)
+            source = await asyncio.to_thread(store.open, file.id, file.owner)
         except NoSuchFile:
             raise _unknown(file_id) from None
-        return Response(data, media_type=kind)
+        length = {"content-length": str(file.bytes)}
+        return StreamingResponse(_pieces(source), media_type=kind, headers=length)
 
     async def delete(self, file_id: str, request: Request) -> JSONResponse:
         """Delete one file."""
@@ -272,6 +276,12 @@ class FilesAPI:
             f"{'batches' if batch else 'files'}.max_file_bytes in the server's profile.",
             param="file",
         )
+
+
+async def _pieces(source: BinaryIO) -> AsyncGenerator[bytes, None]:
+    with source:
+        while piece := await asyncio.to_thread(source.read, PIECE_BYTES):
+            yield piece
 
 
 def _owner(request: Request) -> str:

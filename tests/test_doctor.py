@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -278,7 +282,7 @@ def test_the_disk_counts_what_is_downloaded_already(lab):
     for file, size in (
         (snapshot / "model-00001-of-00002.safetensors", 2 * MIB),
         (other / "model.safetensors", 4 * MIB),
-        (repository / "blobs" / "ab.incomplete", MIB),
+        (repository / "blobs" / "ab.part", MIB),
     ):
         with file.open("wb") as made:
             made.truncate(size)
@@ -291,18 +295,52 @@ def test_the_disk_counts_what_is_downloaded_already(lab):
     assert level(MIB - 1) == "fatal"
 
 
-def test_the_disk_knows_modelscopes_folders(lab):
-    """A model that ModelScope downloaded is not downloaded again."""
+@pytest.mark.parametrize("ending", ["whole", "safetensors.incomplete"])
+def test_the_disk_counts_what_modelscope_downloaded(lab, ending):
+    """Of a file that has not come whole as well."""
     lab.monkeypatch.setenv("VLLM_USE_MODELSCOPE", "true")
-    lab.monkeypatch.setenv("MODELSCOPE_CACHE", str(lab.folder / "scope"))
-    folder = lab.folder / "scope" / "hub" / "models" / "Qwen" / "Qwen2___5-VL-3B-Instruct"
+    scope = lab.folder / "scope"
+    lab.monkeypatch.setenv("MODELSCOPE_CACHE", str(scope))
+    folder = scope / "models" / "Qwen--Qwen2.5-VL-3B-Instruct" / "snapshots" / "master"
     folder.mkdir(parents=True)
-    lab.full_disk(lab.folder / "scope", MIB)
+    lab.full_disk(scope, MIB)
     world = lab.world("model=Qwen/Qwen2.5-VL-3B-Instruct")
     assert next(f.level for f in examine(world) if f.check == "disk") == "fatal"
-    with (folder / "model.safetensors").open("wb") as made:
-        made.truncate(7 * 1024 * MIB)
+    if ending == "whole":
+        shutil.copytree(DEMO, folder, dirs_exist_ok=True)
+    else:
+        with (folder / f"model.{ending}").open("wb") as made:
+            made.truncate(7 * 1024 * MIB)
     assert next(f.level for f in examine(world) if f.check == "disk") == "ok"
+
+
+@pytest.mark.parametrize("download_dir", [None, "elsewhere"])
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "VLLM_USE_MODELSCOPE"])
+def test_a_checkpoint_of_modelscopes_is_one_that_is_here(lab, variable, download_dir):
+    """Nothing is to be asked or downloaded, whichever hub would be, and nothing to be written."""
+    lab.monkeypatch.setenv(variable, "1")
+    lab.monkeypatch.setenv("MODELSCOPE_CACHE", str(lab.folder / "scope"))
+    overrides = ["model=owner/name"]
+    if download_dir is not None:
+        overrides.append(f"model.download_dir={lab.folder / download_dir}")
+    folder = lab.folder / (download_dir or "scope") / "models" / "owner--name"
+    folder = folder / "snapshots" / "master"
+    folder.parent.mkdir(parents=True)
+    lab.model.rename(folder)
+    lab.monkeypatch.setattr(os, "access", lambda *_: False)
+    found = {finding.check: finding for finding in examine(lab.world(*overrides))}
+    assert {found[name].level for name in ("model", "config", "weights", "disk")} == {"ok"}
+    assert str(folder) in found["model"].found
+    assert found["weights"].found == "1 file, whole"
+    assert found["disk"].found == "nothing to download"
+
+
+def test_offline_holds_for_modelscope_too(lab):
+    """As ``download`` reads the variable: no hub is asked."""
+    lab.monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    lab.monkeypatch.setenv("VLLM_USE_MODELSCOPE", "1")
+    found = next(f for f in examine(lab.world("model=owner/name")) if f.check == "model")
+    assert found.level == "fatal"
 
 
 @pytest.mark.parametrize("exempt", ["*", "localhost, 127.0.0.1", "127.0.0.1,example.com"])
@@ -313,6 +351,22 @@ def test_a_proxy_that_spares_this_machine_is_no_fault(lab, exempt):
     found = next(f for f in examine(lab.world()) if f.check == "proxy")
     assert found.level == "ok"
     assert "secret" not in f"{found}"
+
+
+def test_a_proxy_is_looked_at_on_other_systems_too(lab):
+    """On macOS the standard library's ``proxy_bypass`` takes one argument."""
+    program = (
+        "import urllib.request\n"
+        "urllib.request.proxy_bypass = lambda host: False\n"
+        "from qwen2vl_serve.doctor import World, machine\n"
+        "from qwen2vl_serve.profile import load_profile\n"
+        "print(machine.proxy(World(load_profile('demo'), 'cpu')).level)\n"
+    )
+    lab.monkeypatch.setenv("all_proxy", "http://proxy.example:3128")
+    for exempt, level in (("localhost,127.0.0.1", "ok"), ("example.com", "warning")):
+        lab.monkeypatch.setenv("no_proxy", exempt)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert (done.stdout.strip(), done.returncode) == (level, 0), done.stderr
 
 
 @pytest.mark.parametrize("proxy", ["null", "http://proxy.example:3128"])

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen2vl_serve import checkpoint, cli
+from qwen2vl_serve import checkpoint, cli, hubs
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
-from qwen2vl_serve.download import Downloaded, Source, download, have_model
+from qwen2vl_serve.download import Downloaded, Source, download, fetching, have_model
 from qwen2vl_serve.download.listing import RepoFile, check_name, needed
 from qwen2vl_serve.download.meter import Meter
 from qwen2vl_serve.errors import DownloadError, HubUnreachable, PreflightError
@@ -112,11 +112,26 @@ def test_into_the_hubs_cache_and_not_again(hub: LoopbackHub, source: Source) -> 
     assert heard.done == heard.total
 
 
-def test_the_cache_is_the_one_that_vllm_reads(hub: LoopbackHub) -> None:
+@BOTH
+@pytest.mark.parametrize("below", [None, "given"])
+def test_the_cache_is_the_one_that_is_read(
+    hub: LoopbackHub, source: Source, tmp_path: Path, below: str | None
+) -> None:
     """The planner, the doctor and a start without a network find it by its name."""
-    found = fetch()
-    assert checkpoint.cached_folder(NAME) == found.folder
-    assert checkpoint.cached_folder(NAME, COMMIT) == found.folder
+    cache = None if below is None else tmp_path / below
+    found = fetch(source, cache=cache)
+    assert hubs.cached_folder(NAME, None, cache) == found.folder
+    of_hugging_face = found.folder if source == "hf" else None
+    assert hubs.cached_folder(NAME, COMMIT, cache) == of_hugging_face
+
+
+@pytest.mark.parametrize("asked", ["True", "False"])
+def test_the_cache_of_the_hub_that_is_asked_goes_first(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", asked)
+    folders = {source: fetch(source).folder for source in ("hf", "modelscope")}
+    assert hubs.cached_folder(NAME) == folders["modelscope" if asked == "True" else "hf"]
 
 
 @BOTH
@@ -220,6 +235,29 @@ def test_a_disk_without_room(
     with pytest.raises(PreflightError, match=r"0\.0 GB are still to come"):
         fetch(to=tmp_path / "new")
     assert not hub.fetched()
+
+
+@BOTH
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_disk_with_room_for_the_rest(
+    hub: LoopbackHub,
+    source: Source,
+    cached: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What an interrupted command has fetched is there already."""
+    to = None if cached else tmp_path / "here"
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    monkeypatch.setattr("modelscope_hub._download._wait_download_retry", give_up)
+    hub.faults[WEIGHTS] = [11_000_000, *[100] * 9]
+    with pytest.raises(HubUnreachable):
+        fetch(source, to=to)
+    hub.faults.clear()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(fetching, "SPARE_BYTES", 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_000_000))
+    assert same(fetch(source, to=to).folder)
 
 
 def test_a_folder_that_cannot_be_written(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -356,13 +394,29 @@ def test_a_server_has_its_model_before_the_engine_starts(hub: LoopbackHub) -> No
     assert not hub.asked
 
 
+@BOTH
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "VLLM_USE_MODELSCOPE"])
 def test_a_server_without_a_network_serves_what_is_here(
-    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, source: Source, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch()
-    monkeypatch.setenv("HF_ENDPOINT", dead_address())
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert same(Path(have_model(profile(), print).model.path))
+    """Also what the other hub gave, as where ``auto`` had fallen back to it."""
+    found = fetch(source)
+    hub.asked.clear()
+    monkeypatch.setenv(variable, "1")
+    assert have_model(profile(), print).model.path == str(found.folder)
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("place", ["models", "hub/models"])
+def test_what_an_older_modelscope_fetched_is_served(
+    hub: LoopbackHub, tmp_path: Path, place: str
+) -> None:
+    """Up to 1.37 it kept no revisions apart, and wrote ``___`` for a dot."""
+    folder = tmp_path / "modelscope" / place / "owner" / "tiny___5-vl"
+    shutil.copytree(MODEL_FOLDER, folder)
+    named = make_profile({"model": {"model": "owner/tiny.5-vl"}})
+    assert have_model(named, print).model.path == str(folder)
+    assert not hub.asked
 
 
 def test_a_checkpoint_that_is_here_in_part_is_gone_on_with(hub: LoopbackHub) -> None:

@@ -392,6 +392,33 @@ def test_a_lost_engine_is_started_anew_while_the_other_serves() -> None:
     crowd.run(test)
 
 
+def test_a_lost_engine_is_taken_away_though_the_server_ends_meanwhile() -> None:
+    """Its processes may take seconds to go, and the server does not leave them behind."""
+    crowd = Crowd()
+    going, gone = asyncio.Event(), []
+
+    @asynccontextmanager
+    async def slow_to_end(index: int) -> AsyncIterator[FakeEngine]:
+        async with crowd.start(index) as engine:
+            try:
+                yield engine
+            finally:
+                going.set()
+                await asyncio.sleep(0.1)
+                gone.append(index)
+
+    async def main() -> None:
+        starts = [partial(slow_to_end, index) for index in range(2)]
+        options = {"hang_seconds": 60, "probe_seconds": 0, "replace_hung": True}
+        async with several_engines(starts, **options) as engines:
+            crowd[1].dead = True
+            await engines.check()
+            await going.wait()
+
+    asyncio.run(main())
+    assert sorted(gone) == [0, 1]
+
+
 def test_with_the_last_engine_everything_ends() -> None:
     """``check`` says so at once, though others are being started."""
     crowd = Crowd()
@@ -491,6 +518,19 @@ def test_an_adapter_is_loaded_everywhere_and_into_newcomers() -> None:
         assert [one.id for one in engines.models] == ["demo", "alias"]
         with pytest.raises(ModelNotFound):
             await engines.unload_adapter("ocr")
+
+    crowd.run(test)
+
+
+def test_an_adapter_that_one_engine_lacks_is_taken_from_the_others() -> None:
+    """As one that could not be put back where a load was undone."""
+    crowd = Crowd()
+
+    async def test(engines: Engines) -> None:
+        await engines.load_adapter("ocr", ADAPTER)
+        await crowd[0].unload_adapter("ocr")
+        await engines.unload_adapter("ocr")
+        assert not crowd[1].adapters
 
     crowd.run(test)
 

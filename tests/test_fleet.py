@@ -320,11 +320,33 @@ def test_both_commands_called_serve_can_be_had(environment: Environment) -> None
     assert "deploy" in said("ray.serve.scripts")
 
 
+def test_a_fleet_that_others_reach_without_keys_is_not_made(
+    environment: Environment, tmp_path: Path
+) -> None:
+    """Deploying it fails, before a replica starts."""
+    program = (
+        "from qwen2vl_serve.fleet.application import FleetOptions, fleet\n"
+        "fleet(FleetOptions(profile='demo', set=['files.max_files=0', 'server.host=0.0.0.0']))\n"
+    )
+    done = subprocess.run(
+        [environment.python, "-c", program],
+        capture_output=True, text=True, cwd=ROOT, timeout=120,
+        env={**PACKAGES, "XDG_CONFIG_HOME": str(tmp_path), "QWEN2VL_API_KEY": ""},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "PreflightError: server.host: 0.0.0.0 without a key" in done.stderr
+
+
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "deploy" / "ray").glob("*.yaml")), ids=lambda p: p.stem
 )
-def test_the_files_are_what_ray_and_we_read(environment: Environment, file: Path) -> None:
-    """Ray's schema takes each, and its application can be built."""
+def test_the_files_are_what_ray_and_we_read(
+    environment: Environment, file: Path, tmp_path: Path
+) -> None:
+    """Ray's schema takes each, and its application can be built where the file of keys is there."""
+    keys, deployed = tmp_path / "keys", tmp_path / file.name
+    keys.write_text("sk-1\n")
+    deployed.write_text(file.read_text().replace("/etc/qwen2vl/keys", str(keys)))
     program = (
         "import sys, yaml\n"
         "from ray.serve.schema import ServeDeploySchema\n"
@@ -333,7 +355,7 @@ def test_the_files_are_what_ray_and_we_read(environment: Environment, file: Path
         "fleet(FleetOptions(**read.applications[0].args))\n"
     )
     done = subprocess.run(
-        [environment.python, "-c", program, file],
+        [environment.python, "-c", program, deployed],
         capture_output=True, text=True, cwd=ROOT, timeout=120,
         env=PACKAGES,
     )  # fmt: skip

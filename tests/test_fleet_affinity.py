@@ -71,6 +71,22 @@ def test_other_beginnings_have_other_keys(two: list[str]) -> None:
         assert content_key(make(two[0])) != content_key(make(two[1]))
 
 
+@pytest.mark.parametrize("content", ["Hello", [PICTURE]])
+def test_the_names_of_one_model_share_a_key(content: Any) -> None:
+    """And so does a request that names none, for it means that model; an adapter's name does not,
+    nor does what is no name at all."""
+    names = ("Qwen2-VL-7B", "gpt-4o")
+    unnamed, first, second, adapter, odd, null = (
+        content_key(body([user(content)], **fields), names)
+        for fields in (
+            {}, {"model": names[0]}, {"model": names[1]},
+            {"model": "ocr"}, {"model": ["gpt-4o"]}, {"model": None},
+        )
+    )  # fmt: skip
+    assert unnamed == first == second == null
+    assert len({first, adapter, odd}) == 3
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -91,6 +107,13 @@ def test_every_dialect_of_a_picture_is_understood(part: dict[str, Any]) -> None:
     assert content_key(body([user([part])])) == content_key(body([user([plain])]))
     changed = json.loads(json.dumps(part).replace('"A"', '"Z"'))
     assert content_key(body([user([changed])])) != content_key(body([user([part])]))
+
+
+def test_a_body_of_too_many_values_is_not_read() -> None:
+    """Nor has it a key: the replica refuses it, and would have to be asked for that only."""
+    crowd = body([user("x")], ignored=[0] * 500_000)
+    assert content_key(crowd) == ""
+    assert content_key(crowd.replace(b"0, ", b"", 1000)) != ""
 
 
 JSON = st.recursive(

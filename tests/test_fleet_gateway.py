@@ -85,6 +85,17 @@ def test_an_answer_passes_as_it_is() -> None:
     assert ask.key == content_key(ask.body) != ""
 
 
+def test_a_conversation_has_one_key_by_whatever_name_its_model_is_called() -> None:
+    """Clients that know the model by several names find what the others had cached."""
+    fleet = Fleet([WHOLE])
+    settings = ('model.served_model_name=["one", "other"]',)
+    for fields in ({}, {"model": "one"}, {"model": "other"}, {"model": "adapter"}):
+        send(fleet, settings=settings, json={**HELLO, **fields})
+    *same, adapter = (ask.key for ask in fleet.asked)
+    assert len(set(same)) == 1
+    assert adapter not in same
+
+
 def test_only_conversations_have_a_key() -> None:
     """Whatever else is asked goes to who is least busy."""
     fleet = Fleet([WHOLE])

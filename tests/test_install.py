@@ -246,3 +246,19 @@ def test_installed_wheel_serves_the_demo_from_another_folder(
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.strip()
     assert server.stop() == 0
+
+
+def test_nothing_is_installed_by_a_name_that_no_index_has() -> None:
+    """This package is published nowhere: pages and messages say ``.[extra]``, in the checkout, or
+    what the extra asks for; under our name pip would find nothing, or a stranger's package."""
+    folders = ("qwen2vl_serve", "clients", "docs", "bench", "deploy", "docker")
+    places = [*ROOT.glob("*.md"), *(path for one in folders for path in (ROOT / one).rglob("*"))]
+    ours = re.compile(r"pip install [^`\n]*\bqwen2vl-(?:serve|client)\b")
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in places
+        if path.suffix in {".md", ".py"} and path.name != "CHANGELOG.md"
+        for line in path.read_text("utf-8").splitlines()
+        if ours.search(line)
+    ]
+    assert found == []

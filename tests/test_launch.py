@@ -224,6 +224,14 @@ def test_what_follows_from_a_profile_waits_for_no_restart(launch: Launch) -> Non
     assert told == "reload  no field has changed that is taken while running"
 
 
+def test_the_engine_gets_the_adapters_that_were_read(launch: Launch) -> None:
+    """Once, before it boots: their files are read whole, which takes seconds."""
+    sailor = Path(__file__).parents[1] / "qwen2vl_serve" / "demo" / "adapters" / "sailor"
+    server = launch("up", f"adapters.lora_modules.sailor={sailor}")
+    server.wait_ready()
+    assert any("/v1 serves demo" in line and "sailor" in line for line in server.lines)
+
+
 def test_sighup_takes_the_limits_and_names_what_waits(launch: Launch, tmp_path: Path) -> None:
     """Limits change without a restart; one line says what does not; a bad file changes nothing."""
     path = tmp_path / "mine.yaml"
@@ -377,6 +385,38 @@ def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
         )
     assert done.returncode == 1
     assert done.stdout.startswith(f"PreflightError: server.port: cannot listen on 127.0.0.1:{port}")
+
+
+def test_a_second_start_on_a_port_is_told_while_the_first_boots(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """Until one listens the system lets both have the port; the first keeps it, and its log."""
+    first = launch("slow-boot")
+    eventually(lambda: any(line.startswith("engine") for line in first.lines))
+    log = Path(first.lines[0].split(maxsplit=1)[1])
+    eventually(lambda: "words of the engine" in log.read_text())
+    port = log.stem.rpartition("-")[2]
+    second = [*FAKE, "--port", port, "up"]
+    environment = {"XDG_STATE_HOME": str(tmp_path)}
+    done = subprocess.run(second, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.stdout.startswith(f"PreflightError: server.log_file: another server writes {log}")
+    assert done.returncode == 1
+    assert "words of the engine" in log.read_text()
+    first.process.kill()
+    first.process.wait(60)
+    again = launch("up", f"server.log_file={log}")
+    again.wait_ready()
+    assert f"log     {log}" in again.lines
+
+
+def test_a_log_that_nobody_keeps_may_be_shared(launch: Launch) -> None:
+    """Of a device there is nothing to empty."""
+    for server in (
+        launch("up", "server.log_file=/dev/null"),
+        launch("up", "server.log_file=/dev/null"),
+    ):
+        server.wait_ready()
+        assert "log     /dev/null" in server.lines
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:

@@ -64,6 +64,7 @@ LAYERS: dict[str, int] = {
     "download": 2,
     "adapters": 2,
     "hardware": 2,
+    "hubs": 2,
     "idle_memory": 2,
     "memory": 2,
     "nvidia": 2,

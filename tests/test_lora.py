@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen2vl_serve.adapters.lora import another_model, read_adapter
-from qwen2vl_serve.adapters.named import RANKS, check_room, named_adapters, rank_for, with_adapters
+from qwen2vl_serve.adapters.named import (
+    RANKS,
+    check_room,
+    model_config,
+    named_adapters,
+    rank_for,
+    with_adapters,
+)
 from qwen2vl_serve.adapters.parts import sizes_of
 from qwen2vl_serve.checkpoint import read_config
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
@@ -46,6 +53,19 @@ def test_names_of_both_times_of_transformers_are_known(name: str, tmp_path: Path
     found = read_adapter(write_adapter(tmp_path, {name: size}), CONFIG)
     assert (found.rank, found.parts) == (2, 1)
     assert found.vision_parts == ("visual" in name)
+
+
+def test_the_models_sizes_are_read_where_modelscope_put_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from Hugging Face's cache; a model that is in neither is not known."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
+    place = tmp_path / "models" / "owner--name" / "snapshots" / "master"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(MODEL_FOLDER)
+    assert model_config(profile("model=owner/name")) == CONFIG
+    assert model_config(profile("model=owner/other")) is None
 
 
 def test_what_ms_swift_writes_beside_is_left_alone(tmp_path: Path) -> None:

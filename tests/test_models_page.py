@@ -63,10 +63,12 @@ def test_options_and_variables_of_a_download(page: str, capsys) -> None:
     told = capsys.readouterr().out
     options = set(re.findall(r"--[a-z]+", told)) - {"--help"}
     variables = set(re.findall(r"[A-Z][A-Z_]{6,}", told)) - {"MODEL"}
-    for name in (ROOT / "qwen2vl_serve" / "download").glob("*.py"):
-        variables |= set(re.findall(r"\"((?:HF|VLLM|TRANSFORMERS)_[A-Z_]+)\"", name.read_text()))
+    package = ROOT / "qwen2vl_serve"
+    named = r"\"((?:HF|VLLM|TRANSFORMERS|MODELSCOPE)_[A-Z_]+)\""
+    for name in (package / "hubs.py", *(package / "download").glob("*.py")):
+        variables |= set(re.findall(named, name.read_text()))
     assert options == {"--source", "--to", "--revision"}
-    assert len(variables) >= 6
+    assert len(variables) >= 9
     for word in options | variables:
         assert f"`{word}" in text, word
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen2vl_serve import overflow
+from qwen2vl_serve import overflow, summary
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.context import Context
 from qwen2vl_serve.engine import ServedModel, Usage
@@ -214,6 +214,39 @@ class TestTooManyPictures:
 
 
 class TestSummaries:
+    def test_a_history_is_hashed_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On the event loop: a thousand messages cost a thousand looks, not a million."""
+        looks: list[str] = []
+        monkeypatch.setattr(summary, "texts", lambda one: looks.append(one.role) or ["x"])
+        request = chat(*["#?"] * 50)
+        turns = Turns.of(request, shown(request))
+        keys = summary._keys(turns, "k", wordings()["en"])
+        assert list(keys) == list(range(1, 50))
+        assert len(set(keys.values())) == 49
+        assert len(looks) == len(request.messages)
+
+    @pytest.mark.parametrize("change", ["system", "text", "picture", "owner", "model", "nothing"])
+    def test_what_a_summary_stands_for_is_its_key(self, change: str) -> None:
+        """All that is before it, and nothing of what comes after."""
+        system = "be long" if change == "system" else "be brief"
+        first = "other#" if change == "text" else "first#"
+        fields = {"model": "m"} if change == "model" else {}
+        request = chat(
+            first, "second#", "third#" if change == "nothing" else "3#", system=system, **fields
+        )
+        sizes = [(280, 280)] * 3
+        if change == "picture":
+            sizes[0] = (280, 560)
+        keys = summary._keys(
+            Turns.of(request, list(pictures(*sizes))),
+            "other" if change == "owner" else "k",
+            wordings()["en"],
+        )
+        plain = chat("first#", "second#", "3#")
+        known = summary._keys(Turns.of(plain, shown(plain)), "k", wordings()["en"])
+        same = change == "nothing"
+        assert [keys[count] == known[count] for count in (1, 2)] == [same, same]
+
     def test_what_was_told_in_turn_two_is_still_sent(self) -> None:
         """The stand-in's summary is known: it keeps what has an ``=``."""
         window = Window(80)

@@ -29,9 +29,10 @@ from tests.test_plan_architectures import config_of, known
 
 @pytest.fixture(autouse=True)
 def no_cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A laptop: no card, no cache of the hub."""
+    """A laptop: no card, no cache of a hub."""
     monkeypatch.setattr(hardware, "cards", lambda: ())
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "empty"))
 
 
 @pytest.fixture
@@ -511,6 +512,20 @@ def test_an_offline_machine_does_not_ask(run, monkeypatch: pytest.MonkeyPatch) -
     assert "HF_HUB_OFFLINE" in run("--model", "me/dogs", "--gpus", "1x4090", status=2)
     with pytest.raises(PreflightError, match="nothing on this machine"):
         architecture_of(load_profile("single-3090", ["model=me/dogs"]), ask_hub=False)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["models--me--dogs/snapshots/main", "models/me--dogs/snapshots/master", "hub/models/me/dogs"],
+)
+def test_a_model_that_a_hub_gave_is_looked_at(tmp_path: Path, place: str) -> None:
+    """In the folder that the profile names, by either hub's layout, and nobody is asked."""
+    folder = tmp_path / place
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(load_profile("demo").model.path)
+    told = ["model=me/dogs", f"model.download_dir={tmp_path}"]
+    found = architecture_of(load_profile("single-3090", told), ask_hub=False)
+    assert found.text == architecture_of(load_profile("demo")).text
 
 
 def test_overrides_of_the_context_count_for_built_in_models() -> None:

@@ -63,15 +63,17 @@ class Log:
     card: str = "card"
 
 
+# The log in the thread is of its second command, of 2025-04-15: engine V0, one picture, no video.
+TWO_REQUESTS_ON_A100S = Log(
+    "vllm#16570", vl("Qwen2.5-VL-72B-Instruct"), 4, 4096, 39.38, 0.95,
+    weights=34.43, other=0.34, activations=2.51, cache=0.13, refused=True, pixels=LARGE,
+    engine={"max_num_seqs": 2},
+)  # fmt: skip
 # These are in the documentation too, by their places in this list.
 LOGS = [
-    Log(
-        "vllm#16570", vl("Qwen2.5-VL-72B-Instruct"), 4, 8192, 39.38, 0.95,
-        weights=34.43, other=0.34, activations=2.51, cache=0.13, refused=True,
-    ),
-    Log(
-        "vllm#16570, the fullest card", vl("Qwen2.5-VL-72B-Instruct"), 4, 8192, 39.38, 0.95,
-        weights=34.43, other=0.43, activations=2.51, cache=0.04, refused=True,
+    TWO_REQUESTS_ON_A100S,
+    replace(
+        TWO_REQUESTS_ON_A100S, source="vllm#16570, the fullest card", other=0.43, cache=0.04
     ),
     Log("vllm#15136", vl("Qwen2.5-VL-7B-Instruct"), 4, 8192, weights=3.9972),
     Log("gpustack#1800", vl("Qwen2.5-VL-7B-Instruct"), 1, 8192, 23.58, tokens=2400, refused=True),
@@ -110,9 +112,21 @@ PROFILED = [
     ),
 ]  # fmt: skip
 
+VIDEO_ON_A_4090 = Log(
+    "Korean lab notes on vLLM 0.27.1, WSL2", vl("Qwen2.5-VL-7B-Instruct"), 1, 8192, 23.99,
+    weights=15.67, tokens=62736, pixels=LARGE, videos=1, card="RTX 4090",
+)  # fmt: skip
+
 FURTHER = [
     *PROFILED,
     VIDEO_ON_AN_A100,
+    VIDEO_ON_A_4090,
+    Log(
+        "Unsloth on vLLM 0.9.2", vl("Qwen2.5-VL-3B-Instruct"), 1, 16384,
+        cache=13.48, tokens=392576, pixels=LARGE,
+        engine={"max_num_batched_tokens": 16384, "max_num_seqs": 1},
+    ),
+    Log("Lingshu-32B on vLLM 0.9.0.1", vl("Qwen2.5-VL-32B-Instruct"), 1, 8192, weights=62.43),
     Log(
         "UI-TARS on vLLM 0.6.6", vl("Qwen2-VL-7B-Instruct"), 1, 8192, 23.67,
         weights=15.5083, other=0.28, activations=1.16, cache=4.36, tokens=5102 * 16,
@@ -334,6 +348,16 @@ def test_a_video_takes_more_than_the_share() -> None:
     assert stage.parts.graphs.low < 0.53 * GIB < stage.parts.graphs.high
 
 
+def test_the_tokens_beside_a_video_are_foreseen() -> None:
+    """vLLM 0.27.1 took graphs from the cache, as 0.32 does."""
+    log = VIDEO_ON_A_4090
+    plan = planned(log)
+    assert plan.verdict is Verdict.FITS
+    assert log.tokens is not None
+    assert plan.kv_tokens.low < log.tokens < plan.kv_tokens.high
+    assert log.tokens == pytest.approx(plan.kv_tokens.likely, rel=0.15)
+
+
 def test_a_small_share_of_a_large_card_is_not_said_to_fit() -> None:
     """vllm#18124: 0.3 of 80 GB left no blocks for Qwen2.5-VL-3B with its own length and media."""
     log = replace(VIDEO_ON_AN_A100, model=vl("Qwen2.5-VL-3B-Instruct"), share=0.3)
@@ -351,6 +375,7 @@ def unpadded(name: str, packing: Quantisation) -> Architecture:
         ("vllm#13640", unpadded("Qwen2.5-VL-72B-Instruct", AWQ), 1, True),
         ("vllm#13640", unpadded("Qwen2.5-VL-72B-Instruct", AWQ), 2, False),
         ("QwenLM/Qwen3-VL#831", unpadded("Qwen2.5-VL-72B-Instruct", AWQ), 4, False),
+        ("vllm#13677", unpadded("Qwen2.5-VL-72B-Instruct", AWQ), 8, False),
         ("vllm#13640", vl("Qwen2-VL-72B-Instruct-AWQ"), 2, True),
         ("QwenLM/Qwen3-VL#236", unpadded("Qwen2-VL-72B-Instruct", GPTQ), 1, True),
         ("QwenLM/Qwen3-VL#236", unpadded("Qwen2-VL-72B-Instruct", GPTQ), 2, False),
@@ -413,9 +438,12 @@ def test_the_documentation_owns_up_to_activations(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["plan.md", "plan.zh-CN.md"])
 def test_the_documentation_tells_what_bears_out_the_activations(name: str) -> None:
-    """What the boot of V1 had left, and what is planned of it: the least, the most, the likely."""
+    """What boots of V1 had left, and what is planned of it: the least, the most, the likely."""
     text = (Path(__file__).parents[1] / "docs" / name).read_text("utf-8")
     (paragraph,) = re.findall(r"^.*test_plan_golden.*(?:\n.+)*", text, re.MULTILINE)
     size = planned(VIDEO_ON_AN_A100).stages[0].cache.size
     shown = [f"−{-gib / GIB:.1f}" for gib in (size.low, size.high, size.likely)]
     assert re.findall(r"−[\d.]+\d", paragraph) == [f"−{-(VIDEO_ON_AN_A100.cache or 0):.2f}", *shown]
+    tokens = planned(VIDEO_ON_A_4090).kv_tokens
+    shown = [f"{count:,.0f}" for count in (tokens.low, tokens.high, tokens.likely)]
+    assert re.findall(r"\d+,\d{3}", paragraph) == [f"{VIDEO_ON_A_4090.tokens:,}", *shown]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import multiprocessing
+import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -21,6 +24,7 @@ from hypothesis import strategies as st
 from limits.storage import storage_from_string
 from redis import from_url
 
+from qwen2vl_serve import quota
 from qwen2vl_serve.auth import Caller
 from qwen2vl_serve.errors import InvalidValue, PreflightError, QuotaUnavailable, RateLimited
 from qwen2vl_serve.keys_file import KeyLimits
@@ -158,6 +162,54 @@ def test_what_is_given_back_goes_to_its_own_minute(quotas: Quotas, clock: Clock)
     assert left(quotas, who, "tokens") == 100
     clock.now -= 60
     assert left(quotas, who, "tokens") == 90
+
+
+@pytest.mark.parametrize(
+    ("request_costs", "used", "counted"),
+    [(1100, None, (0, 0)), (500, 900, (400, 500)), (500, 600, (100, 500)), (500, 1000, (400, 600))],
+    ids=["refused", "all used", "less used", "more used"],
+)
+def test_a_summary_is_settled_in_its_own_minute(
+    quotas: Quotas, clock: Clock, request_costs: int, used: int | None, counted: tuple[int, int]
+) -> None:
+    """Reserved before the request itself, which may be in the next minute: no count is below 0.
+
+    What was too much goes back to the older minute first, where nobody can use it twice.
+    """
+    who = caller(tokens_per_minute=1000)
+
+    async def summarised() -> None:
+        async with quotas.visit(who, {}) as visit:
+            await visit.reserve(400, 0)
+            clock.now += 60
+            await visit.reserve(request_costs, 0)
+            if used is not None:
+                visit.used(used)
+
+    with contextlib.nullcontext() if used else pytest.raises(RateLimited):
+        asyncio.run(summarised())
+    later = 1000 - left(quotas, who, "tokens")
+    clock.now -= 60
+    assert (1000 - left(quotas, who, "tokens"), later) == counted
+
+
+def test_a_refusal_after_a_summary_costs_nothing(quotas: Quotas) -> None:
+    """Within one minute as well, whatever the storage does with half a count."""
+    who = caller(tokens_per_minute=1000, visual_tokens_per_minute=1000)
+
+    async def refused() -> None:
+        async with quotas.visit(who, {}) as visit:
+            await visit.reserve(400, 10)
+            with pytest.raises(RateLimited):
+                await visit.reserve(500, 991)
+            assert await asyncio.to_thread(left, quotas, who, "tokens") == 600
+            assert await asyncio.to_thread(left, quotas, who, "visual-tokens") == 990
+            await visit.reserve(600, 990)
+            raise InvalidValue("refused")
+
+    with pytest.raises(InvalidValue):
+        asyncio.run(refused())
+    assert (left(quotas, who, "tokens"), left(quotas, who, "visual-tokens")) == (1000, 1000)
 
 
 def test_a_refused_request_costs_no_tokens(quotas: Quotas) -> None:
@@ -487,6 +539,33 @@ def test_a_redis_that_ends_is_told_and_found_again(redis: str, clock: Clock) -> 
     finally:
         away.rename(place)
     use(quotas, who, 1, None)
+
+
+def test_a_redis_that_hangs_keeps_no_thread(
+    redis: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are refused with 503; neither its return nor the server's end waits for it."""
+    monkeypatch.setattr(quota, "SOCKET_SECONDS", 0.3)
+    quotas = Quotas(f"{redis}?db={next(DATABASES)}", clock)
+    who = caller(requests_per_minute=100)
+    use(quotas, who, 1, None)
+    server = from_url(redis.replace("redis+unix", "unix")).info("server")["process_id"]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        for _ in range(2):
+            with pytest.raises(QuotaUnavailable):
+                use(quotas, who, 1, None)
+        quotas._thread.submit(int).result(10)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    use(quotas, who, 1, None)
+
+
+def test_how_long_a_redis_is_waited_for_may_stand_in_its_address(redis: str) -> None:
+    """The operator's word goes before ours."""
+    for address, seconds in ((redis, quota.SOCKET_SECONDS), (f"{redis}?socket_timeout=1.5", 1.5)):
+        storage: Any = Quotas(address).open()
+        assert storage.storage.connection_pool.connection_kwargs["socket_timeout"] == seconds
 
 
 @pytest.mark.parametrize(

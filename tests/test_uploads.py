@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import openai
 import pytest
@@ -25,6 +25,7 @@ from PIL import Image
 from qwen2vl_serve import uploads
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.keys_file import KeysFile
+from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.profile import load_profile
 from tests.served import drained, served
 from tests.test_app import Running, error_of, eventually, running
@@ -94,6 +95,50 @@ def test_the_openai_client_uploads_lists_reads_and_deletes(client: openai.OpenAI
         with pytest.raises(openai.NotFoundError) as caught:
             ask(file.id)
         assert caught.value.code == "file_not_found"
+
+
+def test_a_files_bytes_are_sent_piece_by_piece(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large it is and however slowly it is read, the server holds a piece of it."""
+    monkeypatch.setattr(uploads, "PIECE_BYTES", 10_000)
+    data = noise(95_000)
+    file_id = upload(api, data).json()["id"]
+    pieces: list[int] = []
+    opened = FileStore.open
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            piece = super().read(size)
+            pieces.append(len(piece))
+            return piece
+
+    def watched(store: FileStore, *which: str) -> BinaryIO:
+        with opened(store, *which) as source:
+            return Watched(source.read())
+
+    monkeypatch.setattr(FileStore, "open", watched)
+    answer = requests.get(f"{api.root}/v1/files/{file_id}/content", timeout=60)
+    assert answer.content == data
+    assert answer.headers["content-length"] == str(len(data))
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert sum(pieces) == len(data)
+    assert max(pieces) <= 10_000
+
+
+def test_a_client_that_leaves_within_a_file_closes_it(api: Running) -> None:
+    """No descriptor is left of a download that nobody reads to its end."""
+    file_id = upload(api, noise(8_000_000)).json()["id"]
+
+    def is_open() -> bool:
+        return any(file_id in str(one.resolve()) for one in Path("/proc/self/fd").iterdir())
+
+    with socket.create_connection(("127.0.0.1", api.port), timeout=60) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.sendall(f"GET /v1/files/{file_id}/content HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert raw.recv(100).startswith(b"HTTP/1.1 200")
+        eventually(is_open)
+    eventually(lambda: not is_open())
 
 
 def test_lists_come_in_pages(client: openai.OpenAI) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
-from qwen2vl_serve import content, protocol, tools
+from qwen2vl_serve import content, protocol, tools, validation
 from qwen2vl_serve.errors import (
     InvalidJSON,
     InvalidType,
@@ -91,6 +91,27 @@ def test_what_is_wrong_with_json_is_told_in_our_words_with_its_place(
     message = refusal(body).message
     assert words in message
     assert not any(theirs in message for theirs in ("ident", "EOF", "parsing", "Expecting"))
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"[[[]]]", b"3", b'{"a": 1}'], ids=bytes.decode)
+def test_small_values_without_end_are_refused_unread(
+    value: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes dozens of times its bytes as an object, also in a field that nobody reads."""
+    few, many = ([value] * count for count in (100_000, 500_001))
+    hello = b'{"messages": [{"role": "user", "content": "x"}], "ignored": [%b]}'
+    parse(hello % b",".join(few))
+    monkeypatch.setattr(validation, "from_json", lambda *_, **__: pytest.fail("was read"))
+    refused = refusal(hello % b",".join(many))
+    assert isinstance(refused, InvalidJSON)
+    assert "500000" in refused.message
+
+
+def test_a_long_text_and_a_large_picture_are_no_values() -> None:
+    """A text's commas are few enough for any window; base64 has none."""
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "AB/+" * 10**6}}
+    text = {"type": "text", "text": "one, two, [three], " * 100_000}
+    assert len(parse(user([picture, text])).messages[0].content) == 2
 
 
 @pytest.mark.parametrize(
@@ -360,6 +381,42 @@ def test_dialects_count_against_the_limit_of_pictures() -> None:
     assert isinstance(
         refusal(user([*parts, {"type": "input_image", "file_id": "b"}])), TooManyItems
     )
+
+
+WHOLE_NUMBERS = [
+    *(name for name in content.VideoFields.model_fields if name != "fps"),
+    "max_tokens", "max_completion_tokens", "n", "top_k", "min_tokens", "stop_token_ids", "seed",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE_NUMBERS)
+@pytest.mark.parametrize("number", [2**63, 10**30, 10**400], ids=["2**63", "10**30", "10**400"])
+def test_a_whole_number_of_any_size_is_read_or_refused(name: str, number: int) -> None:
+    """By name, wherever it stands; none is too large for a float or for the engine's messages."""
+    value, path = ([number], f"{name}[0]") if name == "stop_token_ids" else (number, name)
+    assert refusal(user("x", **{name: value})).param == path
+    if name in content.VideoFields.model_fields:
+        found = refusal(user("x", mm_processor_kwargs={name: number}))
+        assert found.param == f"mm_processor_kwargs.{name}"
+        for part in (VIDEO, FRAMES):
+            assert refusal(user([{**part, name: number}])).param == f"messages[0].content[0].{name}"
+        found = refusal(user([{**VIDEO, "video_url": {**VIDEO["video_url"], name: number}}]))
+        assert found.param == f"messages[0].content[0].video_url.{name}"
+
+
+@pytest.mark.parametrize("rate", [0, -1, 1e-320, 1e-4, 1e7, 1e300])
+def test_a_rate_that_no_video_has_is_refused(rate: float) -> None:
+    """A duration of so many frames would be no number any more."""
+    assert refusal(user([{**FRAMES, "fps": rate}])).param == "messages[0].content[0].fps"
+    said = {"media_io_kwargs": {"video": {"fps": rate}}}
+    assert refusal(user("x", **said)).param == "media_io_kwargs.video.fps"
+
+
+def test_a_number_of_frames_and_a_token_id_have_bounds() -> None:
+    """Named with their place."""
+    said = {"media_io_kwargs": {"video": {"num_frames": 10**400}}}
+    assert refusal(user("x", **said)).param == "media_io_kwargs.video.num_frames"
+    assert refusal(user("x", stop_token_ids=[5, -1])).param == "stop_token_ids[1]"
 
 
 def test_a_number_beyond_floats_is_refused() -> None:

@@ -119,6 +119,26 @@ def test_one_that_vllm_refuses_leaves_nothing_behind() -> None:
     asyncio.run(scenario())
 
 
+def test_one_that_vllm_does_not_remove_keeps_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    """It may still be in the engine, which would evict another for the next; the log says so."""
+
+    async def scenario() -> None:
+        adapters, client = made(room=1)
+        await adapters.load("ocr", adapter())
+        client.remove_lora = failing  # type: ignore[method-assign]
+        await adapters.unload("ocr")
+        await settled()
+        with pytest.raises(TooManyItems):
+            await adapters.load("other", adapter("d2"))
+
+    async def failing(number: int) -> bool:
+        raise RuntimeError("vLLM's words")
+
+    asyncio.run(scenario())
+    assert "vLLM did not remove the adapter ocr: its place stays taken" in caplog.text
+    assert "vLLM's words" in caplog.text
+
+
 def test_loads_at_the_same_time_share_the_room() -> None:
     async def scenario() -> None:
         adapters, client = made(room=2)

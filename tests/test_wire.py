@@ -340,3 +340,59 @@ def test_no_websocket_is_opened(api: Served) -> None:
     ):
         client.sendall(request)
         assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\n"
+WEBSOCKET = b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
+WHOLE = b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+@pytest.mark.parametrize("body", [WHOLE, CHUNKED], ids=["whole", "chunked"])
+@pytest.mark.parametrize("packets", ["one", "two", "many"])
+def test_an_offer_of_another_protocol_is_ignored(
+    api: Served, offer: bytes, body: bytes, packets: str
+) -> None:
+    """Java's client offers HTTP/2 with its first request: it is served, and so is the next."""
+    request = CHAT + offer + body
+    head = request.index(b"\r\n\r\n") + 4
+    pieces = {
+        "one": [request],
+        "two": [request[:head], request[head:]],
+        "many": [request[at : at + 7] for at in range(0, len(request), 7)],
+    }[packets]
+    with socket.create_connection(("127.0.0.1", api.port), 60) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            client.sendall(piece)
+            time.sleep(0.001)
+        client.sendall(GET + b"Connection: close\r\n\r\n")
+        answer = drained(client)
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", answer) == [b"200", b"200"]
+    (asked,) = api.engine.requests
+    assert [message.content for message in asked.messages] == ["Hello"]
+
+
+def test_pipelined_offers_are_answered_in_order(api: Served) -> None:
+    """Many in one packet, with bodies and without, the last one of the connection too."""
+    last = (
+        GET.replace(b"models", b"models/none")
+        + b"Connection: close, Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    )
+    answer = api.raw((GET + H2C + b"\r\n" + CHAT + H2C + WHOLE) * 3 + last)
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", answer) == [b"200"] * 6 + [b"404"]
+
+
+def test_an_offer_does_not_lift_the_bounds_of_a_head(api: Served) -> None:
+    """Neither its bytes nor what ends in two ways."""
+    assert refused(api.raw(GET + H2C + b"X: " + b"a" * 9000)) == (431, "request_head_too_large")
+    assert refused(api.raw(CHAT + H2C + SMUGGLING[0])) == (400, "malformed_request")
+    assert api.engine.requests == []
+
+
+@pytest.mark.parametrize("target", [b"x:1", b"/v1/models"])
+def test_no_tunnel_is_opened(api: Served, target: bytes) -> None:
+    """CONNECT asks for a proxy; what follows it is not read as requests."""
+    request = b"CONNECT " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert refused(api.raw(request + GET + b"\r\n")) == (400, "malformed_request")

@@ -45,6 +45,7 @@ class Lab:
         self.monkeypatch.setenv("XDG_STATE_HOME", str(self.folder / "state"))
         self.monkeypatch.setenv("XDG_CONFIG_HOME", str(self.folder / "config"))
         self.monkeypatch.setenv("HF_HUB_CACHE", str(self.folder / "hub"))
+        self.monkeypatch.setenv("MODELSCOPE_CACHE", str(self.folder / "modelscope"))
         self._site = self.folder / "site"
         self._site.mkdir()
         self.monkeypatch.syspath_prepend(str(self._site))

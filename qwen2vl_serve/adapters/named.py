@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from qwen2vl_serve import checkpoint
+from qwen2vl_serve import checkpoint, hubs
 from qwen2vl_serve.adapters.lora import another_model, read_adapter
 from qwen2vl_serve.engine import Adapter
 from qwen2vl_serve.errors import PreflightError, SetupError
@@ -25,7 +25,7 @@ def model_config(profile: Profile) -> dict[str, Any] | None:
     model = profile.model
     folder: Path | None = Path(model.path)
     if not Path(model.path).is_dir():
-        folder = checkpoint.cached_folder(model.path, model.revision)
+        folder = hubs.cached_folder(model.path, model.revision, model.download_dir)
     if folder is None:
         return None
     try:

@@ -74,6 +74,7 @@ class BatchesAPI:
         self.most_unfinished = most_unfinished
         self._read = read
         self._admit = admit
+        self._creating = asyncio.Lock()  # so that each counts those before it
 
     async def create(self, request: Request) -> JSONResponse:
         """Take a batch over an uploaded file of requests."""
@@ -84,7 +85,11 @@ class BatchesAPI:
             asked = BatchRequest.model_validate(data)
         except ValidationError as error:
             raise as_request_error(error.errors(include_url=False)[0]) from None
-        owner = _owner(request)
+        async with self._creating:
+            batch = await self._create(runner, asked, _owner(request))
+        return JSONResponse(_object(batch))
+
+    async def _create(self, runner: Runner, asked: BatchRequest, owner: str) -> Batch:
         if len(runner.store.unfinished()) >= self.most_unfinished:
             raise RateLimited(
                 f"{self.most_unfinished} batches are not yet finished, as many as the server "
@@ -111,7 +116,7 @@ class BatchesAPI:
         except OSError as error:
             raise InternalError(f"The batch cannot be kept: {error.strerror}.") from None
         runner.take(batch)
-        return JSONResponse(_object(batch))
+        return batch
 
     async def list(self, request: Request) -> JSONResponse:
         """List the caller's batches, the newest first."""

@@ -42,7 +42,7 @@ class Runner:
     """Brings the batches of ``store`` to their ends.
 
     At most ``concurrency`` requests are asked at a time. A batch holds at most ``most_lines``, each
-    of at most ``most_bytes``. ``counted`` is told what became of each.
+    of at most as many bytes as ``most_bytes`` then says. ``counted`` is told what became of each.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Runner:
         *,
         concurrency: int,
         most_lines: int,
-        most_bytes: int,
+        most_bytes: Callable[[], int],
         counted: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.store = store
@@ -68,7 +68,7 @@ class Runner:
         self._started = False
 
     def _read(self, batch: Batch) -> tuple[Sequence[Line], Sequence[Fault]]:
-        return lines.read(self.store.input(batch), self.most_lines, self.most_bytes)
+        return lines.read(self.store.input(batch), self.most_lines, self.most_bytes())
 
     def start(self) -> None:
         """Go on where an earlier server ended; further calls do nothing. Needs a running loop."""
@@ -87,6 +87,7 @@ class Runner:
 
     def take(self, batch: Batch) -> None:
         """Begin with a batch, or go on."""
+        self.store.batches[batch.id] = batch
         if batch.status == "validating":
             self._spawn(self._validate(batch))
         else:
@@ -160,6 +161,8 @@ class Runner:
 
     async def _cancelled(self, batch: Batch) -> None:
         with self._holding(batch):
+            # An earlier server may have answered some of it.
+            await asyncio.to_thread(self.store.settled, batch)
             await self._finished(batch, "cancelled")
 
     async def _work(self, batch: Batch) -> None:

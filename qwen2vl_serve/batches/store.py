@@ -87,7 +87,7 @@ class BatchStore:
     def __init__(self, folder: Path, *, ttl_seconds: float, max_bytes: int) -> None:
         self.folder = folder
         self.ttl_seconds = ttl_seconds
-        self._saving = threading.Lock()
+        self._saving, self._appending = threading.Lock(), threading.Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -107,7 +107,10 @@ class BatchStore:
         os.close(self._lock)
 
     def add(self, owner: str, file_id: str, data: bytes, metadata: dict[str, str] | None) -> Batch:
-        """Keep a new batch over the requests in ``data``."""
+        """Write a new batch over the requests in ``data``; not yet one of ``batches``.
+
+        Those are the event loop's alone, which may be going over them.
+        """
         now = int(time.time())
         batch = Batch(
             id=f"batch_{secrets.token_hex(16)}",
@@ -125,7 +128,6 @@ class BatchStore:
         except OSError:
             shutil.rmtree(path, ignore_errors=True)
             raise
-        self.batches[batch.id] = batch
         return batch
 
     def find(self, batch_id: str, owner: str) -> Batch:
@@ -168,10 +170,12 @@ class BatchStore:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         target = os.open(self.outcomes(batch, failed=failed), flags, 0o600)
         try:
-            size = os.fstat(target).st_size
-            if os.write(target, line) != len(line):
-                os.ftruncate(target, size)
-                raise OSError(errno.ENOSPC, "no room for an outcome")
+            # Cutting off a torn line must not take away one that came behind it.
+            with self._appending:
+                size = os.fstat(target).st_size
+                if os.write(target, line) != len(line):
+                    os.ftruncate(target, size)
+                    raise OSError(errno.ENOSPC, "no room for an outcome")
         finally:
             os.close(target)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import TextIO
 
 from qwen2vl_serve import __version__, preflight
 from qwen2vl_serve.cli.options import Commands, add_overrides, add_profile, choose, load
+
+_STANDARD_INPUT = 0
 
 
 def add(commands: Commands) -> None:
@@ -33,6 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check and serve until the server ends; its exit status."""
+    if not os.isatty(_STANDARD_INPUT):
+        # A supervisor's SIGHUP finds nothing to reload for as long as checks and downloads take;
+        # `launch` handles it from then on. A terminal that goes may end this.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     name = choose(arguments.profile, lambda line: print(line, flush=True))
     profile = load(arguments, name)
     warnings = preflight.check(profile)

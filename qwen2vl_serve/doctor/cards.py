@@ -42,7 +42,7 @@ def driver(world: World) -> Finding:
         return fatal(
             "torch is a CPU build, and vLLM a CUDA build",
             "vLLM's kernels do not load beside it",
-            "`pip install --force-reinstall 'qwen2vl-serve[gpu]'`",
+            "`pip install --force-reinstall '.[gpu]'` in the checkout",
         )
     return _compared(found, found.cuda, built)
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from qwen2vl_serve import checkpoint
+from qwen2vl_serve import checkpoint, hubs
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok
-from qwen2vl_serve.doctor.model import is_set
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.hardware import GIB
 from qwen2vl_serve.plan.architectures import published
 from qwen2vl_serve.plan.weights import stored_bytes
-
-GIB = 1024**3
 
 
 def disk(world: World) -> Finding:
     """Compare the weights that are still to come with the room where they go."""
     model = world.profile.model
-    if world.local:
+    places = world.places
+    if world.local or any(map(checkpoint.is_whole, places)):
         return ok("nothing to download")
     place = _place(world)
     existing = next(folder for folder in (place, *place.parents) if folder.exists())
@@ -30,12 +30,11 @@ def disk(world: World) -> Finding:
             "the weights are downloaded to it",
             "`export HF_HOME=FOLDER`, or set model.download_dir",
         )
-    snapshot = checkpoint.snapshot(model.path, model.revision, place)
-    size = _size(snapshot, model.path)
+    size = _size(places, model.path)
     free = shutil.disk_usage(existing).free / GIB
     if size is None:
         return ok(f"{free:.1f} GiB free at {place}; this model's size is not known before")
-    left = max(size - _present(snapshot, place, model.path), 0.0)
+    left = max(size - max(map(_present, places)), 0.0)
     if left > free:
         return fatal(
             f"{left:.1f} GiB of weights are still to be downloaded to {place}, which has "
@@ -50,33 +49,25 @@ def _place(world: World) -> Path:
     model = world.profile.model
     if model.download_dir is not None:
         return Path(model.download_dir).expanduser().absolute()
-    if is_set("VLLM_USE_MODELSCOPE"):
-        return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
-    return checkpoint.hub_cache().absolute()
+    cache = hubs.modelscope_cache() if hubs.modelscope_first() else hubs.hugging_face_cache()
+    return cache.absolute()
 
 
-def _size(snapshot: Path, name: str) -> float | None:
+def _size(places: Sequence[Path], name: str) -> float | None:
     """Return the weights' GiB: from their index, else as the plan counts them, else None."""
-    try:
-        index = checkpoint.read_json(snapshot / "model.safetensors.index.json", "")
-        return int(index["metadata"]["total_size"]) / GIB
-    except (SetupError, KeyError, TypeError, ValueError):
-        pass
+    for place in places:
+        try:
+            index = checkpoint.read_json(place / "model.safetensors.index.json", "")
+            return int(index["metadata"]["total_size"]) / GIB
+        except (SetupError, KeyError, TypeError, ValueError):
+            continue
     model = published(name)
     if model is None or not name.lower().startswith("qwen/"):
         return None
     return stored_bytes(model) / GIB
 
 
-def _present(snapshot: Path, place: Path, name: str) -> float:
-    """Return the GiB that an earlier download left, finished or not.
-
-    ModelScope keeps its folders by the model's name, with ``___`` for a dot.
-    """
-    folders = [
-        snapshot,
-        *(place / folder / name.replace(".", "___") for folder in ("models", "hub/models")),
-    ]
-    files = [file for folder in folders for file in folder.glob("*.safetensors")]
-    files += snapshot.parents[1].glob("blobs/*.incomplete")
+def _present(place: Path) -> float:
+    """Return the GiB that an earlier download left, of files that are whole and that are not."""
+    files = [*place.glob("*.safetensors"), *hubs.begun(place)]
     return sum(file.stat().st_size for file in files if file.is_file()) / GIB

@@ -11,7 +11,10 @@ import time
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from urllib.request import getproxies_environment, proxy_bypass
+from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the second
+    getproxies_environment,
+    proxy_bypass_environment,
+)
 
 from packaging.specifiers import SpecifierSet
 from pydantic import SecretStr
@@ -210,7 +213,7 @@ def proxy(world: World) -> Finding:
     variable = proxy_variable(kind, os.environ)
     everywhere = server.host in ("0.0.0.0", "::", "localhost")  # noqa: S104  # compared only
     names = ["localhost", "127.0.0.1"] if everywhere else [server.host]
-    missing = [name for name in names if not proxy_bypass(name, proxies)]
+    missing = [name for name in names if not proxy_bypass_environment(name, proxies)]
     if missing:
         hosts = ",".join(dict.fromkeys(["localhost", "127.0.0.1", *missing]))
         return warning(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from qwen2vl_serve import checkpoint, hardware
+from qwen2vl_serve import checkpoint, hardware, hubs
 from qwen2vl_serve.doctor import software
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.world import World
@@ -18,7 +16,6 @@ from qwen2vl_serve.plan.refusals import mismatch, refusal
 
 NOT_HERE = "not here yet: the hub is asked at start"
 UNUSABLE = "not looked at: config.json cannot be used"
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 PICKLES = ("pt", "npcache")
 # Where older tools told of the packing, and vLLM still looks (``get_config_filenames``).
 PACKED_BY = (
@@ -40,8 +37,7 @@ def model(world: World) -> Finding:
         )
     if world.folder is not None:
         return ok(f"{name} in the hub cache, {world.folder}")
-    offline = forbidden()
-    if offline and not is_set("VLLM_USE_MODELSCOPE"):
+    if (offline := hubs.forbidden()) is not None:
         return fatal(
             f"model.model: {name} is not in the local hub cache, and {offline} forbids to "
             "download it",
@@ -104,7 +100,7 @@ def weights(world: World) -> Finding:
             "they may run code when they are loaded",
             "take a checkpoint with safetensors, and leave model.load_format out",
         )
-    unfinished = [path.name for path in _unfinished(world)]
+    unfinished = [path.name for place in world.places for path in hubs.interrupted(place)]
     named = f"{len(unfinished)} interrupted downloads, as {unfinished[0]}" if unfinished else ""
     folder = _weights_folder(world)
     if folder is None or (_may_come(world) and not _names_all(folder)):
@@ -217,16 +213,6 @@ def split(world: World) -> Finding:
     return ok(f"tensor {tensor} × pipeline {pipeline}")
 
 
-def forbidden() -> str | None:
-    """Name the variable that forbids to ask the hub."""
-    return next((name for name in OFFLINE if is_set(name)), None)
-
-
-def is_set(variable: str) -> bool:
-    """Whether a variable of the environment says yes."""
-    return os.environ.get(variable, "").strip().lower() in {"1", "true", "yes", "on"}
-
-
 def _pickles(world: World) -> str | None:
     form, folder = world.profile.model.load_format, _weights_folder(world)
     if form in PICKLES:
@@ -238,14 +224,11 @@ def _pickles(world: World) -> str | None:
 
 def _may_come(world: World) -> bool:
     """Whether the hub may still bring what the folder lacks."""
-    return not world.local and forbidden() is None
+    return not world.local and hubs.forbidden() is None
 
 
 def _weights_folder(world: World) -> Path | None:
-    model, folder = world.profile.model, world.folder
-    if not world.local and model.download_dir is not None:
-        cache = Path(model.download_dir).expanduser()
-        folder = checkpoint.snapshot(model.path, model.revision, cache)
+    folder = world.folder
     return folder if folder is not None and folder.is_dir() else None
 
 
@@ -260,17 +243,3 @@ def _names_all(folder: Path) -> bool:
 
 def _as_tested(world: World) -> bool:
     return software.versions(world).level == "ok"
-
-
-def _unfinished(world: World) -> Iterator[Path]:
-    """Yield what interrupted downloads of the hubs left behind."""
-    model = world.profile.model
-    if world.local:
-        folder = Path(model.path)
-        yield from sorted(folder.glob(".cache/huggingface/download/**/*.incomplete"))
-        yield from sorted(path for path in folder.glob("._____temp/*") if path.is_file())
-        yield from sorted([*folder.glob("*.incomplete"), *folder.glob("*.aria2")])
-        return
-    cache = Path(model.download_dir).expanduser() if model.download_dir else checkpoint.hub_cache()
-    repository = checkpoint.snapshot(model.path, model.revision, cache).parents[1]
-    yield from sorted(repository.glob("blobs/*.incomplete"))

@@ -38,19 +38,19 @@ def vllm(world: World) -> Finding:
         return fatal(
             "vLLM is not installed",
             "it is the engine",
-            f"install it with: `pip install 'qwen2vl-serve[{extra}]'`",
+            f"install it with: `pip install '.[{extra}]'` in the checkout",
         )
     if device == "cuda" and build == "cpu":
         return fatal(
             "hardware.device is cuda, but the vLLM installed here is the CPU build",
             "it does not know cards",
-            "use an environment with 'qwen2vl-serve[gpu]'",
+            "use an environment with the extra gpu (`pip install '.[gpu]'` in the checkout)",
         )
     if device == "cpu" and build == "cuda":
         return fatal(
             "hardware.device is cpu, but the vLLM installed here is the CUDA build",
             "it cannot run without cards",
-            "use an environment with 'qwen2vl-serve[cpu]'",
+            "use an environment with the extra cpu (`pip install '.[cpu]'` in the checkout)",
         )
     return ok(f"the {'CPU' if build == 'cpu' else 'CUDA'} build")
 
@@ -68,7 +68,7 @@ def versions(world: World) -> Finding:
         elif requirement.name in ("torch", "transformers", *VLLM["cpu"]):
             shown.append(f"{requirement.name} {version}")
     extra = "gpu" if world.build == "cuda" else "cpu"
-    mend = f"`pip install 'qwen2vl-serve[{extra}]'`"
+    mend = f"`pip install '.[{extra}]'` in the checkout"
     if missing:
         return fatal(
             f"not installed: {', '.join(dict.fromkeys(missing))}",
@@ -103,8 +103,7 @@ def torchvision(world: World) -> Finding:
         return fatal(
             f"{found}, and this package's entry point is not installed",
             why,
-            "`pip install --force-reinstall --no-deps qwen2vl-serve` (in a checkout: "
-            "`pip install -e .`)",
+            "`pip install --force-reinstall --no-deps .` in the checkout",
         )
     return ok(f"{found}; this package declares the operators that it lacks")
 

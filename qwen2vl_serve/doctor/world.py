@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen2vl_serve import checkpoint, hardware, nvidia
+from qwen2vl_serve import checkpoint, hardware, hubs, nvidia
 from qwen2vl_serve.errors import SetupError
 from qwen2vl_serve.plan.advice import advice
 from qwen2vl_serve.plan.source import of_config
@@ -62,13 +62,21 @@ class World:
         name = self.profile.model.path
         return name != self.profile.model.model or checkpoint.is_folder(name)
 
+    @property
+    def places(self) -> list[Path]:
+        """Where the checkpoint may be: the profile's folder, or those of the hubs' caches."""
+        model = self.profile.model
+        if self.local:
+            return [Path(model.path)]
+        return hubs.places(model.path, model.revision, model.download_dir)
+
     @cached_property
     def folder(self) -> Path | None:
-        """The checkpoint's folder: the profile's, or the one in the hub's cache."""
+        """The checkpoint's folder: the profile's, or the one in a hub's cache."""
         model = self.profile.model
         if self.local:
             return Path(model.path)
-        return checkpoint.cached_folder(model.path, model.revision)
+        return hubs.cached_folder(model.path, model.revision, model.download_dir)
 
     @cached_property
     def config(self) -> dict[str, Any] | None:

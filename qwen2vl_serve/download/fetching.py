@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from qwen2vl_serve import hubs
 from qwen2vl_serve.download.huggingface import HuggingFace
 from qwen2vl_serve.download.listing import (
-    PART,
     Hub,
     Listing,
     RepoFile,
     Source,
     check_name,
     check_online,
-    is_set,
     needed,
 )
 from qwen2vl_serve.download.modelscope import ModelScope
@@ -101,7 +100,7 @@ def download(
 def _ask(
     name: str, source: Source, revision: str | None, cache: Path | None, progress: Progress
 ) -> tuple[Hub, Listing]:
-    if source == "modelscope" or (source == "auto" and is_set("VLLM_USE_MODELSCOPE")):
+    if source == "modelscope" or (source == "auto" and hubs.modelscope_first()):
         hub: Hub = ModelScope(cache)
         return hub, hub.listing(name, revision)
     hub = HuggingFace(cache)
@@ -181,21 +180,10 @@ def _check_room(folder: Path, files: Iterable[RepoFile], name: str) -> None:
         if (folder / file.path).is_file()
     }
     left = sum(file.size for file in files if here.get(file.path) != file.size)
-    left = max(0, left - _begun(folder))
+    left = max(0, left - sum(file.stat().st_size for file in hubs.begun(folder)))
     free = shutil.disk_usage(existing).free
     if left and left + SPARE_BYTES > free:
         raise PreflightError(
             f"{name}: {left / 1e9:.1f} GB are still to come to {folder}, which has "
             f"{free / 1e9:.1f} GB free; free some, or name another place with --to"
         )
-
-
-def _begun(folder: Path) -> int:
-    """Bytes of interrupted downloads that will be gone on with."""
-    places = [folder / ".cache" / "huggingface" / "download", folder.parents[1] / "blobs"]
-    return sum(
-        file.stat().st_size
-        for place in places
-        if place.is_dir()
-        for file in place.rglob(f"*{PART}")
-    )

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from qwen2vl_serve import checkpoint
+from qwen2vl_serve import checkpoint, hubs
 from qwen2vl_serve.download.fetching import download
 from qwen2vl_serve.download.meter import Meter
-from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.profile import Profile
 
 
 def have_model(profile: Profile, say: Callable[[str], None]) -> Profile:
     """Return the profile with the folder that holds its model, fetched now if need be.
 
-    A checkpoint that the hub's cache holds whole is taken without asking the hub. Names that
-    clients use stay as they are. ``say`` takes lines for the operator.
+    A checkpoint that the cache of one of the hubs holds whole is taken without asking them. Names
+    that clients use stay as they are. ``say`` takes lines for the operator.
 
     Raises:
         PreflightError, DownloadError: as ``download``.
@@ -27,8 +26,9 @@ def have_model(profile: Profile, say: Callable[[str], None]) -> Profile:
     if model.load_format not in (None, "auto", "safetensors", "dummy"):
         return profile  # vLLM's own way of loading, as from an object store
     cache = None if model.download_dir is None else Path(model.download_dir).expanduser()
-    folder = checkpoint.snapshot(model.path, model.revision, cache or checkpoint.hub_cache())
-    if not _whole(folder):
+    places = hubs.places(model.path, model.revision, cache)
+    folder = next(filter(checkpoint.is_whole, places), None)
+    if folder is None:
         meter = Meter(lambda line: say(f"fetch   {line}"))
         found = download(model.path, revision=model.revision, cache=cache, progress=meter)
         at = found.commit or found.revision
@@ -43,11 +43,3 @@ def have_model(profile: Profile, say: Callable[[str], None]) -> Profile:
         }
     )
     return profile.model_copy(update={"model": named}).named(profile.name)
-
-
-def _whole(folder: Path) -> bool:
-    try:
-        checkpoint.check_processor(folder)
-        return checkpoint.check_weights(folder) > 0
-    except PreflightError:
-        return False

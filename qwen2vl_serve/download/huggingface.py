@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from qwen2vl_serve import checkpoint
-from qwen2vl_serve.download.listing import PART, Advance, Listing, RepoFile
+from qwen2vl_serve import hubs
+from qwen2vl_serve.download.listing import Advance, Listing, RepoFile
 from qwen2vl_serve.errors import DownloadError, HubUnreachable, PreflightError
 
 ANSWER_SECONDS = 15.0
@@ -26,7 +26,7 @@ class HuggingFace:
             from filelock import FileLock  # noqa: PLC0415
         except ImportError:
             raise PreflightError(
-                "huggingface_hub is not installed; pip install 'qwen2vl-serve[download]'"
+                "huggingface_hub is not installed; pip install 'huggingface-hub>=2.4,<3'"
             ) from None
         self._library = huggingface_hub
         self._lock = FileLock
@@ -58,9 +58,8 @@ class HuggingFace:
         """Return the folder given, or the commit's in the library's cache."""
         if to is not None:
             return to
-        return checkpoint.snapshot(
-            listing.name, listing.commit, self._cache or checkpoint.hub_cache()
-        )
+        cache = self._cache or hubs.hugging_face_cache()
+        return hubs.snapshot(listing.name, listing.commit, cache)
 
     def fetch(self, listing: Listing, file: RepoFile, to: Path | None, advance: Advance) -> Path:
         """Fetch a file; what came before an interruption, of another command too, is kept.
@@ -99,9 +98,9 @@ class HuggingFace:
     def _part(self, listing: Listing, file: RepoFile, to: Path | None) -> Path:
         """Return where a file is kept while it comes."""
         if to is not None:
-            return to / ".cache" / "huggingface" / "download" / f"{file.path}{PART}"
+            return to / ".cache" / "huggingface" / "download" / f"{file.path}{hubs.PART}"
         blobs = self.place(listing, None).parents[1] / "blobs"
-        return blobs / f"{file.sha256 or file.git}{PART}"
+        return blobs / f"{file.sha256 or file.git}{hubs.PART}"
 
     def finish(self, listing: Listing, to: Path | None) -> None:
         """Note which commit a branch is at, as the library does when it asks by the branch."""

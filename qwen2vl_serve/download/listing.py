@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from qwen2vl_serve import hubs
 from qwen2vl_serve.errors import PreflightError
 
 Source = Literal["auto", "hf", "modelscope"]
 SOURCES: tuple[Source, ...] = ("auto", "hf", "modelscope")
-
-PART = ".part"
-"""The ending of files that have not come whole."""
 
 Advance = Callable[[int], None]
 """Is told of bytes that have come; a negative number takes some back."""
@@ -134,16 +131,10 @@ def needed(files: Sequence[RepoFile], name: str) -> tuple[RepoFile, ...]:
     return kept
 
 
-def is_set(variable: str) -> bool:
-    """Whether a variable of the environment says yes."""
-    return os.environ.get(variable, "").strip().lower() in {"1", "true", "yes", "on"}
-
-
 def check_online(name: str) -> None:
     """Raise ``PreflightError`` where a variable forbids to ask a hub."""
-    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if is_set(variable):
-            raise PreflightError(
-                f"{name}: is not here whole, and {variable} forbids to download it; unset the "
-                "variable, or give the path of its folder"
-            )
+    if (variable := hubs.forbidden()) is not None:
+        raise PreflightError(
+            f"{name}: is not here whole, and {variable} forbids to download it; unset the "
+            "variable, or give the path of its folder"
+        )

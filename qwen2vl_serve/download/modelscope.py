@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from qwen2vl_serve import hubs
 from qwen2vl_serve.download.listing import Advance, Listing, RepoFile
 from qwen2vl_serve.errors import DownloadError, HubUnreachable, PreflightError
 
@@ -24,7 +25,7 @@ class ModelScope:
             import modelscope_hub  # noqa: PLC0415 -- an extra
         except ImportError:
             raise PreflightError(
-                "modelscope_hub is not installed; pip install 'qwen2vl-serve[modelscope]'"
+                "modelscope_hub is not installed; pip install 'modelscope-hub>=0.5,<1'"
             ) from None
         self._library = modelscope_hub
         self._api = modelscope_hub.HubApi(modelscope_hub.HubConfig())
@@ -43,8 +44,8 @@ class ModelScope:
         """Return the folder given, or the one of the library's cache."""
         if to is not None:
             return to
-        root = self._api.downloader._repo_cache_dir_path(listing.name, "model", self._cache)
-        return Path(root) / "snapshots" / listing.revision
+        cache = self._cache or hubs.modelscope_cache()
+        return hubs.modelscope_snapshot(listing.name, listing.revision, cache)
 
     def fetch(self, listing: Listing, file: RepoFile, to: Path | None, advance: Advance) -> Path:
         """Fetch a file; what came before an interruption is not fetched again."""

@@ -35,6 +35,7 @@ class Member:
         self._watch = watch
         self._lost = asyncio.Event()
         self._life: AbstractAsyncContextManager[Engine] | None = None
+        self._ending: asyncio.Future[bool | None] | None = None
         self._engine: Engine | None = None
         self._pulse: Pulse | None = None
 
@@ -63,7 +64,10 @@ class Member:
             self._pulse.stop()
         life, self._life = self._life, None
         if life is not None:
-            await life.__aexit__(None, None, None)
+            self._ending = asyncio.ensure_future(life.__aexit__(None, None, None))
+        if self._ending is not None and not self._ending.done():
+            # Cut off on its way it would leave processes behind.
+            await asyncio.shield(self._ending)
 
     def lose(self) -> None:
         """Give no more requests to the engine, and have ``tend`` put another in its place."""

@@ -181,7 +181,8 @@ class Engines:
             if self._adapters.pop(name, None) is None:
                 raise ModelNotFound(f"No adapter is named {name[:100]!r}.", param="lora_name")
             for member in self._living:
-                await member.engine.unload_adapter(name)
+                with suppress(ModelNotFound):
+                    await member.engine.unload_adapter(name)
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Return the prompt's tokens, each picture and video as one; no engine is asked."""

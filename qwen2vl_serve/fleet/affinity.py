@@ -12,7 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from blake3 import blake3
-from pydantic_core import from_json
+
+from qwen2vl_serve.errors import InvalidJSON
+from qwen2vl_serve.validation import parse_json
 
 SLACK = 1.25
 """How much above the mean a replica's load may be before its keys go elsewhere."""
@@ -23,34 +25,39 @@ AT_EASE = 4
 _ADDRESSES = ("url", "file_id", "file_data")
 
 
-def content_key(body: bytes) -> str:
+def content_key(body: bytes, names: Collection[str] = ()) -> str:
     """Return what of a chat request's body replicas cache; empty where nothing is to be found.
 
-    It is the model (an adapter has caches of its own) with the first picture or video of the
-    first user message, or, where that shows nothing, with all messages up to it. So a conversation
-    keeps its key while it grows, and a picture has the same one whatever is asked about it. A
-    body that is no chat request has none, and whoever gets it answers with the error.
+    It is the model (an adapter has caches of its own; ``names`` are the model's, all one to its
+    cache) with the first picture or video of the first user message, or, where that shows nothing,
+    with all messages up to it. So a conversation keeps its key while it grows, and a picture has
+    the same one whatever is asked about it. A body that is no chat request has none, and whoever
+    gets it answers with the error.
     """
     try:
-        request = from_json(body, cache_strings=False)
-    except ValueError:
+        request = parse_json(body)
+    except InvalidJSON:
         return ""
-    messages = request.get("messages") if isinstance(request, dict) else None
+    messages = request.get("messages")
     if not isinstance(messages, list):
         return ""
-    seen = blake3(_text(request.get("model")))
+    model = _text(_adapter(request.get("model"), names))
+    seen = blake3(model)
     for message in messages:
         if not isinstance(message, dict):
             return ""
         user = message.get("role") == "user"
         if user and (shown := _first_medium(message.get("content"))) is not None:
-            return blake3(
-                _text(request.get("model")) + b"\0" + shown.encode(errors="replace")
-            ).hexdigest()
+            return blake3(model + b"\0" + shown.encode(errors="replace")).hexdigest()
         seen.update(_text(message.get("role")) + _text(message.get("content")))
         if user:
             return seen.hexdigest()
     return ""
+
+
+def _adapter(model: Any, names: Collection[str]) -> Any:
+    """Return what a request names beside the model itself, which a request without a name means."""
+    return None if isinstance(model, str) and model in names else model
 
 
 def _text(value: Any) -> bytes:

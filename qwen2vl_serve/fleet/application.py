@@ -27,16 +27,14 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen2vl_serve.admission import Refused
-from qwen2vl_serve.auth import Keys
-from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.fleet import known
 from qwen2vl_serve.fleet.affinity import AT_EASE, SLACK
 from qwen2vl_serve.fleet.asking import Ask, Messages
 from qwen2vl_serve.fleet.gateway import Gateway, ReplicaLost
+from qwen2vl_serve.fleet.preflight import door_keys, refuse_what_is_one_servers
 from qwen2vl_serve.fleet.replica import Replica
 from qwen2vl_serve.fleet.router import AffinityRouter, RandomRouter
-from qwen2vl_serve.keys_file import KeysFile
-from qwen2vl_serve.profile import Profile, load_profile
+from qwen2vl_serve.profile import load_profile
 
 ROUTERS = {"affinity": AffinityRouter, "random": RandomRouter}
 
@@ -96,8 +94,8 @@ def fleet(args: FleetOptions) -> serve.Application:
     """Return the application.
 
     Raises:
-        ProfileError: the profile is not valid.
-        PreflightError: what it asks for is one server's own.
+        ProfileError: the profile is not valid, or a file of keys cannot be read.
+        PreflightError: what it asks for is one server's own, or others reach it without a key.
     """
     return application(args, SEAM)
 
@@ -106,6 +104,7 @@ def application(options: FleetOptions, seam: str) -> serve.Application:
     """Return the application whose replicas start their engine by the module ``seam``."""
     profile = load_profile(options.profile, list(options.set))
     refuse_what_is_one_servers(profile)
+    door_keys(profile)
     limits = profile.limits
     cards = profile.workers if profile.hardware.device == "cuda" else 0
     grace = profile.server.shutdown_timeout
@@ -131,30 +130,6 @@ def application(options: FleetOptions, seam: str) -> serve.Application:
         graceful_shutdown_timeout_s=grace + 2 * LEAVE_SECONDS,
     )
     return gateways.bind(options.profile, options.set, replicas)
-
-
-def refuse_what_is_one_servers(profile: Profile) -> None:
-    """Return if replicas can serve the profile side by side.
-
-    Raises:
-        PreflightError: they cannot; names the field.
-    """
-    if profile.batches.enabled:
-        raise PreflightError(
-            "batches.enabled: the batches of a folder are one server's; turn them off for a fleet, "
-            "and run one server with batches beside it."
-        )
-    if profile.files.max_files and profile.files.folder is None:
-        raise PreflightError(
-            "files.folder: an upload has to be found by every replica; name a folder on a disk "
-            "that all machines mount, or turn uploads off with files.max_files=0."
-        )
-    if profile.engine.distributed_executor_backend == "ray":
-        raise PreflightError(
-            "engine.distributed_executor_backend: a replica is a process with the cards of its "
-            "machine (mp); a model over several machines is a group of its own, as in "
-            "deploy/kubernetes/overlays/several-nodes."
-        )
 
 
 class Replicas:
@@ -209,8 +184,7 @@ class Gateways:
     def __init__(self, profile: str, settings: Sequence[str], replicas: DeploymentHandle) -> None:
         self.handle = replicas.options(method_name="answer", stream=True)
         loaded = load_profile(profile, list(settings))
-        keys = Keys(loaded.api_keys(), KeysFile(loaded.keys_path))
-        self.gateway = Gateway(loaded, keys, self.answers, lambda: known.replicas)
+        self.gateway = Gateway(loaded, door_keys(loaded), self.answers, lambda: known.replicas)
 
     async def answers(self, ask: Ask) -> AsyncGenerator[Messages, None]:
         """Have Ray choose a replica, and yield what it says."""

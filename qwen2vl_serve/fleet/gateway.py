@@ -63,6 +63,7 @@ class Gateway:
         self.answers = answers
         self.replicas = replicas
         self.keys = keys
+        self.names = frozenset(profile.model.served_names)
         limits, files = profile.limits, profile.files
         self.bodies = BodyReader(_overloaded)
         self.bodies.resize(limits.max_body_bytes, limits.body_seconds, limits.max_held_body_bytes)
@@ -93,7 +94,7 @@ class Gateway:
                 "while it runs would be on one replica. Name it there and deploy again."
             )
         body = await self._body(request)
-        key = content_key(body) if path in _KEYED else ""
+        key = content_key(body, self.names) if path in _KEYED else ""
         call: Call = scope["state"]["call"]
         ask = Ask(key, plain_scope(scope, call.id), body)
         async with WhileConnected(receive):

@@ -16,12 +16,11 @@ from starlette.types import Message
 from qwen2vl_serve import request_log, tracing
 from qwen2vl_serve.adapters.named import named_adapters, with_adapters
 from qwen2vl_serve.app import build_app
-from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.download import have_model
 from qwen2vl_serve.engine_environment import engine_environment
 from qwen2vl_serve.errors import EngineUnavailable
 from qwen2vl_serve.fleet.asking import REPLICA_HEADER, Ask, Messages
-from qwen2vl_serve.keys_file import KeysFile
+from qwen2vl_serve.fleet.preflight import door_keys
 from qwen2vl_serve.launch import WATCH_SECONDS
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.resources import media_loader
@@ -49,7 +48,7 @@ class Replica:
         """Boot the engine.
 
         Raises:
-            PreflightError: the profile cannot be served by a replica.
+            PreflightError: the profile cannot be served by a replica, or not without keys.
             BootError: the checkpoint did not come.
             Exception: whatever vLLM raises when it does not start.
         """
@@ -57,14 +56,15 @@ class Replica:
         handler.setFormatter(request_log.formatter(self.profile.server.log_format))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+        keys = door_keys(self.profile)
         profile = have_model(self.profile, logger.info)
-        profile = with_adapters(profile, named_adapters(profile))
+        adapters = named_adapters(profile)
+        profile = with_adapters(profile, adapters)
         os.environ.update(engine_environment(profile))
         seam = importlib.import_module(self.seam)
         loader = media_loader(profile, shared=True)
         self._open.push_async_callback(loader.close)
-        engine = await self._open.enter_async_context(seam.start_engine(profile))
-        keys = Keys(profile.api_keys(), KeysFile(profile.keys_path))
+        engine = await self._open.enter_async_context(seam.start_engine(profile, adapters))
         traces = tracing.tracer()
         if traces is not None:
             self._open.callback(traces.close)

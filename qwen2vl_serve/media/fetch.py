@@ -191,8 +191,9 @@ class Fetcher:
         return self._names
 
     def _connector(self, resolver: AbstractResolver, **guard: Any) -> aiohttp.TCPConnector:
+        # Not limited here, where waiting for a connection would count as the other side's slowness.
         return aiohttp.TCPConnector(
-            resolver=resolver, use_dns_cache=False, force_close=True, **guard
+            resolver=resolver, use_dns_cache=False, force_close=True, limit=0, **guard
         )
 
     def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
@@ -129,18 +131,24 @@ class FileStore:
 
     def read(self, file_id: str, owner: str = "") -> bytes:
         """Return a file's bytes; raises ``NoSuchFile``."""
+        with self.open(file_id, owner) as source:
+            return source.read()
+
+    def open(self, file_id: str, owner: str = "") -> BinaryIO:
+        """Return a file to be read from its first byte, whoever deletes it meanwhile.
+
+        Raises ``NoSuchFile``.
+        """
         with self._lock:
             self._find(file_id, owner)
             self._files.move_to_end(file_id)
-            # Opened under the lock; once open, its bytes stay whoever deletes it.
             try:
                 source = self._path(file_id).open("rb")
             except FileNotFoundError:
                 self._forget(file_id)
                 raise NoSuchFile(file_id) from None
-        with source:
-            source.readline()
-            return source.read()
+        source.readline(_LONGEST_HEAD)
+        return source
 
     def look_up(self, file_id: str, owner: str = "") -> StoredFile:
         """Return what is known of a file that is to be shown; raises ``NoSuchFile``. Counted."""
@@ -209,14 +217,22 @@ class FileStore:
             self._remember(file)
 
     def _find(self, file_id: str, owner: str) -> StoredFile:
+        file = self._unexpired(file_id)
+        if file is None or file.owner != owner:
+            raise NoSuchFile(file_id)
+        return file
+
+    def _unexpired(self, file_id: str) -> StoredFile | None:
+        """Return a file whose time is not over, as far as all know that share the folder.
+
+        One whose time is over goes.
+        """
         if self._shared:
             self._look_at(file_id)
         file = self._files.get(file_id)
         if file is not None and file.expires_at <= time.time():
             self._remove(file)
-            file = None
-        if file is None or file.owner != owner:
-            raise NoSuchFile(file_id)
+            return None
         return file
 
     def _write_aside(self, file: StoredFile, data: bytes) -> Path:
@@ -280,7 +296,7 @@ class FileStore:
     def _expire(self) -> None:
         now = time.time()
         for file in [one for one in self._files.values() if one.expires_at <= now]:
-            self._remove(file)
+            self._unexpired(file.id)
 
     def _sweep(self) -> None:
         while not self._closed.wait(SWEEP_SECONDS):
@@ -292,12 +308,14 @@ def _head(path: Path) -> StoredFile | None:
     """Return what a file of the folder says of itself; None, and gone, where it is damaged."""
     if _FILE_ID.fullmatch(path.name) is None:
         return None
-    with contextlib.suppress(OSError):
-        with path.open("rb") as source:
-            head = source.readline(_LONGEST_HEAD)
+    with contextlib.suppress(OSError), path.open("rb") as source:
+        head = source.readline(_LONGEST_HEAD)
+        seen = os.fstat(source.fileno())
         with contextlib.suppress(ValueError):
             file = StoredFile.model_validate_json(head)
-            if file.id == path.name and path.stat().st_size == len(head) + file.bytes:
+            if file.id == path.name and seen.st_size == len(head) + file.bytes:
                 return file
-        path.unlink()
+        # Another server may have put a whole one there meanwhile.
+        if os.path.samestat(seen, path.stat()):
+            path.unlink()
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import warnings
 import zlib
 from collections.abc import Collection
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
-from qwen2vl_serve.media import jpeg
+from qwen2vl_serve.media import jpeg, parts
 from qwen2vl_serve.media.headers import Header
 from qwen2vl_serve.media.resample import ROWS, resize
 
@@ -47,7 +46,8 @@ def read_header(
     """Return format and size without decoding a pixel; ``formats`` are Pillow's names.
 
     Raises:
-        InvalidImage: no picture of one of ``formats``; the message names what it is.
+        InvalidImage: no picture of one of ``formats``; the message names what it is. Or there are
+            more than ``parts.MOST_PARTS`` parts before the pixels.
         ImageTooLarge: more than ``max_pixels``, or a text that unpacks to too much.
     """
     accepted = tuple(name for name in installed_formats() if name in formats)
@@ -75,12 +75,14 @@ def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False
     pixels then differ from the reference's.
 
     Raises:
-        InvalidImage: the data is corrupt or cut short.
+        InvalidImage: the data is corrupt or cut short, or of more parts than any program writes.
     """
     if data.startswith(_PNG):
         _verify(data, param)
     with _opened(data, param, installed_formats()) as image:
         try:
+            if image.format in _JPEGS and not jpeg.has_few_scans(data):
+                raise _cluttered(param)
             orientation = _orientation(image, data)
             height, width = size
             if fast and image.format == "JPEG":
@@ -92,6 +94,8 @@ def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False
             upright = ImageOps.exif_transpose(image) if orientation != 1 else image
             rgb = _to_rgb(upright)
             return np.asarray(rgb) if rgb.size == (width, height) else resize(rgb, size)
+        except InvalidImage:
+            raise
         except Exception as error:  # each format's decoder raises what it likes
             raise _invalid(param) from error
 
@@ -104,34 +108,34 @@ def installed_formats() -> tuple[str, ...]:
 
         pillow_heif.register_heif_opener()
     Image.init()
+    # Size is judged by ``read_header``, against the profile's limit rather than Pillow's.
+    Image.MAX_IMAGE_PIXELS = None
+    # Of damaged tags, in the words of whoever sent them.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _opened(data: bytes, param: str, formats: tuple[str, ...]) -> Image.Image:
-    with warnings.catch_warnings():
-        # Size is judged by ``read_header``, against the profile's limit rather than Pillow's.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            return Image.open(io.BytesIO(data), formats=formats)
-        except Image.DecompressionBombError:
+    try:
+        return parts.opened(data, formats)
+    except parts.TooManyParts:
+        raise _cluttered(param) from None
+    except Exception as error:  # each format's parser raises what it likes
+        if _holds_text_bomb(data):
             raise ImageTooLarge(
-                f"{param} holds a picture of more pixels than are ever decoded: send it smaller.",
+                f"{param} holds a PNG whose text unpacks to more than {_MOST_TEXT} bytes: send "
+                "it without.",
                 param=param,
             ) from None
-        except Exception as error:  # each format's parser raises what it likes
-            if _holds_text_bomb(data):
-                raise ImageTooLarge(
-                    f"{param} holds a PNG whose text unpacks to more than {_MOST_TEXT} bytes: send "
-                    "it without.",
-                    param=param,
-                ) from None
-            raise _unreadable(data, param, formats) from error
+        raise _unreadable(data, param, formats) from error
 
 
 def _holds_text_bomb(data: bytes) -> bool:
     """Tell why Pillow did not open a PNG: a text in it unpacks to more than Pillow reads."""
     place = len(_PNG)
-    while data.startswith(_PNG) and place + 8 <= len(data):
+    for _ in range(parts.MOST_PARTS // 3):  # a chunk takes Pillow three reads
+        if not data.startswith(_PNG) or place + 8 > len(data):
+            break
         length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
         if kind in (b"zTXt", b"iTXt", b"iCCP"):
             text = data[place + 8 : place + 8 + length]
@@ -147,8 +151,12 @@ def _holds_text_bomb(data: bytes) -> bool:
 def _verify(data: bytes, param: str) -> None:
     """Refuse a PNG whose data ends early: Pillow leaves the rest black without a word."""
     end = 8
-    while data[end + 4 : end + 8] not in (b"", b"IEND"):
+    for _ in range(parts.MOST_PARTS + len(data) // 256):
+        if data[end + 4 : end + 8] in (b"", b"IEND"):
+            break
         end += 12 + int.from_bytes(data[end : end + 4])
+    else:
+        raise _cluttered(param)
     if end > len(data):  # OpenCV fills as much memory as a chunk says it is long
         raise _invalid(param)
     if cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) is None:
@@ -157,6 +165,13 @@ def _verify(data: bytes, param: str) -> None:
 
 def _invalid(param: str) -> InvalidImage:
     return InvalidImage(f"{param} holds a damaged picture; send the file anew.", param=param)
+
+
+def _cluttered(param: str) -> InvalidImage:
+    return InvalidImage(
+        f"{param} holds a picture in more parts than any program writes; save it anew.",
+        param=param,
+    )
 
 
 def _unreadable(data: bytes, param: str, formats: Collection[str]) -> InvalidImage:

@@ -8,13 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import numpy as np
 from PIL import Image, ImageChops
 
 SMALL = 256 * 256
 """Pixels up to which the coded data are always read: one block would be much of the picture."""
 
-_WINDOW = 1 << 18
+MOST_SCANS = 100
+"""libjpeg goes over all pixels for each; programs write up to ten, optimisers a few dozen."""
+
+MOST_SEGMENTS = 4096
+
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _MORE = b"\x55" * 64
 _END, _SCAN, _INTERVAL, _COMMENT = 0xD9, 0xDA, 0xDD, 0xFE
@@ -22,6 +26,13 @@ _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _APPLICATION = range(0xE0, 0xF0)
 _NO_LENGTH = frozenset({0x01, 0xD8})
+
+
+def has_few_scans(data: bytes) -> bool:
+    """Tell whether a JPEG can be decoded in a bounded time a pixel."""
+    if _head(data).in_one_piece():
+        return True
+    return sum(marker == _SCAN for _, marker in _segments(data)) <= MOST_SCANS
 
 
 def is_whole(data: bytes, decoded: Image.Image) -> bool:
@@ -33,14 +44,20 @@ def is_whole(data: bytes, decoded: Image.Image) -> bool:
     1/8 of the sides: half of the time that decoding took. What is missing within the very last
     block passes, unless the picture is small.
     """
+    coded = _head(data)
+    if coded.pixels > SMALL and coded.in_one_piece() and not _ends_grey(decoded):
+        return True
+    return _reads_to_the_end(data, decoded)
+
+
+def _head(data: bytes) -> _Coded:
+    """Return what is said up to the first scan."""
     coded = _Coded()
     for place, marker in _segments(data):
         coded.add(marker, data, place + 2)
         if marker == _SCAN:
             break
-    if coded.pixels > SMALL and coded.in_one_piece() and not _ends_grey(decoded):
-        return True
-    return _reads_to_the_end(data, decoded)
+    return coded
 
 
 @dataclass(slots=True)
@@ -87,31 +104,22 @@ class _Coded:
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Give the place and the code of each marker up to the one that ends the picture.
 
-    The coded data of a scan are skipped once the next marker is asked for.
+    The coded data of a scan are skipped once the next marker is asked for. Raises ``ValueError``
+    for more than ``MOST_SEGMENTS``.
     """
-    place, code = 0, 0
-    while code != _END:
-        if place == 0 or code in _NO_LENGTH:
-            place = _next_marker(data, place + 2)
-        else:
-            length = int.from_bytes(data[place + 2 : place + 4])
-            place = _next_marker(data, place + 2 + length)
-        code = data[place + 1] if place < len(data) else _END
+    place = 2
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, place)
+        if found is None:
+            yield len(data), _END
+            return
+        place, code = found.start(), data[found.start() + 1]
         yield place, code
-
-
-def _next_marker(data: bytes, place: int) -> int:
-    """Return where the next marker is that is no restart, the length of ``data`` if nowhere."""
-    while place < len(data) - 1:
-        near = 2 if data[place] == 0xFF else _WINDOW  # one segment mostly follows another at once
-        window = np.frombuffer(data, np.uint8, min(near, len(data) - place), place)
-        places = np.flatnonzero(window[:-1] == 0xFF)
-        codes = window[places + 1]
-        places = places[(codes != 0) & (codes != 0xFF) & (codes & 0xF8 != 0xD0)]
-        if len(places):
-            return place + int(places[0])
-        place += len(window) - 1
-    return len(data)
+        if code == _END:
+            return
+        length = 0 if code in _NO_LENGTH else int.from_bytes(data[place + 2 : place + 4])
+        place += 2 + length
+    raise ValueError(f"more than {MOST_SEGMENTS} segments")
 
 
 def _ends_grey(decoded: Image.Image) -> bool:

@@ -11,6 +11,9 @@ import asyncio
 from collections import deque
 from types import TracebackType
 
+AT_ONCE = 16
+"""How many addresses one request reads at a time, so that a list of frames is no flood."""
+
 
 class TooManyBytes(Exception):
     """One request asks for more than ``limit``, the most that any may hold."""
@@ -28,7 +31,8 @@ class Ledger:
 
     def __init__(self, capacity: int, share: int) -> None:
         self.capacity = capacity
-        self.share = min(share, capacity)
+        self._kept = 0  # for the oldest: the largest share that there was
+        self.resize(share)
         self.held = 0
         self._loading: dict[Account, None] = {}  # the oldest first
 
@@ -36,6 +40,11 @@ class Ledger:
     def waiting(self) -> int:
         """How many accounts wait for bytes."""
         return sum(account.waits for account in self._loading)
+
+    def resize(self, share: int) -> None:
+        """Give new accounts another share; those that are open keep theirs."""
+        self.share = min(share, self.capacity)
+        self._kept = max(self._kept, self.share)
 
     def account(self, owner: str = "") -> Account:
         """Return a request's account: a context, whose end gives everything back.
@@ -53,7 +62,7 @@ class Ledger:
     def fits(self, account: Account, size: int) -> bool:
         """Whether ``account`` may have ``size`` more."""
         oldest = next(iter(self._loading)) is account
-        most = self.capacity if oldest else self.capacity - self.share
+        most = self.capacity if oldest else self.capacity - self._kept
         return self.held + size <= most
 
     def retire(self, account: Account) -> None:
@@ -69,11 +78,13 @@ class Ledger:
 
 
 class Account:
-    """What one request holds, in bytes."""
+    """What one request holds, in bytes; ``reading`` is held while an address is read."""
 
     def __init__(self, ledger: Ledger, owner: str = "") -> None:
         self.owner = owner
+        self.reading = asyncio.Semaphore(AT_ONCE)
         self._ledger = ledger
+        self._share = ledger.share
         self._wanted = 0  # held or waited for
         self._held = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -93,8 +104,8 @@ class Account:
         ledger = self._ledger
         if not ledger.is_loading(self):
             raise RuntimeError("a settled account takes nothing more")
-        if self._wanted + size > ledger.share:
-            raise TooManyBytes(ledger.share)
+        if self._wanted + size > self._share:
+            raise TooManyBytes(self._share)
         self._wanted += size
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((size, turn))

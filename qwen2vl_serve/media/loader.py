@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from blake3 import blake3
 
+from qwen2vl_serve.admission import Line
 from qwen2vl_serve.content import (
     FramesPart,
     ImagePart,
@@ -38,7 +41,6 @@ from qwen2vl_serve.media import video
 from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
 from qwen2vl_serve.media.files import FileStore
-from qwen2vl_serve.media.gate import Gate
 from qwen2vl_serve.media.headers import Header
 from qwen2vl_serve.media.image import FORMATS, read_header
 from qwen2vl_serve.media.ledger import Account, Ledger, TooManyBytes
@@ -68,6 +70,10 @@ KNOWN_KEY_BYTES = 280
 
 DECODE_THREADS = 4
 
+HEADER_THREADS = 2
+
+READ_HERE = 4 * 1024
+"""Bytes of a file up to which its header is read on the event loop: sooner than in a thread."""
 
 Medium = Picture | Video
 _Medium = TypeVar("_Medium", bound=Medium)
@@ -113,7 +119,7 @@ class MediaLoader:
         self.formats = formats
         self.fast_decode = fast_decode
         self.budget = budget
-        self.decoding = Gate(max_decoding_bytes)
+        self.decoding = Line(max_decoding_bytes)
         self.ledger = Ledger(max_held_bytes, budget.max_media_bytes)
         self.bounds = bounds
         self.frame_rules = frame_rules
@@ -121,28 +127,34 @@ class MediaLoader:
         self.video_limits = video_limits
         self.known: LRU[bool] = LRU(KNOWN_BYTES)
         self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+        # Threads of their own, so that a picture that needs no decoding waits for none.
+        self._headers = ThreadPoolExecutor(HEADER_THREADS, thread_name_prefix="header")
 
-    async def load(self, request: ChatRequest, account: Account) -> Sequence[Medium]:
-        """Return the pictures and videos of ``request`` in the order of its text.
-
-        Their bytes are taken from ``account``, which is settled by that.
-
-        Raises:
-            RequestError: one of them cannot be fetched, decoded or sized; the message names it.
-        """
-        media = await self.fetch(request, account)
-        await self.ready(media)
-        return media
+    def take_budget(self, budget: MediaBudget) -> None:
+        """Hold new requests to another budget."""
+        self.budget = budget
+        self.ledger.resize(budget.max_media_bytes)
 
     async def fetch(self, request: ChatRequest, account: Account) -> Sequence[Medium]:
-        """Return them as ``load`` does, known by their headers and not decoded yet."""
+        """Return the pictures and videos of ``request`` in the order of its text.
+
+        They are known by their headers and not decoded yet. Their bytes are taken from
+        ``account``, which is settled by that.
+
+        Raises:
+            RequestError: one of them cannot be fetched, read or sized; the message names it.
+        """
         media = await _all_of(self._medium(*one, request, account) for one in _media(request))
         account.settle()
         self._refuse_excess(media)
         return media
 
     async def ready(self, media: Sequence[Medium]) -> None:
-        """Decode new bytes, in threads and where errors still have a status."""
+        """Decode new bytes, in threads and where errors still have a status.
+
+        Raises:
+            RequestError: one of them is damaged; the message names it.
+        """
         await _all_of(self._decoded_once(medium) for medium in media)
 
     def resized(self, medium: Medium, max_pixels: int) -> Medium:
@@ -164,7 +176,8 @@ class MediaLoader:
     async def close(self) -> None:
         """Close connections and threads."""
         await self.sources.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._headers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def _medium(
         self,
@@ -180,14 +193,24 @@ class MediaLoader:
     async def _picture(
         self, part: ImagePart, param: str, request: ChatRequest, account: Account
     ) -> Picture:
-        if part.page is None:
-            data = await self.read(part.image_url.address, param, account)
-            header = self.inspect(data, param)
+        drawn = part.page is not None
+        data = part.page or await self.read(part.image_url.address, param, account)
+        if len(data) <= READ_HERE:
+            header, digest = self._known(data, param, drawn=drawn)
         else:
-            data = part.page
-            header = read_header(data, self._max_image_pixels, param)
+            known = partial(self._known, data, param, drawn=drawn)
+            loop = asyncio.get_running_loop()
+            header, digest = await loop.run_in_executor(self._headers, known)
         sizing = size_for(header, part, request, self.bounds, param)
-        return Picture(data, header, sizing, blake3(data).hexdigest(), param, self.fast_decode)
+        return Picture(data, header, sizing, digest, param, self.fast_decode)
+
+    def _known(self, data: bytes, param: str, *, drawn: bool) -> tuple[Header, str]:
+        """Return the header of a picture, sent or drawn here, and the hash of its bytes."""
+        if drawn:
+            header = read_header(data, self._max_image_pixels, param)
+        else:
+            header = self.inspect(data, param)
+        return header, blake3(data).hexdigest()
 
     async def _video(
         self, part: VideoPart | FramesPart, param: str, request: ChatRequest, account: Account
@@ -238,8 +261,17 @@ class MediaLoader:
     async def _decoded_once(self, medium: _Medium) -> _Medium:
         if self.known.get(medium.key):
             return medium
-        async with self.decoding.holding(medium.decoding_bytes):
-            await self._in_pool(medium.decode)
+        size = await self.decoding.enter("", medium.decoding_bytes)
+        loop = asyncio.get_running_loop()
+
+        def done(_: Future[None]) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self.decoding.leave, size)
+
+        work = self._pool.submit(medium.decode)
+        # Its memory is in use until the thread is done, whether or not anybody still waits for it.
+        work.add_done_callback(done)
+        await asyncio.wrap_future(work)
         self.known.put(medium.key, True, KNOWN_KEY_BYTES)
         return medium
 
@@ -290,8 +322,8 @@ class MediaLoader:
         try:
             await account.take(size)
         except TooManyBytes as error:
-            most = self.budget.max_media_bytes
-            name = "limits.max_media_bytes" if error.limit == most else "media.max_held_bytes"
+            every = error.limit == self.ledger.capacity
+            name = "media.max_held_bytes" if every else "limits.max_media_bytes"
             raise MediaTooLarge(
                 f"The pictures and videos of the request make more than {error.limit} bytes, the "
                 f"most that are taken ({name}): send fewer or smaller ones.",
@@ -309,9 +341,10 @@ class MediaLoader:
             MediaTooLarge: more bytes than one request may hold.
         """
         try:
-            return await self.sources.read(
-                address, lambda size: self.hold(size, account), account.owner
-            )
+            async with account.reading:
+                return await self.sources.read(
+                    address, lambda size: self.hold(size, account), account.owner
+                )
         except DataURLError as error:
             raise InvalidImage(f"{param} {error}", param=param) from None
         except UnknownFileID:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from urllib.request import getproxies_environment, proxy_bypass
+
+# Of every system; ``proxy_bypass`` of macOS and Windows asks their settings, and nothing else.
+from urllib.request import (  # type: ignore[attr-defined]
+    getproxies_environment,
+    proxy_bypass_environment,
+)
 
 from yarl import URL
 
@@ -36,7 +41,7 @@ class Proxies:
         if proxy is None or not self._variables:
             return proxy
         place = f"{(url.raw_host or '').rstrip('.')}:{url.port}"
-        return None if proxy_bypass(place, self._variables) else proxy
+        return None if proxy_bypass_environment(place, self._variables) else proxy
 
 
 def _parsed(scheme: str, address: str) -> URL:

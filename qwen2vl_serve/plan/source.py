@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from qwen2vl_serve import checkpoint
+from qwen2vl_serve import checkpoint, hubs
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.plan.architectures import Architecture, published, published_names
 from qwen2vl_serve.plan.configuration import positions_of, read_architecture
@@ -28,11 +28,13 @@ def architecture_of(profile: Profile, *, ask_hub: bool = True) -> Architecture:
     Raises:
         PreflightError: a folder or config.json that cannot be read, or a name that nothing knows.
     """
-    name, overrides = profile.model.path, profile.model.hf_overrides
+    model = profile.model
+    name, overrides = model.path, model.hf_overrides
     folder = Path(name)
     if folder.is_dir():
-        return _of_folder(profile.model.model, folder, overrides)
-    if (cached := checkpoint.cached_folder(name, profile.model.revision)) is not None:
+        return _of_folder(model.model, folder, overrides)
+    cached = hubs.cached_folder(name, model.revision, model.download_dir)
+    if cached is not None:
         return _of_folder(name, cached, overrides)
     if (known := published(name)) is not None:
         return _with_positions(replace(known, assumed=_is_path(name)), overrides)
@@ -43,7 +45,7 @@ def architecture_of(profile: Profile, *, ask_hub: bool = True) -> Architecture:
         )
     if not ask_hub:
         raise PreflightError(f"model.model: nothing on this machine knows the sizes of {name}")
-    config, stored = _of_hub(name, profile.model.revision)
+    config, stored = _of_hub(name, model.revision)
     return replace(of_config(name, config, overrides, name), stored_bytes=stored)
 
 

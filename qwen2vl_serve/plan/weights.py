@@ -18,7 +18,6 @@ from qwen2vl_serve.plan.architectures import (
 )
 
 MIB = 1024**2
-GIB = 1024**3
 
 
 @dataclass(frozen=True, slots=True)

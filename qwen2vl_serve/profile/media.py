@@ -241,7 +241,7 @@ class MediaSection(Section):
         description="Most that a request's own pixel fields may ask for; vLLM reserves memory for "
         "it. Unset: `max_pixels`.",
     )
-    max_image_pixels: Positive = Field(
+    max_image_pixels: Annotated[int, Field(ge=1, le=2**30)] = Field(
         default=100_000_000,
         description="Largest picture that is decoded, in pixels of the file.",
     )

@@ -185,8 +185,8 @@ class EngineSection(Section):
     distributed_executor_backend: Literal["mp", "ray"] | None = Field(
         default=None,
         description="How workers are started: `mp` on this machine, `ray` on the machines of a Ray "
-        "cluster, which needs cards. Unset: vLLM chooses, `mp` on one machine; on a CPU an "
-        "engine's only worker computes in the engine's own process.",
+        "cluster, which need cards, and the model under the same path. Unset: vLLM chooses, `mp` "
+        "on one machine; on a CPU an engine's only worker computes in the engine's own process.",
     )
     max_num_seqs: Positive | None = Field(
         default=None, description="Most requests that are computed at the same time."
@@ -353,8 +353,8 @@ class ServerSection(Section):
     )
     log_file: Text | None = Field(
         default=None,
-        description="File that keeps the engine's whole log. Unset: `serve-PORT.log` in "
-        "`$XDG_STATE_HOME/qwen2vl-serve` (`~/.local/state/qwen2vl-serve`).",
+        description="File that keeps the engine's whole log; no two servers may share it. Unset: "
+        "`serve-PORT.log` in `$XDG_STATE_HOME/qwen2vl-serve` (`~/.local/state/qwen2vl-serve`).",
     )
 
     @field_validator("api_keys")

@@ -21,8 +21,7 @@ from vllm.platforms import current_platform
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.utils.gc_utils import freeze_gc_heap
 
-from qwen2vl_serve.adapters.named import named_adapters, with_adapters
-from qwen2vl_serve.engine import Engine
+from qwen2vl_serve.engine import Adapter, Engine
 from qwen2vl_serve.engines import Engines, several_engines
 from qwen2vl_serve.errors import APIError, BootError
 from qwen2vl_serve.profile import Profile, equal_shares
@@ -40,15 +39,13 @@ _WITHIN_CORE = "qwen2vl_serve.vllm_engine.within_core.WithinCore"
 
 
 @asynccontextmanager
-async def start_engine(profile: Profile) -> AsyncIterator[Engine]:
-    """Boot vLLM with ``profile.engine_args()``; shut it down on the way out.
+async def start_engine(profile: Profile, adapters: Mapping[str, Adapter]) -> AsyncIterator[Engine]:
+    """Boot vLLM with ``profile.engine_args()``, load ``adapters``; shut it down on the way out.
 
     Whatever vLLM raises at start passes unchanged: the launcher explains it.
     """
     connector.register()
     tools.register()
-    adapters = named_adapters(profile)
-    profile = with_adapters(profile, adapters)
     arguments = profile.engine_args() | places(profile.engine.max_cpu_loras or 0)
     engines = arguments.pop("data_parallel_size")
     args = AsyncEngineArgs(**arguments)

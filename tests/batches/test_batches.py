@@ -133,6 +133,18 @@ def test_a_batch_from_its_file_to_its_answers(tmp_path: Path) -> None:
         assert "qwen2vl_batches_unfinished 0.0" in text
 
 
+def test_a_reload_changes_how_long_a_line_may_be(tmp_path: Path) -> None:
+    """As it does with the body of a request."""
+    with (
+        served(profile(tmp_path, limits={"max_body_bytes": 1000}), Keys()) as server,
+        client(server.root) as ai,
+    ):
+        long = {"long": asking("x" * 2000)}
+        assert ended(ai, begun(ai, long)).status == "failed"
+        server.app.state.api.take_limits(profile(tmp_path, limits={"max_body_bytes": 4000}))
+        assert ended(ai, begun(ai, long)).status == "completed"
+
+
 def test_faulty_lines_fail_the_batch_by_number(tmp_path: Path) -> None:
     """Nothing is asked; each fault has its line, its code and what to do."""
     data = jsonl(many(2)) + b"{\n" + jsonl({"r0": asking("again")})
@@ -372,6 +384,30 @@ def test_cancelling_ends_a_batch_with_what_is_done(tmp_path: Path) -> None:
         assert len(engine.requests) == 2
 
 
+def test_a_batch_that_is_cancelled_after_a_restart_counts_what_is_done(tmp_path: Path) -> None:
+    """Before its turn has come again."""
+    store = BatchStore(tmp_path, ttl_seconds=60, max_bytes=10**6)
+    first, second = (store.add("", "file-x", jsonl(many(3)), None) for _ in range(2))
+    second.created_at += 1
+    for batch in (first, second):
+        batch.total = 3
+        batch.reach("in_progress")
+        store.save(batch)
+    store.append(second, b'{"custom_id": "r0"}\n', failed=False)
+    store.append(second, b'{"custom_id": "r1"}\n', failed=True)
+    store.close()
+    engine = Gate()
+    with served(profile(tmp_path), Keys(), engine) as server, client(server.root) as ai:
+        ai.batches.list()
+        eventually(lambda: len(engine.inside) > 0)
+        batch = ended(ai, ai.batches.cancel(second.id))
+        assert batch.status == "cancelled"
+        counts = batch.request_counts
+        assert (counts.total, counts.completed, counts.failed) == (3, 1, 1)
+        engine.open.set()
+        ended(ai, ai.batches.retrieve(first.id))
+
+
 def test_what_is_not_asked_in_time_is_told_as_expired(tmp_path: Path) -> None:
     """Every request has an outcome, in one file or the other."""
     engine = Gate()
@@ -403,6 +439,30 @@ def test_so_many_unfinished_batches_are_taken(tmp_path: Path) -> None:
         engine.open.set()
         ended(ai, batch)
         assert ended(ai, begun(ai, many(2))).status == "completed"
+
+
+def test_batches_that_are_made_at_once_count_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow disk too."""
+    with (
+        served(profile(tmp_path, batches={"max_unfinished": 1}), Keys(), Gate()) as server,
+        client(server.root) as ai,
+    ):
+        files = server.app.state.batches.store.files
+        read = files.read
+
+        def slowly(file_id: str, owner: str) -> bytes:
+            time.sleep(0.2)
+            return bytes(read(file_id, owner))
+
+        file = ai.files.create(file=("in.jsonl", jsonl(many(1))), purpose="batch")
+        monkeypatch.setattr(files, "read", slowly)
+        with ThreadPoolExecutor(4) as pool:
+            made = [pool.submit(begun_from, ai, file.id) for _ in range(4)]
+            refused = [one.exception(60) for one in made]
+        assert sum(error is None for error in refused) == 1
+        assert {type(error) for error in refused if error} == {openai.RateLimitError}
 
 
 def refuse(number: int) -> Callable[..., Any]:
@@ -501,6 +561,52 @@ def test_a_batch_is_saved_by_two_at_once(tmp_path: Path, monkeypatch: pytest.Mon
         assert saved(store, batch)["status"] == "completed"
 
 
+def test_an_outcome_that_has_no_room_takes_no_other_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two come at once, the first is cut short, and the second had room."""
+    store = BatchStore(tmp_path, ttl_seconds=60, max_bytes=10**6)
+    batch = store.add("", "file-x", jsonl(many(2)), None)
+    write, begun, goes_on = os.write, threading.Event(), threading.Event()
+
+    def cut_short(target: int, data: bytes) -> int:
+        if b"r0" not in data:
+            return write(target, data)
+        begun.set()
+        goes_on.wait(60)
+        return write(target, data[:5])
+
+    monkeypatch.setattr(os, "write", cut_short)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(store.append, batch, b'{"custom_id": "r0"}\n', failed=False)
+        assert begun.wait(60)
+        second = pool.submit(store.append, batch, b'{"custom_id": "r1"}\n', failed=False)
+        wait([second], 0.5)  # alone it has ended by then
+        goes_on.set()
+        with pytest.raises(OSError, match="no room"):
+            first.result(60)
+        second.result(60)
+    assert store.settled(batch) == {"r1"}
+    store.close()
+
+
+def test_a_batch_that_is_being_made_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written in a thread while the event loop goes over those that are there."""
+    store = BatchStore(tmp_path, ttl_seconds=60, max_bytes=10**6)
+    batch = store.add("", "file-x", b"", None)
+    store.batches[batch.id] = batch
+
+    def meanwhile(_: Batch) -> bool:
+        store.add("", "file-y", b"", None)
+        return True
+
+    monkeypatch.setattr(Batch, "unfinished", property(meanwhile))
+    assert store.unfinished() == [batch]
+    store.close()
+
+
 def test_what_expires_on_a_full_disk_is_told_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -595,6 +701,7 @@ def test_finished_batches_leave_after_their_time(tmp_path: Path) -> None:
     """And unfinished ones stay, however old."""
     store = BatchStore(tmp_path, ttl_seconds=60, max_bytes=10**6)
     old, new, waiting = (store.add("", "file-x", b"", None) for _ in range(3))
+    store.batches = {batch.id: batch for batch in (old, new, waiting)}
     for batch in (old, new):
         batch.reach("completed")
     old.reached["completed"] -= 61

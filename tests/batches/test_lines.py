@@ -73,6 +73,17 @@ def test_a_fault_is_told_with_its_line(
     assert [one.custom_id for one in found] == ["first", "last"]
 
 
+def test_a_line_of_too_many_values_is_not_read(tmp_path: Path) -> None:
+    """As a request's body is not: each value takes a hundred times its bytes in memory."""
+    crowd = line("crowd", body=BODY | {"ignored": [0] * 500_000})
+    found, (fault,) = lines.read(written(tmp_path / "in", line("first"), crowd), 10, 2**21)
+    assert (fault.code, fault.line, [one.custom_id for one in found]) == (
+        "invalid_json_line",
+        2,
+        ["first"],
+    )
+
+
 def test_a_file_has_at_most_so_many_requests(tmp_path: Path) -> None:
     """And none at all is a fault as well."""
     many = written(tmp_path / "in", *(line(str(number)) for number in range(4)))

@@ -79,7 +79,7 @@ def cases() -> list[Case]:
             words=("4096",),
             ours=True,
         ),
-        refused("G", "max_tokens of 10^18", asked(max_tokens=10**18), WINDOW, ours=True),
+        refused("G", "max_tokens of 10^9", asked(max_tokens=10**9), WINDOW, ours=True),
         refused(
             "G",
             "pictures and max_tokens together",

@@ -44,7 +44,9 @@ class Loading:
         async def load() -> tuple[ChatRequest, list[Picture]]:
             async with self.loader.ledger.account() as account:
                 chat = await self.documents.with_pages(request, account)
-                return chat, list(await self.loader.load(chat, account))
+                pictures = await self.loader.fetch(chat, account)
+                await self.loader.ready(pictures)
+                return chat, list(pictures)
 
         body = {"messages": [{"role": "user", "content": list(parts)}]}
         request = parse_chat(json.dumps(body).encode(), LIMITS)

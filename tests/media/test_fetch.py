@@ -505,3 +505,39 @@ def test_waiting_for_room_is_not_the_other_sides_slowness(site: Site) -> None:
             await fetcher.close()
 
     assert asyncio.run(run()) == b"x" * 1000
+
+
+def test_slow_hosts_take_no_connection_from_others() -> None:
+    """However many downloads are under way, one more begins at once: its time is its own."""
+
+    async def run() -> bytes:
+        asked = 0
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal asked
+            head = await reader.readuntil(b"\r\n\r\n")
+            asked += 1
+            if b"/good" in head:
+                writer.write(http("200 OK", b"picture"))
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        settings = {"allowed_networks": LOOPBACK, "ports": frozenset({port})}
+        fetcher = Fetcher(FetchPolicy(**settings, idle_seconds=60, total_seconds=60))
+        url = f"http://127.0.0.1:{port}"
+        tasks = [asyncio.create_task(fetcher.fetch(f"{url}/slow", freely)) for _ in range(150)]
+        try:
+            async with asyncio.timeout(30):
+                while asked < 150:
+                    await asyncio.sleep(0.01)
+            return await fetcher.fetch(f"{url}/good", freely)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await fetcher.close()
+            server.close()
+
+    assert asyncio.run(run()) == b"picture"

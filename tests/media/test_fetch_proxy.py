@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import runpy
 import select
 import socket
 import socketserver
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from aiohttp.abc import AbstractResolver
+from yarl import URL
 
 from qwen2vl_serve.errors import ProfileError
+from qwen2vl_serve.media import proxies as proxies_module
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchPolicy, FetchTimeout
 from tests.media.test_fetch import LOOPBACK, Names, Several, Site, freely, http, silence
 from tests.media.test_fetch import site as site  # noqa: PLC0414  (a fixture)
@@ -284,6 +288,20 @@ def test_no_proxy_names_what_is_fetched_directly(
         names = Names(site=["127.0.0.1"])
         assert fetch(site.port, site.url("/", host), "environment", names) == b"x"
     assert len(proxy.heads) == (2 if proxied else 0)
+
+
+def test_no_proxy_is_read_on_every_system_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable is what counts, not the settings of macOS or of Windows' registry."""
+
+    def of_another_system(host: str) -> bool:
+        raise AssertionError(host)
+
+    monkeypatch.setattr(urllib.request, "proxy_bypass", of_another_system)
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "inner.example")
+    proxies = runpy.run_path(proxies_module.__file__)["Proxies"]("environment")
+    assert proxies.of(URL("http://inner.example/x.png")) is None
+    assert proxies.of(URL("http://outer.example/x.png")) == URL("http://proxy.example:3128")
 
 
 def test_what_no_proxy_names_is_judged_like_everything(

@@ -217,6 +217,63 @@ def test_servers_that_share_a_folder_find_each_others_files(
     assert (one.count(), one.size()) == (0, 0)
 
 
+def test_a_file_that_another_server_renewed_outlives_its_first_time(
+    store: Callable[..., FileStore], tmp_path: Path, clock: Clock
+) -> None:
+    """Whoever sweeps looks at what the file says by now, not at what it said when it was read."""
+    one, other = store(shared=True), store(shared=True)
+    file = one.add(b"picture", "a.png", "vision", 10)
+    clock.now += 5
+    other.add(b"picture", "a.png", "vision", 100)
+    clock.now += 6
+    assert [kept.id for kept in one.listing()] == [file.id]
+    assert other.read(file.id) == b"picture"
+    clock.now += 100
+    assert one.listing() == []
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_a_file_that_is_replaced_while_it_is_looked_at_stays(
+    store: Callable[..., FileStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server's upload under a longer name is no damage to the one before."""
+    one, other = store(shared=True), store(shared=True)
+    file = one.add(b"picture", "a.png", "vision")
+    opened = Path.open
+
+    def replaced(path: Path, *how: Any) -> Any:
+        source = opened(path, *how)
+        monkeypatch.setattr(Path, "open", opened)
+        other.add(b"picture", "a longer name.png", "vision")
+        return source
+
+    monkeypatch.setattr(Path, "open", replaced)
+    assert one.find(file.id).filename == "a.png"
+    assert one.find(file.id).filename == "a longer name.png"
+
+
+def test_what_was_put_in_the_place_of_a_damaged_file_stays(
+    store: Callable[..., FileStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what was looked at is cleared away."""
+    one, other = store(shared=True), store(shared=True)
+    file = one.add(b"picture", "a.png", "vision")
+    path = tmp_path / "kept" / file.id
+    path.write_bytes(b"half")
+    opened = Path.open
+
+    def replaced(path: Path, *how: Any) -> Any:
+        source = opened(path, *how)
+        monkeypatch.setattr(Path, "open", opened)
+        other.add(b"picture", "a.png", "vision")
+        return source
+
+    monkeypatch.setattr(Path, "open", replaced)
+    with pytest.raises(NoSuchFile):
+        one.find(file.id)
+    assert one.read(file.id) == b"picture"
+
+
 def test_servers_that_share_a_folder_share_its_quota(
     store: Callable[..., FileStore], tmp_path: Path
 ) -> None:

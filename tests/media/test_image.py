@@ -277,6 +277,22 @@ def test_a_pixel_bomb_is_refused_by_its_header() -> None:
     assert "1000" in caught.value.message
 
 
+def test_the_profile_alone_says_how_large_a_picture_may_be() -> None:
+    """Pillow's own limit (178,956,970 pixels) and its warning before that are not in the way."""
+    assert read_header(png(20_000, 10_000, b""), 200_000_000, "p").width == 20_000
+
+
+def test_what_pillow_thinks_of_damaged_tags_is_not_logged(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """It would be the senders' words, kept for ever to be told once."""
+    installed_formats.cache_clear()
+    tag = struct.pack("<HHHLLL", 1, 305, 2, 9999, 26, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<L", 8) + tag
+    assert ours(encoded(photo(84, 84), "JPEG", exif=exif)).shape == (84, 84, 3)
+    assert [str(one.message) for one in recwarn] == []
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(FILES)), st.integers(0, 2**32), st.integers(1, 40))
 def test_a_mutated_file_gives_pixels_or_a_clear_error(name: str, seed: int, count: int) -> None:

@@ -153,3 +153,23 @@ def test_a_file_of_several_pictures_is_its_first() -> None:
     begin, end = scans(data.getvalue())[0]
     half = (begin + end) // 2
     assert not whole(data.getvalue()[:half] + data.getvalue()[end:])
+
+
+@pytest.mark.parametrize("name", ["progressive", "4:2:0"])
+def test_only_so_many_scans_are_decoded(name: str) -> None:
+    """libjpeg goes over all pixels for each, though a scan may be a dozen bytes of the file."""
+    data = jpeg(name, (401, 305))
+    start = data.index(b"\xff\xda")
+    one = data[start:] if name == "progressive" else b"\xff\xda\0\x08\1\1\0\0\x3f\0" + END
+    made = data[:start] + one[:-2] * 120 + END
+    with pytest.raises(InvalidImage, match="more parts than any program writes"):
+        decode(made, (28, 56), "p")
+
+
+def test_segments_between_scans_are_bounded_as_well() -> None:
+    """Thousands that hold nothing are no picture; dozens do no harm."""
+    data = jpeg("progressive", (401, 305))
+    _, end = scans(data)[0]
+    comment = b"\xff\xfe\0\2"
+    assert whole(data[:end] + comment * 90 + data[end:])
+    assert not whole(data[:end] + comment * 20_000 + data[end:])

@@ -65,6 +65,41 @@ def test_everyone_ends_within_the_capacity(requests):
     asyncio.run(run())
 
 
+@settings(deadline=None, max_examples=300)
+@given(REQUESTS, st.lists(st.integers(1, CAPACITY + 5), max_size=6))
+def test_everyone_ends_however_the_share_changes(requests, shares):
+    """A request keeps the share that it began with, and what is kept free for it suffices."""
+    ledger = Ledger(CAPACITY, SHARE)
+
+    async def one(start, pieces):
+        for _ in range(start):
+            await asyncio.sleep(0)
+        share = ledger.share
+        async with ledger.account() as account:
+            for number, size in enumerate(pieces, 1):
+                if sum(pieces[:number]) > share:
+                    with pytest.raises(TooManyBytes):
+                        await account.take(size)
+                    break
+                await account.take(size)
+                assert ledger.held <= CAPACITY
+                await asyncio.sleep(0)
+
+    async def change():
+        for share in shares:
+            ledger.resize(share)
+            assert ledger.share == min(share, CAPACITY)
+            await asyncio.sleep(0)
+
+    async def run():
+        everyone = [one(turns, pieces * 2) for pieces, _, turns, _, _ in requests]
+        async with asyncio.timeout(10):
+            await asyncio.gather(change(), *everyone)
+        assert (ledger.held, ledger.waiting) == (0, 0)
+
+    asyncio.run(run())
+
+
 def test_requests_that_wait_for_one_another_go_on():
     """Each holds a part and needs as much again: the oldest gets it, then the next."""
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwen2vl_serve.admission import Line
 from qwen2vl_serve.errors import InvalidImage, InvalidImageURL, MediaTooLarge, RequestError
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
-from qwen2vl_serve.media.gate import Gate
-from qwen2vl_serve.media.loader import MediaBudget, MediaLoader, Medium
+from qwen2vl_serve.media.loader import READ_HERE, MediaBudget, MediaLoader, Medium
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.protocol import ChatRequest
@@ -41,7 +42,9 @@ def part(url: str, **fields: Any) -> dict[str, Any]:
 async def loaded(loader: MediaLoader, request: ChatRequest) -> Sequence[Medium]:
     """Load the media of a request that ends with that."""
     async with loader.ledger.account() as account:
-        return await loader.load(request, account)
+        media = await loader.fetch(request, account)
+        await loader.ready(media)
+        return media
 
 
 class Loading:
@@ -51,10 +54,12 @@ class Loading:
         self.loader = MediaLoader(Fetcher(FetchPolicy()), BOUNDS, max_image_pixels)
 
     def load(self, *parts: dict[str, Any]) -> list[Picture]:
+        return list(asyncio.run(loaded(self.loader, self.asked(*parts))))
+
+    def asked(self, *parts: dict[str, Any]) -> ChatRequest:
         text = {"type": "text", "text": "x"}
         body = {"messages": [{"role": "user", "content": [text, *parts]}]}
-        chat = parse_chat(json.dumps(body).encode(), LIMITS)
-        return list(asyncio.run(loaded(self.loader, chat)))
+        return parse_chat(json.dumps(body).encode(), LIMITS)
 
 
 def test_pictures_come_in_the_order_of_the_text() -> None:
@@ -156,7 +161,80 @@ def test_a_request_keeps_to_its_budget_over_all_pictures(named: str) -> None:
 def test_decoding_waits_its_turn_and_gives_its_place_back() -> None:
     """More than may be decoded at once still comes, one after another."""
     loading = Loading()
-    loading.loader.decoding = Gate(280 * 280 * 4)
+    loading.loader.decoding = Line(280 * 280 * 4)
     urls = [data_url(colour) for colour in ("red", "blue", "lime", "gray")]
     assert len(loading.load(*map(part, urls))) == 4
     assert loading.loader.decoding.held == 0
+
+
+def test_what_is_decoded_counts_until_its_thread_is_done() -> None:
+    """Though nobody waits for it any more: a client that leaves frees no memory by that."""
+    begun, end = threading.Event(), threading.Event()
+
+    class Slow(Picture):
+        def decode(self) -> None:
+            begun.set()
+            end.wait(60)
+
+    async def run() -> list[int]:
+        loading = Loading()
+        loader = loading.loader
+        chat = loading.asked(part(data_url("red")))
+        async with loader.ledger.account() as account:
+            (known,) = await loader.fetch(chat, account)
+        assert isinstance(known, Picture)
+        shown = [Slow(known.data, known.header, known.sizing, f"{n}", "p") for n in range(6)]
+        tasks = [asyncio.create_task(loader.ready([one])) for one in shown]
+        await asyncio.to_thread(begun.wait, 60)
+        await asyncio.sleep(0.1)
+        held = [loader.decoding.held // known.decoding_bytes]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        held.append(loader.decoding.held // known.decoding_bytes)
+        end.set()
+        async with asyncio.timeout(60):
+            while loader.decoding.held:
+                await asyncio.sleep(0.01)
+        return held
+
+    assert asyncio.run(run()) == [6, 4], "two had not begun"
+
+
+def test_a_header_is_read_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones are not worth a thread; what may take time must not hold up other streams."""
+    seen: dict[int, str] = {}
+    loading = Loading()
+    inspect = loading.loader.inspect
+
+    def watched(data: bytes, param: str) -> Any:
+        seen[len(data)] = threading.current_thread().name
+        return inspect(data, param)
+
+    monkeypatch.setattr(loading.loader, "inspect", watched)
+    noise = io.BytesIO()
+    samples = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    Image.fromarray(samples).save(noise, "PNG")
+    large = "data:image/png;base64," + base64.b64encode(noise.getvalue()).decode()
+    first, second = loading.load(part(data_url("red")), part(large))
+    assert first.size_bytes <= READ_HERE < second.size_bytes
+    here = threading.current_thread().name
+    assert seen[first.size_bytes] == here != seen[second.size_bytes]
+
+
+def test_one_request_reads_so_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of many pictures keeps a host, and the server's sockets, from all being asked."""
+    loading, now, most = Loading(), 0, 0
+    data = base64.b64decode(data_url("red").partition(",")[2])
+
+    async def read(*_: Any) -> bytes:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.001)
+        now -= 1
+        return data
+
+    monkeypatch.setattr(loading.loader.sources, "read", read)
+    assert len(loading.load(*[part(f"https://example.org/{n}.png") for n in range(40)])) == 40
+    assert most == 16

@@ -1,4 +1,4 @@
-"""What decoding takes in memory stays within the weights that the gate counts by."""
+"""What decoding takes in memory stays within the weights that waiting is counted by."""
 
 from __future__ import annotations
 
