@@ -172,7 +172,7 @@ def test_base_has_client_and_no_torch(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_client_installs_alone(tmp_path: Path) -> None:
-    """`pip install ./clients`: the same files and version, requests its one requirement."""
+    """`pip install ./clients`: the same files and version, requests and its urllib3 the requirements."""
     words = ["-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT / "clients"]
     built = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
@@ -190,7 +190,7 @@ def test_the_client_installs_alone(tmp_path: Path) -> None:
         text = archive.read(metadata).decode()
     assert {name for name in names if ".dist-info/" not in name} == ours
     needed = map(Requirement, re.findall(r"^Requires-Dist: (.+)$", text, re.MULTILINE))
-    assert [one.name for one in needed if one.marker is None] == ["requests"]
+    assert [one.name for one in needed if one.marker is None] == ["requests", "urllib3"]
     assert set(re.findall(r"^Provides-Extra: (.+)$", text, re.MULTILINE)) == {
         "async",
         "chat",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -58,14 +59,24 @@ async def start_engine(profile: Profile, adapters: Mapping[str, Adapter]) -> Asy
         # vLLM's front end asks the environment for one of its variables at every token. Its own
         # workers keep them once they have started; its API server does not.
         enable_envs_cache()
-        # As vLLM's own server does: what the boot left is not walked at each collection.
-        freeze_gc_heap()
+        freeze_boot()
         for name, adapter in adapters.items():
             try:
                 await engine.load_adapter(name, adapter)
             except APIError as error:
                 raise BootError(f"adapters.lora_modules.{name}: {error.message}") from None
         yield engine
+
+
+def freeze_boot() -> None:
+    """Keep what the boot made out of garbage collections, as vLLM's own server does.
+
+    Python collects the oldest generation when a quarter as many objects have come as survived its
+    last collection (CPython's ``long_lived_pending``). Without another collection behind the freeze
+    those that are frozen count, some 800,000: cycles of 200,000 objects would wait to be freed.
+    """
+    freeze_gc_heap()
+    gc.collect()
 
 
 @asynccontextmanager
