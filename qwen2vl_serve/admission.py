@@ -10,11 +10,11 @@ import asyncio
 import math
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qwen2vl_serve.errors import Overloaded
+from qwen2vl_serve.errors import Overloaded, RateLimited
 
 MOST_SECONDS = 300
 """Nobody is sent away for longer, however slowly places become free."""
@@ -258,26 +258,46 @@ class DrainRate:
 
 
 class Bodies:
-    """A bound on the bytes of all bodies together, which come whether they are wanted or not."""
+    """A bound on the bytes of all bodies together, which come whether they are wanted or not.
 
-    def __init__(self, capacity: int) -> None:
+    Those of a key that has a name hold at most ``share``, so that others find room as well.
+    """
+
+    def __init__(self, capacity: int, share: int) -> None:
         self.capacity = capacity
-        self.held = 0
+        self.share = share
+        self._held: Counter[str] = Counter()
 
-    def take(self, size: int) -> None:
-        """Hold ``size`` bytes more.
+    @property
+    def held(self) -> int:
+        """How many bytes are held."""
+        return self._held.total()
+
+    def take(self, key: str, size: int) -> None:
+        """Hold ``size`` bytes more for ``key``.
 
         Raises:
             Refused: there is no room for them.
+            RateLimited: the key would hold more than one may.
         """
-        if self.held + size > self.capacity:
-            text = f"The server holds {self.held} bytes of requests already"
+        held = self.held
+        if held + size > self.capacity:
+            text = f"The server holds {held} bytes of requests already"
             raise Refused("bytes", text, "limits.max_held_body_bytes")
-        self.held += size
+        if key and self._held[key] + size > self.share:
+            raise RateLimited(
+                f"The requests of this key hold {self._held[key]} bytes already, and those of one "
+                f"key at most {self.share} (half of limits.max_held_body_bytes): wait for an "
+                "answer.",
+                retry_after=1,
+            )
+        self._held[key] += size
 
-    def give_back(self, size: int) -> None:
-        """Hold ``size`` less."""
-        self.held -= size
+    def give_back(self, key: str, size: int) -> None:
+        """Hold ``size`` less for ``key``."""
+        self._held[key] -= size
+        if not self._held[key]:
+            del self._held[key]
 
 
 class Admission:

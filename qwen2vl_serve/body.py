@@ -37,7 +37,7 @@ class BodyReader:
         self._overloaded = overloaded
         self._kind = kind
         self._setting = setting
-        self._room = Bodies(0)
+        self._room = Bodies(0, 0)
         self.max_bytes = 0
         self.seconds = 0.0
 
@@ -51,6 +51,7 @@ class BodyReader:
         self.max_bytes = max_bytes
         self.seconds = seconds
         self._room.capacity = max(most_held, max_bytes)
+        self._room.share = max(most_held // 2, max_bytes)
 
     async def read(self, request: Request) -> bytes:
         """Return a body, within the limits of size and time."""
@@ -63,6 +64,7 @@ class BodyReader:
                 f"The body is encoded as {encoding[:60]!r}; send it uncompressed."
             )
         limit = self.max_bytes
+        key: str = getattr(request.state, "key", "")
         # Joined at the end: a growing buffer is copied over and over, milliseconds of a photo.
         pieces: list[bytes] = []
         size = 0
@@ -74,7 +76,7 @@ class BodyReader:
                 async for piece in request.stream():
                     if size + len(piece) > limit:
                         raise self._too_large(size + len(piece))
-                    self._room.take(len(piece))
+                    self._room.take(key, len(piece))
                     size += len(piece)
                     pieces.append(piece)
                     if len(pieces) == MOST_PIECES:
@@ -87,7 +89,7 @@ class BodyReader:
         except Refused as refusal:
             raise self._overloaded(refusal) from None
         finally:
-            request.state.call.at_end(partial(self._room.give_back, size))
+            request.state.call.at_end(partial(self._room.give_back, key, size))
         return b"".join(pieces)
 
     def _too_large(self, size: int) -> RequestTooLarge:

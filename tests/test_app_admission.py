@@ -42,12 +42,14 @@ def limited(engine: FakeEngine, *overrides: str, **options: Any) -> Iterator[Run
         yield api
 
 
-def begun(api: Running, body: dict[str, Any], path: str = "/v1/chat/completions") -> socket.socket:
-    """Send a request and leave its answer alone."""
+def begun(
+    api: Running, body: dict[str, Any], path: str = "/v1/chat/completions", *, key: str = ""
+) -> socket.socket:
+    """Send a request and leave its answer alone; ``key`` is for ``named``."""
     data = json.dumps(body).encode()
     line = socket.create_connection(("127.0.0.1", api.port))
     line.sendall(
-        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nx-key: {key}\r\n"
         f"content-length: {len(data)}\r\n\r\n".encode()
     )
     line.sendall(data)
@@ -302,6 +304,24 @@ def test_bodies_that_do_not_fit_together_are_refused() -> None:
                 'kind="chat",limit="limits.max_held_body_bytes",reason="bytes"} 1.0'
                 in api.metrics()
             )
+        eventually(lambda: idle(api), 1)
+
+
+def test_one_key_holds_half_of_the_bytes() -> None:
+    """What it sends beyond is its own fault (429), and another key's request is read."""
+    overrides = (
+        "limits.max_in_flight=4", "limits.max_body_bytes=1000", "limits.max_held_body_bytes=3000",
+    )  # fmt: skip
+    long = {"messages": [{"role": "user", "content": "x" * 800}]}
+    engine = FakeEngine(ENDLESS, pause=0.01)
+    with limited(engine, *overrides, wrapped=named) as api:
+        with closing(begun(api, long, key="greedy")):
+            eventually(lambda: engine.running == 1)
+            answer = api.chat(long, headers={"x-key": "greedy"})
+            assert (answer.status_code, error_of(answer)["code"]) == (429, "rate_limit_exceeded")
+            assert "max_held_body_bytes" in error_of(answer)["message"]
+            with closing(begun(api, long, key="modest")):
+                eventually(lambda: engine.running == 2)
         eventually(lambda: idle(api), 1)
 
 

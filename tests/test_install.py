@@ -172,7 +172,7 @@ def test_base_has_client_and_no_torch(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_client_installs_alone(tmp_path: Path) -> None:
-    """`pip install ./clients`: the same files and version, requests and its urllib3 the requirements."""
+    """`pip install ./clients`: the same files and version; it requires requests and its urllib3."""
     words = ["-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT / "clients"]
     built = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr

@@ -84,7 +84,9 @@ class Gateway:
             return
         if path not in OPEN_PATHS:
             # Each replica asks again; here it keeps what strangers send out of the memory.
-            self.keys.check(request.headers.get("authorization"))
+            caller = self.keys.check(request.headers.get("authorization"))
+            if caller.name:
+                scope["state"]["key"] = caller.name
         if path == "/metrics":
             await (await self._figures(scope))(scope, receive, send)
             return
