@@ -40,7 +40,7 @@ def fresh_log(path: Path) -> Iterator[Path]:
         except BlockingIOError:
             raise PreflightError(
                 f"server.log_file: another server writes {path}, as it starts or runs on this port;"
-                " stop it, or choose another port with --port."
+                " stop it, or choose another port with --port, or another server.log_file."
             ) from None
         except OSError as error:
             raise PreflightError(

@@ -265,7 +265,7 @@ class LimitedVisit(Visit):
                 for minute, most in ({now: unused} if unused < 0 else minutes).items():
                     back = min(unused, most)
                     if back:
-                        storage.incr(self._counter(unit, minute), KEPT_SECONDS, -back)
+                        self._add(storage, unit, -back, minute)
                     unused -= back
 
         with contextlib.suppress(QuotaUnavailable):  # it is in the log, and the answer is out
@@ -314,9 +314,12 @@ class LimitedVisit(Visit):
         error.hopeless = cost > limit
         raise error
 
-    def _add(self, storage: Storage, unit: str, amount: int) -> int:
-        key = self._counter(unit, self._minute)
-        self._counts[unit] = count = storage.incr(key, KEPT_SECONDS, amount)
+    def _add(self, storage: Storage, unit: str, amount: int, minute: float | None = None) -> int:
+        """Add to the present minute unless another is given; headers tell of the present one."""
+        minute = self._minute if minute is None else minute
+        count = storage.incr(self._counter(unit, minute), KEPT_SECONDS, amount)
+        if minute == self._minute:
+            self._counts[unit] = count
         return count
 
     def _counter(self, unit: str, minute: float) -> str:

@@ -31,8 +31,9 @@ _SECRETS = (
     (re.compile(r"(?i)\bdata:[^\s,'\"]*,[^\s'\"]*"), "data:…"),
 )
 # Base64 has digits and capitals, which tells it from long names in a traceback; paths are kept.
+_BASE64 = "[A-Za-z0-9+/_=-]"
 _LONG = re.compile(
-    r"""File "[^"]*"|(?<![\w+/=-])((?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Z])[A-Za-z0-9+/_=-]{40,})"""
+    rf"""File "[^"]*"|(?<!{_BASE64})((?={_BASE64}*[0-9])(?={_BASE64}*[A-Z]){_BASE64}{{40,}})"""
 )
 _LONG_LINE = re.compile(rf"^(.{{{_MOST_OF_A_LINE}}}).+$", re.MULTILINE)
 

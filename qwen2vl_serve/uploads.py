@@ -18,6 +18,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.types import Receive, Scope, Send
 
 from qwen2vl_serve.admission import Admission
 from qwen2vl_serve.auth import Caller
@@ -172,8 +173,7 @@ class FilesAPI:
             source = await asyncio.to_thread(store.open, file.id, file.owner)
         except NoSuchFile:
             raise _unknown(file_id) from None
-        length = {"content-length": str(file.bytes)}
-        return StreamingResponse(_pieces(source), media_type=kind, headers=length)
+        return _FileResponse(source, file.bytes, kind)
 
     async def delete(self, file_id: str, request: Request) -> JSONResponse:
         """Delete one file."""
@@ -278,9 +278,20 @@ class FilesAPI:
         )
 
 
-async def _pieces(source: BinaryIO) -> AsyncGenerator[bytes, None]:
-    with source:
-        while piece := await asyncio.to_thread(source.read, PIECE_BYTES):
+class _FileResponse(StreamingResponse):
+    """The rest of an open file, which is closed however the sending ends."""
+
+    def __init__(self, source: BinaryIO, size: int, kind: str) -> None:
+        length = {"content-length": str(size)}
+        super().__init__(self._pieces(), media_type=kind, headers=length)
+        self.source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.source:
+            await super().__call__(scope, receive, send)
+
+    async def _pieces(self) -> AsyncGenerator[bytes, None]:
+        while piece := await asyncio.to_thread(self.source.read, PIECE_BYTES):
             yield piece
 
 

@@ -109,10 +109,10 @@ def parse_fields(body: bytes, model: type[Fields]) -> Fields:
 
 def parse_json(body: bytes) -> dict[str, Any]:
     """Return the object that a body holds; raises ``InvalidJSON``."""
-    if values(body) > MOST_VALUES:
+    if is_crowded(body):
         raise InvalidJSON(
-            f"The body has {values(body)} commas and opening brackets; one with more than "
-            f"{MOST_VALUES} is not read: send fewer values."
+            f"The body has more than {MOST_VALUES} commas and opening brackets and is not read: "
+            "send fewer values."
         )
     try:
         data = from_json(body, allow_inf_nan=False, cache_strings="keys")
@@ -128,9 +128,24 @@ MOST_VALUES = 500_000
 """Of one body: each takes up to a hundred bytes in memory, and its time, where it is two here."""
 
 
-def values(body: bytes) -> int:
-    """Return how many values a JSON text may hold at most, without reading it."""
-    return sum(map(body.count, (b",", b"[", b"{")))
+_MARKS = (b",", b"[", b"{")
+_FEW = 4000
+
+
+def is_crowded(body: bytes) -> bool:
+    """Tell whether a JSON text may hold more than ``MOST_VALUES``, without reading it."""
+    if len(body) <= MOST_VALUES:
+        return False
+    found = 0
+    for mark in _MARKS:
+        place = body.find(mark)
+        while place >= 0:
+            found += 1
+            if found > _FEW:
+                return sum(map(body.count, _MARKS)) > MOST_VALUES
+            # Base64, which is most of a body, is jumped over at ten times the speed of counting.
+            place = body.find(mark, place + 1)
+    return False
 
 
 def _json_fault(body: bytes) -> str:

@@ -26,7 +26,13 @@ from redis import from_url
 
 from qwen2vl_serve import quota
 from qwen2vl_serve.auth import Caller
-from qwen2vl_serve.errors import InvalidValue, PreflightError, QuotaUnavailable, RateLimited
+from qwen2vl_serve.errors import (
+    EngineUnavailable,
+    InvalidValue,
+    PreflightError,
+    QuotaUnavailable,
+    RateLimited,
+)
 from qwen2vl_serve.keys_file import KeyLimits
 from qwen2vl_serve.quota import Quotas
 from qwen2vl_serve.quota_sqlite import SQLiteStorage
@@ -117,6 +123,21 @@ def use(quotas: Quotas, who: Caller, reserved: int, used: int | None) -> None:
                 one.used(used)
 
     asyncio.run(visit())
+
+
+def test_an_error_tells_what_went_back(quotas: Quotas) -> None:
+    """Headers of an answer without tokens have all of what was reserved for it."""
+
+    async def visit() -> dict[bytes, bytes]:
+        state: dict[str, Any] = {}
+        with contextlib.suppress(EngineUnavailable):
+            async with quotas.visit(caller(tokens_per_minute=1000), state) as one:
+                await one.reserve(400, 0)
+                one.used(0)
+                raise EngineUnavailable("gone")
+        return dict(state["visit"].headers())
+
+    assert asyncio.run(visit())[b"x-ratelimit-remaining-tokens"] == b"1000"
 
 
 def test_requests_of_a_minute_are_counted(quotas: Quotas, clock: Clock) -> None:

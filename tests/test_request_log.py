@@ -210,7 +210,10 @@ def test_ordinary_words_stay() -> None:
         "build_async_engine_client_from_engine_args, see https://host/path for 300 bytes"
     )
     assert redacted(text) == text
-    assert redacted(base64.b64encode(bytes(range(90))).decode()) == "…"
+    encoded = base64.b64encode(bytes(range(90))).decode()
+    assert redacted(encoded) == "…"
+    for before in ("x: ", "(", "é", "图片"):
+        assert redacted(f"{before}{encoded}.") == f"{before}…."
 
 
 @pytest.mark.parametrize("piece", ["a", "data:", "ab://", "A1-", "=", "sk-"])

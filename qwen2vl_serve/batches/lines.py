@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from qwen2vl_serve.errors import APIError
-from qwen2vl_serve.validation import MOST_VALUES, values
+from qwen2vl_serve.validation import MOST_VALUES, is_crowded
 
 ENDPOINT = "/v1/chat/completions"
 """The one route whose requests a batch may hold."""
@@ -121,7 +121,7 @@ class _Faulty(Exception):
 def _custom_id(data: bytes, most_bytes: int) -> str:
     if len(data) > most_bytes:
         raise _Faulty("request_too_large", f"The line holds more than {most_bytes} bytes.")
-    if values(data) > MOST_VALUES:
+    if is_crowded(data):
         raise _Faulty("invalid_json_line", f"The line holds more than {MOST_VALUES} values.")
     try:
         line = from_json(data, allow_inf_nan=False)

@@ -35,6 +35,7 @@ FORMATS = MappingProxyType(
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_TEXT = PngImagePlugin.MAX_TEXT_CHUNK
+_MOST_TEXTS = 1000
 _BITS_PER_SAMPLE = 258
 _JPEGS = frozenset({"JPEG", "MPO"})
 _SWAPPED = frozenset({5, 6, 7, 8})
@@ -133,7 +134,7 @@ def _opened(data: bytes, param: str, formats: tuple[str, ...]) -> Image.Image:
 def _holds_text_bomb(data: bytes) -> bool:
     """Tell why Pillow did not open a PNG: a text in it unpacks to more than Pillow reads."""
     place = len(_PNG)
-    for _ in range(parts.MOST_PARTS // 3):  # a chunk takes Pillow three reads
+    for _ in range(_MOST_TEXTS):
         if not data.startswith(_PNG) or place + 8 > len(data):
             break
         length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
