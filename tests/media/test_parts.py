@@ -55,7 +55,7 @@ def test_the_chunks_of_a_png_may_be_small_but_not_empty() -> None:
 
 
 def test_metadata_of_a_photographers_tools_is_let_through() -> None:
-    """400 KiB of XMP in a GIF, read in blocks as long as its letters say; a PNG of a chunk a row."""
+    """400 KiB of XMP in a GIF, in blocks as long as its letters say; a PNG with a chunk a row."""
     data = encoded(Image.new("P", (64, 64)), "GIF")
     at = data.index(b"\x2c")
     xmp = b"<x:xmpmeta>" + b"<rdf:li>xmp.did:0123456789</rdf:li>" * 12_000
