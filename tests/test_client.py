@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import qwen2vl_client
@@ -26,6 +28,9 @@ from qwen2vl_client import (
     NotFoundError,
     Usage,
 )
+from qwen2vl_client.answer import Model
+from qwen2vl_client.flows import Flows, Question
+from qwen2vl_client.steps import Reply
 
 from tests import stub_server as stub
 
@@ -189,6 +194,44 @@ class TestChat:
             assert client.model == "other"
         posted = [request.body["model"] for request in server.requests if request.body]
         assert posted == ["stub-model", "stub-model", "other"]
+
+    def test_models_are_forgotten_once_by_calls_at_the_same_time(self) -> None:
+        """A late refusal of the old name costs no further list; nor is one lost on its way."""
+        reads = []
+        flows = Flows("http://127.0.0.1:9/v1", None, 0, None)
+
+        def listed(step: Any, name: str) -> list[Model]:
+            """Read the models, as a transport does for a call that has to."""
+            try:
+                next(step.flow)
+                reads.append(name)
+                step.flow.send(Reply({"data": [{"id": name}]}))
+            except StopIteration as end:
+                return list(end.value)
+            raise AssertionError
+
+        def posted(call: Any) -> str:
+            return str(json.loads(call.body)["model"])
+
+        def begun() -> tuple[Any, Any]:
+            flow = flows.chat(Question("x"), None, None, {})
+            return flow, next(flow)
+
+        gone = NotFoundError("no", status=404, code="model_not_found")
+        first, step = begun()
+        assert posted(first.send(listed(step, "old"))) == "old"
+        late, call = begun()
+        assert posted(call) == "old"
+        assert posted(first.send(listed(first.throw(gone), "new"))) == "new"
+        assert posted(late.throw(gone)) == "new"
+        assert reads == ["old", "new"]
+
+        flows = Flows("http://127.0.0.1:9/v1", None, 0, None)
+        waiting, step = begun()
+        models = listed(step, "old")
+        other, _ = begun()
+        other.throw(gone)
+        assert posted(waiting.send(models)) == "old"
 
     @pytest.mark.parametrize("given", [None, "mine"])
     def test_a_model_that_stays_unknown_is_an_error(self, given: str | None) -> None:

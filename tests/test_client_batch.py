@@ -339,6 +339,22 @@ def test_what_a_hook_raises_ends_the_batch_and_doubles_nothing(tmp_path: Path) -
     assert [line["id"] for line in lines_of(out)] == ["0"]
 
 
+@pytest.mark.parametrize("count", [6, 60])
+def test_what_was_asked_is_kept_though_a_hook_raises_each_time(tmp_path: Path, count: int) -> None:
+    """It is called no more; what it raised first is what ends the batch."""
+    out, client = tmp_path / "out.jsonl", Echo(pause=0.01)
+    told: list[str] = []
+
+    def broken(outcome: Outcome) -> None:
+        told.append(outcome.id)
+        raise KeyError(outcome.id)
+
+    with pytest.raises(KeyError) as caught:
+        batch(client, [str(n) for n in range(count)], output=out, on_outcome=broken, concurrency=6)
+    assert told == [caught.value.args[0]]
+    assert len(lines_of(out)) == len(client.asked) >= 6
+
+
 def test_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     """What the server is at work on is not waited for, nor asked again by this process."""
     source = tmp_path / "in.jsonl"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from qwen2vl_client import Client, InvalidArgumentError
 from qwen2vl_client.batch import Request, batch, from_csv, from_jsonl
-from qwen2vl_client.tasks import Task, ocr
+from qwen2vl_client.tasks import Task, ask_product, ocr
 from qwen2vl_client.tasks.task import as_reply
 
 from tests import stub_server as stub
@@ -86,6 +86,18 @@ def test_a_file_in_another_encoding_is_told_and_read_by_its_name(tmp_path: Path,
         batch(Echo(), source, encoding="none")
 
 
+def test_a_mark_at_the_beginning_and_one_that_is_missing(tmp_path: Path) -> None:
+    """UTF-8 is read with it or without, however it is spelt; UTF-16 without it is told."""
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "a"}\n', encoding="utf-8-sig")
+    for encoding in ("utf-8", "UTF8"):
+        assert batch(Echo(), source, encoding=encoding).outcomes[0].text == "answer to a"
+    source.write_bytes('{"text": "a"}\n'.encode("utf-16-le"))
+    for encoding in ("utf-16", "undefined", "a\0"):
+        with pytest.raises(InvalidArgumentError, match=r"in\.jsonl cannot be read as"):
+            batch(Echo(), source, encoding=encoding)
+
+
 def test_a_csv_file_that_is_none_is_told(tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_text(f'text\n"{"a" * 200_000}"\n')
@@ -102,6 +114,44 @@ def test_fields_hold_where_a_request_does_not_say_otherwise(tmp_path: Path) -> N
         assert [request.body["max_tokens"] for request in server.requests] == [5, 7]
         with pytest.raises(InvalidArgumentError, match="another request under the id '1'"):
             batch(client, requests, fields={"max_tokens": 8}, output=out)
+
+
+def test_fields_go_before_the_defaults_of_a_use() -> None:
+    """But not before what a task was given itself, be it the same as the default."""
+    tasks = [ocr.task(b"\xff\xd8\xff"), ocr.task(b"\xff\xd8\xff", temperature=0.0, max_tokens=9)]
+    fields = {"max_tokens": 4096, "temperature": 0.5, "seed": 3}
+    with stub.running(echo) as server, Client(server.url, "", "m") as client:
+        batch(client, tasks, fields=fields, concurrency=1)
+    sent = [request.body for request in server.requests]
+    assert [(one["max_tokens"], one["temperature"], one["seed"]) for one in sent] == [
+        (4096, 0.5, 3),
+        (9, 0.0, 3),
+    ]
+    assert [one["repetition_penalty"] for one in sent] == [1.0, 1.0]
+
+
+def test_a_system_message_among_the_fields_is_for_requests_without_one() -> None:
+    own = {"role": "system", "content": "own"}
+    question = {"role": "user", "content": "q"}
+    picture = b"\xff\xd8\xff"
+    requests = [
+        ({"text": "a"}, "FIELDS"),
+        ({"text": "b", "system": "own"}, "own"),
+        ({"text": "c", "system": None}, None),
+        ({"messages": [own, question]}, "own"),
+        ({"messages": [question]}, "FIELDS"),
+        ({"messages": [question], "system": "own"}, "own"),
+        (ocr.task(picture), "FIELDS"),
+        (ocr.task(picture, system="own"), "own"),
+        (ask_product.task(picture, "What is it?", "own"), "own"),
+    ]
+    with stub.running(echo) as server, Client(server.url, "", "m") as client:
+        given = [request for request, _ in requests]
+        report = batch(client, given, fields={"system": "FIELDS"}, concurrency=1)
+    assert not report.failed
+    first = [request.body["messages"][0] for request in server.requests]
+    told = [one["content"].split()[-1] if one["role"] == "system" else None for one in first]
+    assert told == [system for _, system in requests]
 
 
 def test_a_buffer_counts_by_its_content(tmp_path: Path) -> None:

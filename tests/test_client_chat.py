@@ -150,7 +150,7 @@ def test_what_is_no_picture_is_told_when_it_is_attached(tmp_path: Path) -> None:
     assert [part["type"] for part in content] == ["image_url", "text"]
 
 
-@pytest.mark.parametrize("status", [400, 413])
+@pytest.mark.parametrize("status", [400, 403, 404, 413, 415, 422])
 def test_a_picture_that_is_refused_is_not_sent_again(status: int, tmp_path: Path) -> None:
     """Else every further question would end as that one; what may pass keeps it."""
     good = tmp_path / "a.png"

@@ -104,7 +104,12 @@ def test_locate_prints_and_draws_boxes_in_the_pictures_own_pixels(
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("out", "as out.png"), ("out.xyz", "as out.png"), ("nodir/out.png", "no folder")],
+    [
+        ("out", "as out.png"),
+        ("out.xyz", "as out.png"),
+        ("out.xbm", "as out.png"),
+        ("nodir/out.png", "no folder"),
+    ],
 )
 def test_a_drawing_that_cannot_be_written_is_told_before_the_model_is_asked(
     name: str, told: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -149,7 +154,7 @@ def test_any_field_of_the_api_may_be_set(picture: str, tmp_path: Path) -> None:
         assert body["messages"][0] == {"role": "system", "content": "简短"}
 
 
-@pytest.mark.parametrize("word", ["max_tokens", "=5", "images=a.png", "messages=[]"])
+@pytest.mark.parametrize("word", ["max_tokens", "=5", "images=a.png", "messages=[]", "self=1"])
 def test_what_is_no_field_is_not_set(
     word: str, picture: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

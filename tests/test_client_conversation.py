@@ -330,6 +330,36 @@ class TestPictures:
             assert [event.videos for event in conversation.events] == [1, 1]
             assert wordings()["en"].removed_video in json.dumps(conversation.messages)
 
+    def test_a_turn_is_summed_up_without_the_video_that_a_summary_cannot_take(self) -> None:
+        """As one with a picture is: what was said beside it is kept."""
+
+        def step(handler: stub.Handler) -> None:
+            request = handler.stub.requests[-1]
+            sent = json.dumps(request.body)
+            if request.path.endswith("/explain"):
+                stub.failure(404, "not_found")(handler)
+            elif "answers for ever" in sent and len(sent) > 1500:
+                stub.failure(400, "context_length_exceeded")(handler)
+            elif wordings()["en"].instruction in sent and "video_url" in sent:
+                stub.failure(400, "too_many_items")(handler)
+            else:
+                stub.completion("yes")(handler)
+
+        with stub.running(step) as server, Client(server.url, "", "stub-model") as client:
+            conversation = Conversation(client, overflow="summarise", keep_last=1, max_tokens=9)
+            conversation.ask("fact 0", videos=FILM)
+            conversation.ask("fact 1", videos=FILM, images=picture(1))
+            conversation.ask("fact 2")
+            conversation.ask("answers for ever " + "word " * 200)
+        (event,) = conversation.events
+        assert (event.kind, event.turns, event.lost) == ("summarised", 2, 0)
+        summed = [
+            json.dumps(one.body) for one in server.requests
+            if wordings()["en"].instruction in json.dumps(one.body)
+        ]  # fmt: skip
+        for number in range(2):
+            assert any(f"fact {number}" in one and "video_url" not in one for one in summed)
+
 
 class TestCalls:
     def test_short_turns_are_counted_without_asking(self) -> None:

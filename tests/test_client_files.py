@@ -175,46 +175,6 @@ def test_a_fault_that_the_chat_would_meet_too_ends_it(status: int) -> None:
     assert [request.path for request in server.requests] == ["/v1/files"]
 
 
-STORED = stub.answer(200, {"id": "file-" + "a" * 32, "object": "file", "bytes": 1})
-
-
-class TestIdsInMessages:
-    """OpenAI's own API, and proxies, keep files but know no ``file_id`` in an ``image_url``."""
-
-    def shown(self, server: stub.Stub) -> list[str]:
-        return [
-            "upload" if request.path.endswith("/files")
-            else next(iter(request.body["messages"][-1]["content"][0]["image_url"]))
-            for request in server.requests
-        ]  # fmt: skip
-
-    @pytest.mark.parametrize("status", [400, 422])
-    def test_a_server_that_does_not_know_them_gets_pictures_inline(self, status: int) -> None:
-        """From then on at once."""
-        refusal = stub.failure(status, "missing_required_parameter")
-        with (
-            stub.running(STORED, refusal, stub.completion()) as server,
-            Client(server.url, "", "m") as client,
-        ):
-            client.chat("x", images=LARGE)
-            client.chat("y", images=LARGE)
-        assert self.shown(server) == ["upload", "file_id", "url", "url"]
-
-    def test_a_refusal_of_the_request_itself_comes_through(self) -> None:
-        """Inline it is refused as well, which says nothing of the ids; they are used again."""
-        refusal = stub.failure(400, "invalid_value")
-        with (
-            stub.running(STORED, refusal, refusal, stub.completion(), refusal) as server,
-            Client(server.url, "", "m") as client,
-        ):
-            with pytest.raises(BadRequestError):
-                client.chat("x", images=LARGE)
-            client.chat("x", images=LARGE)
-            with pytest.raises(BadRequestError):
-                client.chat("x", images=LARGE)
-        assert self.shown(server) == ["upload", "file_id", "url", "file_id", "file_id"]
-
-
 def test_many_threads_with_one_new_picture_upload_it_once() -> None:
     with serving() as (client, server):
         with ThreadPoolExecutor(8) as pool:

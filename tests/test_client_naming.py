@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +52,27 @@ def test_every_number_is_heard_in_both_languages(number: int, naming: str) -> No
         chinese = f"{numerals[tens] if tens > 1 else ''}十{chinese}"
     said = naming.format(number=number, chinese=chinese)
     assert list(named_pictures(said)) == [number]
+
+
+LONG = [
+    "第1、", "第一、", "第1张、 ", "第 ", "图1、", "图一 ", "一十", "first, ", "the ", "1st and ",
+    "1, ", "picture 1 ", "first      ,      ", "image 1-9999 ", "pictures 1-9999,", "图1到9999、",
+    " ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("beginning", ["", "picture 1", "first", "图", "第一"])
+@pytest.mark.parametrize("said", LONG)
+def test_a_long_text_takes_no_longer_than_its_length(said: str, beginning: str) -> None:
+    """A pattern that is tried again from each member of a list takes minutes, deaf to Ctrl-C."""
+    text = beginning + said * (100_000 // len(said))
+    began = time.process_time()
+    assert sum(1 for _ in named_pictures(text)) < 20 * len(text)
+    assert time.process_time() - began < 3
+
+
+def test_a_range_names_a_hundred_pictures_at_most() -> None:
+    assert sorted(named_pictures("images 1-9999")) == [*range(1, 100), 9999]
 
 
 @given(st.text("图片第张一二十分3,、to-and picture# fhirst"))

@@ -50,8 +50,8 @@ class TestSaving:
         assert file.read_bytes() == picture(7)
         assert "base64" not in beside.read_text("utf-8")
 
-    def test_a_file_and_its_folder_may_be_moved_and_the_file_renamed(self, tmp_path: Path) -> None:
-        """The folder's name is in the file; one of an earlier version has that of the file."""
+    def test_a_file_and_its_folder_may_be_moved_and_renamed(self, tmp_path: Path) -> None:
+        """The file has its folder's name; a folder of its own new name is found as well."""
         with talking(4096) as (client, _, _):
             conversation = Conversation(client)
             conversation.ask("x", images=picture(7))
@@ -63,10 +63,14 @@ class TestSaving:
             (tmp_path / "a.json").rename(moved / "b.json")
             loaded = Conversation.load(moved / "b.json", client)
             assert loaded.messages == conversation.messages
+            (moved / "a.pictures").rename(moved / "b.pictures")
+            loaded = Conversation.load(moved / "b.json", client)
+            assert loaded.messages == conversation.messages
+            (moved / "b.pictures").rename(moved / "a.pictures")
             del document["folder"]
             (moved / "a.json").write_text(json.dumps(document), "utf-8")
             assert Conversation.load(moved / "a.json", client).messages == conversation.messages
-            for folder in ("../a.pictures", "", 7):
+            for folder in ("../a.pictures", "..", "", 7):
                 (moved / "a.json").write_text(json.dumps({**document, "folder": folder}), "utf-8")
                 with pytest.raises(InvalidArgumentError, match="holds no conversation"):
                     Conversation.load(moved / "a.json", client)

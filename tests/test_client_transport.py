@@ -301,6 +301,7 @@ class TestErrors:
         with asking(stub.silent(30), timeout=0.2, max_retries=0) as (client, _):
             try:
                 client.chat("x")
+                pytest.fail("the silent server was not given up")
             except APITimeoutError:
                 other = Client(f"http://127.0.0.1:{free_port()}", max_retries=0)
                 with pytest.raises(ServerNotReachedError):

@@ -169,7 +169,7 @@ class Fitting:
                     text, usage = told, answer.usage
                     tokens = None if usage is None else usage.completion_tokens
                 left, summed = left[count:], summed + count
-            elif bare := _without_pictures(left[0], self.wording):
+            elif bare := _without_media(left[0], self.wording):
                 left[0] = bare
             else:
                 left, lost = left[1:], lost + 1
@@ -261,12 +261,16 @@ class Fitting:
         return freed
 
 
-def _without_pictures(turn: Turn, wording: Wording) -> Turn | None:
-    """Return the turn with words for its pictures; None where it has none."""
-    if not turn.numbers:
+def _without_media(turn: Turn, wording: Wording) -> Turn | None:
+    """Return the turn with words for its pictures and videos; None where it has none."""
+    parts = parts_of(turn.user)
+    if not any(is_picture(part) or is_video(part) for part in parts):
         return None
-    words = {"type": "text", "text": wording.removed}
-    content = [words if is_picture(part) else part for part in parts_of(turn.user)]
+    removed = {"type": "text", "text": wording.removed}
+    removed_video = {"type": "text", "text": wording.removed_video}
+    content = [
+        removed if is_picture(part) else removed_video if is_video(part) else part for part in parts
+    ]
     bare = {**turn.user, "content": content}
     bound = History(None).bound(bare, turn.answer)
     return Turn(bare, turn.answer, bound)

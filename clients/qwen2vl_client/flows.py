@@ -21,6 +21,7 @@ from qwen2vl_client.errors import (
     APITimeoutError,
     InvalidArgumentError,
     NotFoundError,
+    RequestTooLargeError,
     ServerError,
 )
 from qwen2vl_client.media import file_content
@@ -155,13 +156,19 @@ class Flows:
 
     def offered(self) -> Flow[list[Model]]:
         """Return the models as they were when first asked for."""
-        if self._offered is None:
-            yield Alone("models", self._ask_models())
-        return self._offered or []
+        if (offered := self._offered) is None:
+            offered = yield Alone("models", self._ask_models())
+        return offered
 
-    def _ask_models(self) -> Flow[None]:
-        if self._offered is None:
-            self._offered = yield from self.models()
+    def _ask_models(self) -> Flow[list[Model]]:
+        if (offered := self._offered) is None:
+            offered = self._offered = yield from self.models()
+        return offered
+
+    def _forget_model(self, name: str) -> None:
+        """Ask for the models again; unless another call has done so since ``name`` was told."""
+        if self._offered and self._offered[0].id == name:
+            self._offered = None
 
     def probe(self, path: str, timeout: float | None) -> Flow[bool]:
         """Tell whether a health route answers 200; asked once, without retries.
@@ -224,13 +231,18 @@ class Flows:
         *,
         streamed: bool = False,
     ) -> Flow[Any]:
-        """Send messages; what the server has lost since (a file, the model) is seen to, once."""
+        """Send messages; what the server has lost since (a file, the model) is seen to, once.
+
+        Where it may know no ids, once more with all inline; if that is too much, it is the first
+        refusal that is raised.
+        """
         encode(fields)  # what cannot be written is told before anything is uploaded
         asked_for = model or self.given_model
         lost: set[str | None] = set()
-        inline = False
+        refused: APIStatusError | None = None
         while True:
             name = yield from self.model(model)
+            inline = refused is not None
             placed = yield from self._uploads.placed(turns, timeout, inline=inline)
             body = encode({"model": name, "messages": placed.messages, **fields})
             call = Call("POST", path, body, timeout=timeout, streamed=streamed)
@@ -243,13 +255,17 @@ class Flows:
                 if error.code == "file_not_found" and placed.keys:
                     self._uploads.forget(placed.keys)
                 elif error.code == "model_not_found" and not asked_for:
-                    self._offered = None
+                    self._forget_model(name)
                 else:
                     raise
+            except (RequestTooLargeError, APIConnectionError) as error:
+                if refused is not None:
+                    raise refused from error
+                raise
             except APIStatusError as error:
-                if inline or error.status not in (400, 422) or not self._uploads.doubts(placed):
+                if inline or not self._uploads.doubts(placed, error):
                     raise
-                inline = True
+                refused = error
             else:
                 self._uploads.learn(placed, refused=inline)
                 return answer

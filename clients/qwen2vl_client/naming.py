@@ -19,12 +19,14 @@ _CHINESE = (
     r"(?![一二三四五六七八九十])"
 )
 _NUMBER = re.compile(rf"{_DIGITS}|{'|'.join(_ORDINALS)}|{_CHINESE}")
+_WIDEST = 99
+"""So many pictures a range names at most; ``1-9999`` is something else."""
 _RANGE = re.compile(r"\bto\b|[-–~～到至]")
 
 
 def _listed(number: str, joint: str) -> str:
     """Return the pattern of numbers, one or several with something between them."""
-    return rf"({number}(?:\s*(?:{joint})\s*{number})*)"
+    return rf"(?P<listed>{number}(?:\s*(?:{joint})\s*{number})*)"
 
 
 _PICTURE = r"(?:pictures?|images?|photos?|figures?)"
@@ -37,19 +39,23 @@ _NUMBER_ZH = rf"(?:{_DIGITS}|{_CHINESE})"
 # 图片三张 and 图片3张 are three pictures, not the third.
 _CARDINAL_ZH = rf"{_NUMBER_ZH}(?!\s*[张幅个])"
 _ORDINAL_ZH = rf"(?:第\s*)?{_NUMBER_ZH}(?:\s*[张幅个])?"
+# A list in front of no picture is matched as well, with no ``picture``: a pattern that failed there
+# would be tried again from each of its members, which takes minutes for a long text.
 _NAMED = (
-    re.compile(rf"\b{_PICTURE}\s*{_listed(_CARDINAL, _AND)}"),
-    re.compile(rf"\b{_listed(_ORDINAL, _AND)}\s+{_PICTURE}\b"),
-    re.compile(rf"{_PICTURE_ZH}\s*{_listed(_CARDINAL_ZH, _AND_ZH)}"),
-    re.compile(rf"(?=第){_listed(_ORDINAL_ZH, _AND_ZH)}\s*{_PICTURE_ZH}"),
+    re.compile(rf"\b(?P<picture>{_PICTURE})\s*{_listed(_CARDINAL, _AND)}"),
+    re.compile(rf"\b{_listed(_ORDINAL, _AND)}(?P<picture>\s+{_PICTURE}\b)?"),
+    re.compile(rf"(?P<picture>{_PICTURE_ZH})\s*{_listed(_CARDINAL_ZH, _AND_ZH)}"),
+    re.compile(rf"(?=第){_listed(_ORDINAL_ZH, _AND_ZH)}(?P<picture>\s*{_PICTURE_ZH})?"),
 )
 
 
 def named_pictures(text: str) -> Iterator[int]:
     """Yield the numbers of the pictures that a text names, one by one, in lists or in ranges."""
+    lowered = text.lower()
     for pattern in _NAMED:
-        for found in pattern.finditer(text.lower()):
-            yield from _numbers(found[1])
+        for found in pattern.finditer(lowered):
+            if found["picture"]:
+                yield from _numbers(found["listed"])
 
 
 def _numbers(listed: str) -> Iterator[int]:
@@ -57,7 +63,7 @@ def _numbers(listed: str) -> Iterator[int]:
     for found in _NUMBER.finditer(listed):
         number = _value(found[0])
         if end and _RANGE.search(listed, end, found.start()):
-            yield from range(last + 1, number)
+            yield from range(last + 1, min(number, last + _WIDEST))
         yield number
         last, end = number, found.end()
 

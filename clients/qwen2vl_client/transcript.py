@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -108,10 +108,13 @@ def read(path: Path) -> tuple[History, list[Event], dict[str, Any]]:
         raw = json.loads(path.read_text("utf-8"))
         if raw["format"] != FORMAT or raw["version"] != VERSION:
             raise ValueError(f"{raw['format']} {raw['version']}")
-        folder = path.with_name(raw.get("folder", folder_of(path).name))
+        beside = raw.get("folder", folder_of(path).name)
+        if beside == "..":
+            raise ValueError("folder ..")
+        folders = path.with_name(beside), folder_of(path)  # both may have been renamed
 
         def inside(part: Any) -> Any:
-            return _with_urls(part, lambda url: _url(url, raw["pictures"], path, folder))
+            return _with_urls(part, lambda url: _url(url, raw["pictures"], path, folders))
 
         turns = tuple(
             Turn(inside(one["user"]), one["answer"], one["tokens"], tuple(one["numbers"]))
@@ -138,7 +141,7 @@ def read(path: Path) -> tuple[History, list[Event], dict[str, Any]]:
         raise InvalidArgumentError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _url(url: str, pictures: Mapping[str, str], path: Path, folder: Path) -> str:
+def _url(url: str, pictures: Mapping[str, str], path: Path, folders: Sequence[Path]) -> str:
     """Return the data URL of a picture; its content must have the hash that it is named by."""
     if not url.startswith(_SCHEME):
         return url
@@ -155,7 +158,8 @@ def _url(url: str, pictures: Mapping[str, str], path: Path, folder: Path) -> str
             data = b""
         whole = kept
     else:
-        file = folder / name
+        files = [folder / name for folder in folders]
+        file = next((one for one in files if one.is_file()), files[0])
         try:
             data = file.read_bytes()
         except OSError as error:

@@ -29,6 +29,14 @@ _NO_FILES = frozenset({404, 405, 501})
 _OF_EVERY_CALL = frozenset({401, 429})
 """Statuses that the chat would get as well; with any other it may be answered with what is inline,
 or says itself what is wrong with it."""
+_UNDERSTOOD = frozenset(
+    {
+        "context_length_exceeded", "image_download_timeout", "image_too_large", "invalid_image",
+        "invalid_image_url", "invalid_video", "media_too_large", "reserved_token",
+        "too_many_items", "video_too_large",
+    }
+)  # fmt: skip
+"""Codes of refusals by a server that has understood what it was shown."""
 _DATA_URL = re.compile(r"data:([a-z]+/[a-z0-9.+-]+);base64,")
 
 
@@ -79,9 +87,15 @@ class Uploads:
         for key in keys:
             self._ids.pop(key, None)
 
-    def doubts(self, placed: Placed) -> bool:
-        """Tell whether the server may be one that keeps files and knows no ids in messages."""
-        return bool(placed.keys) and not self._understood
+    def doubts(self, placed: Placed, refusal: APIStatusError) -> bool:
+        """Tell whether a refusal may be that of a server that knows no ids in messages."""
+        return (
+            bool(placed.keys)
+            and not self._understood
+            and refusal.status in (400, 422)
+            and refusal.code not in _UNDERSTOOD
+            and (refusal.param is None or "messages" in refusal.param)
+        )
 
     def learn(self, placed: Placed, *, refused: bool) -> None:
         """Take note of an answer; ``refused``: with ids the same messages were not answered."""

@@ -195,6 +195,43 @@ def test_every_machine_of_a_group_has_the_model_where_the_leader_looks() -> None
             assert mounts[str(folder.parent)] == "models"
 
 
+def test_the_leader_serves_when_all_cards_are_there(tmp_path: Path) -> None:
+    """vLLM would give up after half an hour, and the group lose what each machine has fetched."""
+    resources = build("overlays/several-nodes")
+    ((_, server),) = servers(resources)
+    workers = profile_of(resources, server).workers
+    cards = int(server["resources"]["limits"]["nvidia.com/gpu"])
+    log = tmp_path / "log"
+    programs = {
+        # As it prints them; the other machine is there at the third look.
+        "ray": f"""
+            [ $1 = status ] || exit 0
+            [ $(grep -c status {log}) -ge 3 ] && all={workers}.0 || all={cards}.0
+            printf 'Usage:\\n 0.0/64.0 CPU\\n 0.0/%s GPU\\n 0B/9.31GiB memory\\n' $all""",
+        "sleep": "",
+        "qwen2vl-serve": "",
+    }
+    for name, does in programs.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\necho {name} $1 >>{log}\n{does}\n")
+        program.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    (words,) = server["args"]
+    done = subprocess.run([*server["command"], words], env={"PATH": path}, timeout=60)
+    assert done.returncode == 0
+    waited = ["ray status", "sleep 5"] * 2
+    assert log.read_text().splitlines() == [
+        "ray start", *waited, "ray status", "qwen2vl-serve serve"
+    ]  # fmt: skip
+
+
+def test_the_fetching_of_a_model_asks_for_little() -> None:
+    """Where a namespace has a quota, a container that asks for nothing is refused."""
+    for template in templates(build("overlays/several-nodes")):
+        for container in containers(template):
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+
+
 @builds
 def test_pods_are_restricted_and_write_where_the_image_does(name: str) -> None:
     """No root, no capability, a read-only root; the image's volumes and /dev/shm are there."""

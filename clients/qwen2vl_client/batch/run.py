@@ -57,7 +57,8 @@ def batch(
     where it was when it is started again; without it the outcomes are kept in memory. Requests that
     failed in a way that may pass are asked again when the others are done, ``retries`` times.
     ``media_info`` asks the server to tell the visual tokens (a field of this project's; others may
-    refuse it).
+    refuse it). What ``on_outcome`` raises ends the batch; it is called no more, and what is under
+    way is still kept.
 
     Raises:
         KeyboardInterrupt: at once; what is under way is not waited for.
@@ -152,10 +153,10 @@ class _Run:
                 if len(running) >= concurrency:
                     self._collect(running)
                     self._check()
+            self._drain(running)
         except Exception:  # what was asked is kept, unless by Ctrl-C: it may take minutes
             self._drain(running)
             raise
-        self._drain(running)
         self._check()
 
     def _drain(self, running: set[Future[_Asked]]) -> None:
@@ -251,8 +252,10 @@ class _Run:
             self._journal.append(outcome)
         else:
             self._kept[outcome.index] = outcome
-        if self._on_outcome is not None:
-            self._on_outcome(outcome)
+        if (tell := self._on_outcome) is not None:
+            self._on_outcome = None  # what raises is not called again, so that the rest is kept
+            tell(outcome)
+            self._on_outcome = tell
 
 
 def _begun(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -49,15 +50,20 @@ class Request:
             "video": dict(task.video_fields),
             "system": task.system,
             "messages": list(task.messages),
-            "fields": dict(task.fields),
+            "fields": {**task.defaults, **task.fields},
         }
         raw = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def with_fields(self, fields: Mapping[str, Any]) -> Request:
-        """Return the request with fields of the API, where it does not give them itself."""
-        task = replace(self.task, fields={**fields, **self.task.fields})
-        return replace(self, task=task)
+        """Return the request with fields of the API, where it does not give them itself.
+
+        ``system`` among them is for requests without a system message of their own.
+        """
+        given = {**fields, **self.task.fields}
+        if _has_system(self.task) and "system" not in self.task.fields:
+            given.pop("system", None)
+        return replace(self, task=replace(self.task, fields=given))
 
 
 def numbered(items: Iterable[Any]) -> Iterator[Request]:
@@ -176,11 +182,13 @@ def _lines(
 ) -> Iterator[str]:
     """Yield the lines of a text file; ``InvalidArgumentError`` where they cannot be read."""
     try:
+        if codecs.lookup(encoding).name == "utf-8":
+            encoding = UTF_8
         with Path(path).open(encoding=encoding, newline=newline) as lines:
             yield from lines
     except OSError as error:
         raise InvalidArgumentError(f"cannot read {path}: {error.strerror or error}") from error
-    except (LookupError, UnicodeDecodeError) as error:
+    except (LookupError, ValueError) as error:
         raise InvalidArgumentError(
             f"{path} cannot be read as {encoding}: {error}; say which encoding it has (Excel in "
             "Chinese: gb18030)"
@@ -222,6 +230,13 @@ def _from_mapping(item: Mapping[str, Any], index: int, folder: Path | None = Non
 def _id_of(item: Mapping[str, Any], index: int) -> str:
     name = item.get("id", item.get("custom_id"))
     return str(index if name is None else name)
+
+
+def _has_system(task: Task[Any]) -> bool:
+    """Tell whether a system message was given, or that there is to be none."""
+    if task.messages and task.system is None:
+        return any(message.get("role") == "system" for message in task.messages)
+    return task.system != SYSTEM_PROMPT
 
 
 def _many(given: Any) -> list[Any]:

@@ -25,10 +25,9 @@ from qwen2vl_client.cli.options import (
 from qwen2vl_client.client import Client
 from qwen2vl_client.conversation import Conversation
 from qwen2vl_client.errors import (
-    BadRequestError,
+    APIStatusError,
     ClientError,
     InvalidArgumentError,
-    RequestTooLargeError,
 )
 from qwen2vl_client.fitting import Event
 from qwen2vl_client.media import image_part, video_part
@@ -36,6 +35,9 @@ from qwen2vl_client.media import image_part, video_part
 PATHS = ("/image", "/video", "/save", "/load")
 PLAIN = ("/help", "/tokens", "/clear", "/quit")
 OVERFLOW = ("error", "summarise", "drop_oldest_images", "drop_oldest_turns")
+
+_NOT_OF_THE_QUESTION = frozenset({401, 408, 409, 429})
+"""Refusals that the same question need not meet another time."""
 
 HELP = """\
 /image PATH|URL   add a picture to the next question
@@ -141,7 +143,11 @@ class Chat:
     def _ask(self, text: str) -> None:
         try:
             self._answer(text)
-        except (InvalidArgumentError, BadRequestError, RequestTooLargeError):
+        except (InvalidArgumentError, APIStatusError) as error:
+            if isinstance(error, APIStatusError) and (
+                error.status >= 500 or error.status in _NOT_OF_THE_QUESTION
+            ):
+                raise
             if self._images or self._videos:  # else every further question would end the same way
                 _say("(what was attached is not sent again)")
             self._detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -83,9 +84,12 @@ def _check_drawn(path: Path) -> None:
         from PIL import Image  # noqa: PLC0415  (an extra, for those who ask for it)
     except ImportError:
         raise InvalidArgumentError("--draw needs Pillow: pip install pillow") from None
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+    try:
+        kind = Image.registered_extensions().get(path.suffix.lower())
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind)
+    except (OSError, ValueError, KeyError) as error:  # as Pillow's writers have it
         raise InvalidArgumentError(
             f"--draw {path}: give a name that tells the format, as {path.stem}.png"
-        )
+        ) from error
     if not path.parent.is_dir():
         raise InvalidArgumentError(f"--draw {path}: there is no folder {path.parent}")

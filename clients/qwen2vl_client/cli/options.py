@@ -97,8 +97,8 @@ def fields_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return fields
 
 
-_ASKED = frozenset({"text", "images", "videos", "messages"})
-"""What the words of a command line ask; given as fields they would not be heard."""
+_ASKED = frozenset({"self", "text", "images", "videos", "messages", "stream"})
+"""What is no field, or what the command's own words say."""
 
 
 def with_fields(task: Task[T], arguments: argparse.Namespace) -> Task[T]:

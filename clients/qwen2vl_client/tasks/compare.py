@@ -24,4 +24,4 @@ def compare(
     """
     shown, texts = pictures(images, least=2), chosen(prompts)
     asked = texts.compare_two if len(shown) == 2 else filled(texts.compare, count=len(shown))
-    return Task(question or asked, as_reply, shown, fields={**EXACT, **fields})
+    return Task(question or asked, as_reply, shown, fields=fields, defaults=EXACT)

@@ -36,7 +36,6 @@ def _build(
     back, a field that the picture does not show as None; or it is a pydantic model, and an
     object of it comes back. ``AnswerError`` where the answer does not pass its validation.
     """
-    shared = {**EXACT, **fields}
     read: Callable[[Answer], Any]
     if isinstance(wanted, type) and hasattr(wanted, "model_json_schema"):
         schema = _said(wanted.model_json_schema())
@@ -60,8 +59,8 @@ def _build(
         f"{name} ({meaning})" if meaning else name for name, meaning in names.items()
     )
     text = filled(chosen(prompts).fields, fields=listed)
-    shared.setdefault("response_format", json_format("fields", schema))
-    return Task(text, read, pictures(image), fields=shared)
+    given = {"response_format": json_format("fields", schema), **fields}
+    return Task(text, read, pictures(image), fields=given, defaults=EXACT)
 
 
 class ExtractFields(Use[..., Any]):

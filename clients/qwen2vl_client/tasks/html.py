@@ -47,7 +47,7 @@ def to_html(image: ImageSource, *, prompts: PromptsGiven = "en", **fields: Any) 
 
     ``AnswerError`` where the answer holds no HTML. A large page needs a larger ``max_tokens``.
     """
-    return Task(chosen(prompts).html, _read, pictures(image), fields={**EXACT, **fields})
+    return Task(chosen(prompts).html, _read, pictures(image), fields=fields, defaults=EXACT)
 
 
 def _read(answer: Answer) -> Page:

@@ -61,7 +61,11 @@ def locate(
         return Located(boxes, whole, answer)
 
     return Task(
-        filled(prompt, what=what), read, pictures(image), fields={**EXACT, **marks, **fields}
+        filled(prompt, what=what),
+        read,
+        pictures(image),
+        fields={**marks, **fields},
+        defaults=EXACT,
     )
 
 

@@ -55,8 +55,8 @@ def moderate(
         raise InvalidArgumentError(f"categories={categories!r} must be a list of names")
     text = filled(chosen(prompts).moderate, categories=", ".join(categories))
     format_ = json_format("judgement", schema(categories))
-    given = {**EXACT, "response_format": format_, **fields}
-    return Task(text, _read, pictures(image), fields=given)
+    given = {"response_format": format_, **fields}
+    return Task(text, _read, pictures(image), fields=given, defaults=EXACT)
 
 
 def schema(categories: Sequence[str]) -> dict[str, Any]:

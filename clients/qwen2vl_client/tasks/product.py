@@ -24,4 +24,4 @@ def ask_product(
     every call; for several questions in a row give that prompt to a ``Conversation``.
     """
     system = filled(chosen(prompts).product, knowledge=knowledge)
-    return Task(question, as_reply, pictures(image), system=system, fields={**EXACT, **fields})
+    return Task(question, as_reply, pictures(image), system=system, fields=fields, defaults=EXACT)

@@ -19,4 +19,4 @@ def ocr(
     model, within what the server allows.
     """
     text = question or chosen(prompts).read
-    return Task(text, as_reply, pictures(image), fields={**EXACT, **fields})
+    return Task(text, as_reply, pictures(image), fields=fields, defaults=EXACT)

@@ -37,8 +37,8 @@ class Solution:
 @Use
 def solve(image: ImageSource, *, prompts: PromptsGiven = "en", **fields: Any) -> Task[Solution]:
     """Solve the problem in a picture; the steps come before the answer, as thought does."""
-    given = {**EXACT, "response_format": json_format("solution", SCHEMA), **fields}
-    return Task(chosen(prompts).solve, _read, pictures(image), fields=given)
+    given = {"response_format": json_format("solution", SCHEMA), **fields}
+    return Task(chosen(prompts).solve, _read, pictures(image), fields=given, defaults=EXACT)
 
 
 def _read(answer: Answer) -> Solution:

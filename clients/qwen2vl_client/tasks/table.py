@@ -67,8 +67,8 @@ def extract_table(
     image: ImageSource, *, prompts: PromptsGiven = "en", **fields: Any
 ) -> Task[Table]:
     """Extract the table in a picture; the engine is bound to answer in its shape."""
-    given = {**EXACT, "response_format": json_format("table", SCHEMA), **fields}
-    return Task(chosen(prompts).table, _read, pictures(image), fields=given)
+    given = {"response_format": json_format("table", SCHEMA), **fields}
+    return Task(chosen(prompts).table, _read, pictures(image), fields=given, defaults=EXACT)
 
 
 def _read(answer: Answer) -> Table:

@@ -48,7 +48,8 @@ class Task(Generic[T_co]):
 
     Pictures are kept as they were given and read when the task is run. ``video_fields`` stand
     beside each video in the request (``fps``, ``max_pixels`` …); ``fields`` are sampling and
-    other fields of the API. ``read`` raises ``AnswerError`` for an answer it can make nothing of.
+    other fields of the API, which go before the use's own ``defaults`` and before those of a
+    ``batch``. ``read`` raises ``AnswerError`` for an answer it can make nothing of.
     """
 
     text: str | None
@@ -59,10 +60,11 @@ class Task(Generic[T_co]):
     system: str | None = SYSTEM_PROMPT
     messages: Sequence[Mapping[str, Any]] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
         """Return what ``chat`` is called with; reads no file unless ``video_fields`` are given."""
-        given = {"system": self.system, **self.fields}
+        given = {"system": self.system, **self.defaults, **self.fields}
         if self.video_fields and self.videos:
             return {**given, "messages": [*self.messages, self._turn()]}
         return {

@@ -18,4 +18,4 @@ def translate(
     With ``prompts="zh"`` that is ``language="英文"``.
     """
     text = filled(chosen(prompts).translate, language=language)
-    return Task(text, as_reply, pictures(image), fields={**EXACT, **fields})
+    return Task(text, as_reply, pictures(image), fields=fields, defaults=EXACT)

@@ -32,5 +32,6 @@ def describe_video(
         as_reply,
         videos=(video,),
         video_fields={name: value for name, value in beside.items() if value is not None},
-        fields={**EXACT, **fields},
+        fields=fields,
+        defaults=EXACT,
     )
