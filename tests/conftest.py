@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from hypothesis import settings
 from requests.adapters import HTTPAdapter
 
 from tests.hostile.sites import Sites, sites
+from tests.ports import quiet_port
 
 ENGINES = {
     "test_engines_real", "test_install", "test_lora_real", "test_quantised_real", "test_reference",
@@ -44,8 +44,13 @@ def pytest_configure() -> None:
     settings.register_profile("untimed", deadline=None)
     settings.load_profile("untimed")
     # What an operator of this machine has set would change what servers do and plans say.
-    for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_USE_MODELSCOPE"):
+    ours = [name for name in os.environ if name.startswith("QWEN2VL_")]
+    for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_USE_MODELSCOPE", *ours):
         os.environ.pop(name, None)
+    # Proxies are for what lies beyond this machine.
+    for name in ("no_proxy", "NO_PROXY"):
+        told = os.environ.get(name)
+        os.environ[name] = ",".join(filter(None, [told, "127.0.0.1,127.0.0.2,localhost"]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -212,9 +217,7 @@ def server(
 @pytest.fixture(scope="session")
 def fetching_server() -> Iterator[tuple[ServerProcess, int]]:
     """Another on the real engine: it wants a key, and may fetch from one port of this machine."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = int(listener.getsockname()[1])
+    port = quiet_port()
     settings = (
         "media.allowed_networks=[127.0.0.1/32]",
         f"media.allowed_ports=[80, 443, {port}]",

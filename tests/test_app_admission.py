@@ -85,9 +85,9 @@ def test_leaving_while_queued_frees_the_turn() -> None:
             second = begun(api, HELLO)
             eventually(lambda: chats.places.waiting == 1)
             second.close()
-            eventually(lambda: chats.places.waiting == 0, 1)
+            eventually(lambda: chats.places.waiting == 0)
             first.close()
-        eventually(lambda: idle(api), 1)
+        eventually(lambda: idle(api))
         assert len(api.engine.requests) == 1, "the one that left never reached the engine"
 
 
@@ -99,7 +99,7 @@ def test_leaving_while_fetching_frees_the_place() -> None:
             line = begun(api, image(f"http://127.0.0.1:{port}/x.jpg"))
             eventually(lambda: api.app.state.api.chats.places.held == 1)
             line.close()
-            eventually(lambda: idle(api), 1)
+            eventually(lambda: idle(api))
             assert api.engine.requests == []
 
 
@@ -108,9 +108,9 @@ def test_leaving_while_decoding_frees_the_place() -> None:
     with limited(FakeEngine()) as api:
         state = api.app.state.api
         line = begun(api, picture(3500))
-        eventually(lambda: state.loader.decoding.held > 0, 20)
+        eventually(lambda: state.loader.decoding.held > 0)
         line.close()
-        eventually(lambda: idle(api), 1)
+        eventually(lambda: idle(api))
         assert api.engine.requests == []
 
 
@@ -124,8 +124,8 @@ def test_leaving_while_waiting_for_tokens_frees_place_and_turn() -> None:
             second = begun(api, picture(300))
             eventually(lambda: chats.tokens.waiting == 1)
             second.close()
-            eventually(lambda: (chats.tokens.waiting, chats.places.held) == (0, 1), 1)
-        eventually(lambda: idle(api), 1)
+            eventually(lambda: (chats.tokens.waiting, chats.places.held) == (0, 1))
+        eventually(lambda: idle(api))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -137,7 +137,7 @@ def test_leaving_while_generating_frees_place_and_engine(stream: bool) -> None:
         if stream:
             assert b"200 OK" in line.recv(1000)
         line.close()
-        eventually(lambda: idle(api), 1)
+        eventually(lambda: idle(api))
         assert api.engine.aborted == 1
 
 
@@ -153,7 +153,7 @@ def test_leaving_before_the_body_is_whole_holds_nothing() -> None:
         eventually(lambda: state.bodies.held == 1)
         assert state.chats.places.held == 0
         line.close()
-        eventually(lambda: idle(api), 1)
+        eventually(lambda: idle(api))
 
 
 def test_a_stream_keeps_its_place_to_its_end() -> None:
@@ -252,7 +252,7 @@ def test_beyond_cap_and_queue_is_503_with_a_time() -> None:
         assert 'qwen2vl_admission_in_flight{kind="chat"} 1.0' in text
         assert 'qwen2vl_admission_queued{kind="chat"} 1.0' in text
         lines.close()
-        eventually(lambda: idle(api), 1)
+        eventually(lambda: idle(api))
         engine.words = ["done"]
         assert api.chat().status_code == 200
 
@@ -273,7 +273,7 @@ def test_several_answers_take_as_many_places() -> None:
     with limited(FakeEngine(ENDLESS, pause=0.01)) as api:
         with closing(begun(api, {**HELLO, "n": 5, "temperature": 1.0})):
             eventually(lambda: api.app.state.api.chats.places.held == 5)
-        eventually(lambda: idle(api), 1)
+        eventually(lambda: idle(api))
 
 
 def test_explanations_have_places_of_their_own() -> None:
@@ -285,7 +285,7 @@ def test_explanations_have_places_of_their_own() -> None:
             url = f"{api.root}/v1/chat/completions/explain"
             assert requests.post(url, json=HELLO, timeout=60).status_code == 200
             assert api.chat().status_code == 503
-        eventually(lambda: idle(api), 1)
+        eventually(lambda: idle(api))
 
 
 def test_bodies_that_do_not_fit_together_are_refused() -> None:
@@ -304,7 +304,7 @@ def test_bodies_that_do_not_fit_together_are_refused() -> None:
                 'kind="chat",limit="limits.max_held_body_bytes",reason="bytes"} 1.0'
                 in api.metrics()
             )
-        eventually(lambda: idle(api), 1)
+        eventually(lambda: idle(api))
 
 
 def test_one_key_holds_half_of_the_bytes() -> None:
@@ -322,7 +322,7 @@ def test_one_key_holds_half_of_the_bytes() -> None:
             assert "max_held_body_bytes" in error_of(answer)["message"]
             with closing(begun(api, long, key="modest")):
                 eventually(lambda: engine.running == 2)
-        eventually(lambda: idle(api), 1)
+        eventually(lambda: idle(api))
 
 
 def named(app: Callable[..., Any]) -> Callable[..., Any]:

@@ -184,7 +184,7 @@ def test_a_stream_holds_its_bytes_until_the_first_token() -> None:
         with requests.post(url, json=body, stream=True, timeout=60) as stream:
             chunks = stream.iter_content(64)  # kept: without it requests closes the connection
             next(chunks)
-            eventually(lambda: metric(api, "qwen2vl_media_held_bytes") == 0, seconds=2)
+            eventually(lambda: metric(api, "qwen2vl_media_held_bytes") == 0)
             assert engine.running == 1
 
 
@@ -303,12 +303,15 @@ def test_damaged_videos_are_not_kept(films: Running) -> None:
     """Uploads are looked at; where no videos are served, none is taken."""
     url = f"{films.root}/v1/files"
     form = {"purpose": "vision"}
+    before = requests.get(url, timeout=60).json()["data"]
     answer = requests.post(url, files={"file": ("a.mp4", FILM[:-4000])}, data=form, timeout=60)
     assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_video")
+    assert requests.get(url, timeout=60).json()["data"] == before
     with server("media.limit_mm_per_prompt.video=0") as api:
         url = f"{api.root}/v1/files"
         answer = requests.post(url, files={"file": ("a.mp4", FILM)}, data=form, timeout=60)
         assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_image")
+        assert requests.get(url, timeout=60).json()["data"] == []
 
 
 def test_an_unknown_video_is_told_as_an_unknown_file(films: Running) -> None:
@@ -473,7 +476,7 @@ def test_two_clients_with_different_pictures_never_get_each_others_answer() -> N
             list(pool.map(client, range(8)))
         assert metric(api, 'qwen2vl_cache_evictions_total{cache="known"}') > 10
         assert metric(api, 'qwen2vl_cache_evictions_total{cache="files"}') > 5
-        assert evicted < 100
+        assert evicted < 60  # of 68 that use one
         site.shutdown()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwen2vl_serve import checkpoint, cli, hubs
@@ -455,12 +455,32 @@ def test_names_that_are_none(name: str) -> None:
         check_name(name)
 
 
-@given(st.text(max_size=40))
+PARTS = (
+    "/", ".", "..", "a", "model", ".safetensors", ".json", ".bin", ".pth", ".pt", ".py", ".onnx",
+    ".gguf", "consolidated", "LICENSE", "additional_chat_templates/",
+)  # fmt: skip
+"""Of which a name is made that may be taken for a listed one."""
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "LICENSE.txt", "LICENSE.md", "LICENSE-APACHE"])
+def test_a_licence_comes_along(name: str) -> None:
+    """As text, whatever it is called."""
+    files = [RepoFile("model.safetensors", 1), RepoFile(name, 1)]
+    assert [file.path for file in needed(files, "a/b")] == ["model.safetensors", name]
+
+
+@given(st.lists(st.sampled_from(PARTS) | st.text(max_size=3), max_size=6).map("".join))
+@example("LICENSE.bin")
+@example("LICENSE.py")
+@example("..json")
+@example("../model.safetensors")
+@example("additional_chat_templates/../model.jinja")
 def test_nothing_but_listed_kinds_is_needed(path: str) -> None:
+    """Neither what may run code when it is loaded, nor what lies outside of the folder."""
     files = [RepoFile("model.safetensors", 1), RepoFile(path, 1)]
     for file in needed(files, "a/b"):
         assert not file.path.startswith(("/", "."))
-        assert ".." not in file.path
+        assert ".." not in file.path.split("/")
         assert not file.path.endswith((".bin", ".pth", ".pt", ".py", ".onnx", ".gguf"))
 
 

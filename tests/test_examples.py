@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 from tests import stub_server as stub
 from tests.conftest import ServerProcess
+from tests.ports import quiet_port
 
 CLIENTS = Path(__file__).parents[1] / "clients"
 EXAMPLES = CLIENTS / "examples"
@@ -51,12 +51,6 @@ def test_there_is_one_example_for_each_call_of_the_tutorial() -> None:
     assert set(SCRIPTS) == TUTORIAL | AGENTS
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "image_url.py"])
 def test_it_answers_on_the_real_server(name: str, server: ServerProcess) -> None:
     """Without arguments but the address: exit 0, an answer, the total time."""
@@ -75,7 +69,7 @@ def test_an_address_answers_on_a_real_server_that_may_fetch_it(
 def test_a_private_address_is_refused_with_advice(server: ServerProcess) -> None:
     """A server as it comes fetches from public addresses only."""
     done = run_example(
-        "image_url.py", "--port", str(free_port()), url=server.url, api_key=server.api_key
+        "image_url.py", "--port", str(quiet_port()), url=server.url, api_key=server.api_key
     )
     assert done.returncode == 1
     assert "invalid_image_url" in done.stderr
@@ -109,7 +103,7 @@ def check_answer(done: subprocess.CompletedProcess[str]) -> None:
 )
 def test_it_sends_what_it_shows(name: str, script: list[stub.Step], asked: list[list[str]]) -> None:
     """The request holds the tutorial's fields and the pictures by their own type."""
-    own_port = ["--port", str(free_port())] if name == "image_url.py" else []
+    own_port = ["--port", str(quiet_port())] if name == "image_url.py" else []
     with stub.running(*script) as server:
         done = run_example(name, *own_port, url=server.url)
     assert done.returncode == 0, done.stderr

@@ -8,9 +8,7 @@ real engine.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import socket
 import ssl
@@ -30,6 +28,7 @@ from tests.media.movies import data_url as movie_url
 from tests.media.movies import movie
 from tests.media.test_fetch import Names, Site, http
 from tests.media.test_fetch import site as site  # noqa: PLC0414  (a fixture)
+from tests.ports import quiet_port
 from tests.test_app import Running, error_of, eventually, running
 from tests.test_launch import self_signed
 
@@ -102,11 +101,8 @@ def guarded(site: Site) -> Iterator[Running]:
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port that nobody has, nor is given: it is below those of connections (32768 and up)."""
-    for port in range(20_000 + os.getpid() % 6_000, 32_000):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    pytest.fail("all ports are taken")
+    """A port that nobody listens on."""
+    return quiet_port()
 
 
 @pytest.fixture
@@ -116,7 +112,7 @@ def fetching(site: Site, closed_port: int) -> Iterator[Running]:
         f"media.allowed_ports=[{site.port}, {closed_port}]",
         "media.allowed_networks=[127.0.0.0/8]",
         "media.max_download_bytes=100000",
-        "media.download_seconds=1.0",
+        "media.download_seconds=10.0",
     ) as one:
         yield one
 
@@ -215,7 +211,7 @@ def test_a_certificate_of_nobody_is_refused(
         thread.start()
         url = f"https://127.0.0.1:{closed_port}/"
         error = refused(fetching, asked(image(url)), "invalid_image_url")
-        thread.join(5)
+        thread.join(60)
     assert handshakes, "the server did not even try"
     closed = f"http://127.0.0.1:{closed_port}/"
     assert refused(fetching, asked(image(closed)), "invalid_image_url") == error

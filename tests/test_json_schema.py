@@ -115,21 +115,22 @@ def test_what_people_ask_for_is_taken() -> None:
     check({"type": "string", "maxLength": 64})
 
 
+keys = st.sampled_from(
+    [
+        "$ref", "$defs", "additionalProperties", "allOf", "anyOf", "const", "enum", "format",
+        "items", "maxItems", "maxLength", "maxProperties", "maximum", "minItems", "minLength",
+        "minProperties", "minimum", "oneOf", "pattern", "patternProperties", "prefixItems",
+        "properties", "required", "type",
+    ]
+) | st.text(max_size=9)  # fmt: skip
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["enum", "pattern", "properties", "required", "maxLength", "$ref"])
-            | st.text(max_size=9),
-            inner,
-        )
-    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner),
     max_leaves=20,
 )
 
 
-@given(st.dictionaries(st.text(max_size=9), values))
+@given(st.dictionaries(keys, values))
 def test_any_object_is_taken_or_refused(schema: dict[str, Any]) -> None:
     """Whatever stands where a schema is due raises nothing but ``InvalidValue``."""
     try:

@@ -263,8 +263,14 @@ def test_any_text_as_a_model_is_taken_or_refused(text):
     assert profile is None or profile.model.model == text
 
 
-@settings(deadline=None)  # a busy machine is no fault
-@given(st.text(max_size=40), st.text(max_size=40))
+names = [
+    f"{section}.{name}"
+    for section, field in Profile.model_fields.items()
+    for name in getattr(field.annotation, "model_fields", ())
+]
+
+
+@given(st.sampled_from(names) | st.text(max_size=40), st.text(max_size=40))
 def test_any_override_is_taken_or_refused(key, value):
     load_or_refuse("demo", [f"{key}={value}"])
 

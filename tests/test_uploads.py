@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -149,12 +149,15 @@ def test_a_client_that_leaves_within_a_file_closes_it(api: Running) -> None:
 def test_lists_come_in_pages(client: openai.OpenAI) -> None:
     """The client's own paging meets every file once, in either order."""
     made = {client.files.create(file=png(one), purpose="vision").id for one in ("#111", "#222")}
-    made.add(client.files.create(file=png("#333"), purpose="user_data").id)
+    other = client.files.create(file=png("#333"), purpose="user_data").id
+    made.add(other)
     paged = [file.id for file in client.files.list(limit=1)]
     assert len(paged) == len(set(paged))
     assert made <= set(paged)
     assert [file.id for file in client.files.list(limit=2, order="asc")] == paged[::-1]
-    assert all(file.purpose == "user_data" for file in client.files.list(purpose="user_data"))
+    theirs = {file.id: file.purpose for file in client.files.list(purpose="user_data")}
+    assert other in theirs
+    assert set(theirs.values()) == {"user_data"}
     assert list(client.files.list(after="file-unknown")) == []
     for file_id in made:
         client.files.delete(file_id)
@@ -519,12 +522,14 @@ def test_uploads_that_wait_take_turns_by_key(
         eventually(lambda: line.places.held == 1)
         form = {"file": ("a.png", png()), "purpose": (None, "vision")}
         pool = stack.enter_context(ThreadPoolExecutor(4))
+        sent = []
         for number, key in enumerate((alice, alice, alice, bob), 1):
-            pool.submit(api.request, "POST", "/v1/files", key, files=form)
+            sent.append(pool.submit(api.request, "POST", "/v1/files", key, files=form))
             eventually(lambda number=number: line.places.waiting == number)  # type: ignore[misc]
         held.close()
         eventually(lambda: len(seen) == 5)
         assert seen == ["alice", "alice", "bob", "alice", "alice"]
+        assert [one.result(60).status_code for one in sent] == [200] * 4
 
 
 def begun_upload(port: int, key: str) -> socket.socket:
@@ -553,10 +558,20 @@ def test_an_upload_that_breaks_off_leaves_nothing(
                 b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" + body
             )
             eventually(lambda: "qwen2vl_requests_in_flight 1.0" in api.metrics())
-            time.sleep(0.3)
+            eventually(lambda: spooled(spool) != [])
         eventually(lambda: "qwen2vl_requests_in_flight 0.0" in api.metrics())
         assert list(folder.iterdir()) == []
         assert list(spool.iterdir()) == []
+        eventually(lambda: spooled(spool) == [])
+
+
+def spooled(folder: Path) -> list[str]:
+    """Files of a folder that this process has open, also those without a name."""
+    found = []
+    for one in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(str(one.readlink()))
+    return [one for one in found if one.startswith(str(folder))]
 
 
 def test_files_need_a_key_like_everything_else() -> None:

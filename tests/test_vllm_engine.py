@@ -448,7 +448,7 @@ def test_sigterm_in_a_stream_finishes_it_or_says_that_it_does_not(
     server.wait_ready()
     url = f"{server.url}/chat/completions"
     endless = {"messages": asked("x"), "stream": True, "ignore_eos": True, "n": 8, "temperature": 1}
-    short = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 100}
+    short = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 8}
     long_one = requests.post(url, json=endless, stream=True, timeout=60)
     short_one = requests.post(url, json=short, stream=True, timeout=60)
     server.process.send_signal(signal.SIGTERM)

@@ -36,6 +36,13 @@ def api() -> Iterator[Served]:
         assert one.chat().status_code == 200
 
 
+@pytest.fixture
+def patient() -> Iterator[Served]:
+    """With the profile's own times: for what is not to be cut, however slow this machine is."""
+    with served(load_profile("demo", ["limits.max_header_bytes=4096"]), Keys()) as one:
+        yield one
+
+
 def refused(answer: bytes) -> tuple[int, str]:
     """Status and code of a single refusal that closes the connection."""
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -162,7 +169,8 @@ def test_a_head_beyond_its_bound_is_431(api: Served, pieces: list[bytes]) -> Non
         except (BrokenPipeError, ConnectionResetError):
             pass
         answer = drained(client)
-    if answer:  # a reset may overtake it where the client went on sending
+    # A reset may overtake it where the client goes on sending behind it.
+    if answer or (len(pieces) == 1 and len(pieces[0]) < 2**15):
         assert refused(answer) == (431, "request_head_too_large")
 
 
@@ -172,12 +180,12 @@ def test_a_head_within_its_bound_is_served(api: Served) -> None:
     assert api.raw(head).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_large_body_behind_a_small_head_is_not_its_head(api: Served) -> None:
+def test_a_large_body_behind_a_small_head_is_not_its_head(patient: Served) -> None:
     """Only what stands before the empty line is counted, also where both come at once."""
     text = json.dumps({"messages": [{"role": "user", "content": "x" * 100_000}]}).encode()
     head = CHAT + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(text)
-    assert api.raw(head + text).startswith(b"HTTP/1.1 200 ")
-    assert api.raw(head, text[:50_000], text[50_000:]).startswith(b"HTTP/1.1 200 ")
+    assert patient.raw(head + text).startswith(b"HTTP/1.1 200 ")
+    assert patient.raw(head, text[:50_000], text[50_000:]).startswith(b"HTTP/1.1 200 ")
 
 
 def dripped(api: Served, first: bytes, drip: bytes) -> bytes:
@@ -352,7 +360,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BODY
 @pytest.mark.parametrize("body", [WHOLE, CHUNKED], ids=["whole", "chunked"])
 @pytest.mark.parametrize("packets", ["one", "two", "many"])
 def test_an_offer_of_another_protocol_is_ignored(
-    api: Served, offer: bytes, body: bytes, packets: str
+    patient: Served, offer: bytes, body: bytes, packets: str
 ) -> None:
     """Java's client offers HTTP/2 with its first request: it is served, and so is the next."""
     request = CHAT + offer + body
@@ -362,7 +370,7 @@ def test_an_offer_of_another_protocol_is_ignored(
         "two": [request[:head], request[head:]],
         "many": [request[at : at + 7] for at in range(0, len(request), 7)],
     }[packets]
-    with socket.create_connection(("127.0.0.1", api.port), 60) as client:
+    with socket.create_connection(("127.0.0.1", patient.port), 60) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in pieces:
             client.sendall(piece)
@@ -370,7 +378,7 @@ def test_an_offer_of_another_protocol_is_ignored(
         client.sendall(GET + b"Connection: close\r\n\r\n")
         answer = drained(client)
     assert re.findall(rb"HTTP/1\.1 (\d+) ", answer) == [b"200", b"200"]
-    (asked,) = api.engine.requests
+    (asked,) = patient.engine.requests
     assert [message.content for message in asked.messages] == ["Hello"]
 
 

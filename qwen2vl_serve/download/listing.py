@@ -22,7 +22,8 @@ _NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 # Of a published repository: configuration, tokenizer, processor and template at its top, the
 # weights as safetensors. Pickles (*.bin, *.pth), ONNX, GGUF and pictures of its page are not.
 _WANTED = re.compile(
-    r"[^/]+\.(safetensors|json|jinja|tiktoken|txt|model)|LICENSE[^/]*|README\.md|"
+    r"[^/.][^/]*\.(safetensors|json|jinja|tiktoken|txt|model)|"
+    r"LICENSE[\w -]*(\.(txt|md))?|README\.md|"
     r"additional_chat_templates/[^/]+\.jinja"
 )
 _ELSEWHERE = re.compile(r"(consolidated|.*\.onnx).*")

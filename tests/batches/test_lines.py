@@ -119,9 +119,13 @@ def test_outcomes_are_openais() -> None:
         "error": None,
     }
     error = InvalidValue("n is 9.", param="n")
-    told = json.loads(lines.refused("batch_req_2", "b", "r2", error))
+    refused = lines.refused("batch_req_2", "b", "r2", error)
+    told = json.loads(refused)
     assert told["response"] == {"status_code": 400, "request_id": "r2", "body": error.body()}
-    left = json.loads(lines.unanswered("batch_req_3", "c", "batch_expired", "Too late."))
+    unanswered = lines.unanswered("batch_req_3", "c", "batch_expired", "Too late.")
+    left = json.loads(unanswered)
     assert left["response"] is None
     assert left["error"] == {"code": "batch_expired", "message": "Too late."}
-    assert all(one.endswith(b"\n") and one.count(b"\n") == 1 for one in (answer,))
+    for one in (answer, refused, unanswered):
+        assert one.endswith(b"\n")
+        assert one.count(b"\n") == 1

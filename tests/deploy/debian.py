@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.markdown import ROOT
 
@@ -65,9 +66,11 @@ def _apt(*words: str, folder: Path) -> None:
         *("-o", "Debug::NoLocking=true"),
         *("-o", "APT::Sandbox::User="),
     ]
-    if not any(lists.glob("*Packages*")):
-        _run("apt-get", *options, "update", folder=folder)
-    _run("apt-get", *options, *words, folder=folder)
+    # Of the workers of a run, more than one may want a program.
+    with FileLock(FOLDER / "lock"):
+        if not any(lists.glob("*Packages*")):
+            _run("apt-get", *options, "update", folder=folder)
+        _run("apt-get", *options, *words, folder=folder)
 
 
 def _run(*words: str, folder: Path | None = None) -> None:

@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import ServerProcess
 from tests.deploy.debian import program
-from tests.deploy.test_nginx import free_port
 from tests.markdown import ROOT
+from tests.ports import quiet_port
 from tests.served import eventually
 from tests.test_vllm_engine import asked, picture
 
@@ -69,7 +69,7 @@ def prometheus(
 ) -> Iterator[Prometheus]:
     """Debian's Prometheus under our settings, after it has seen traffic come and go."""
     binary = program("prometheus", "prometheus")
-    folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
+    folder, port = tmp_path_factory.mktemp("prometheus"), quiet_port()
     words = [
         *(binary, f"--config.file={settings(folder, server.root.removeprefix('http://'))}"),
         *(f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"),

@@ -27,6 +27,7 @@ from qwen2vl_serve.profile import Profile, load_profile
 from tests.deploy.debian import program
 from tests.fake_engine import FakeEngine
 from tests.markdown import ROOT
+from tests.ports import quiet_port
 from tests.served import HELLO, Served, eventually, served
 
 CONF = ROOT / "deploy" / "nginx" / "qwen2vl-serve.conf"
@@ -60,11 +61,6 @@ def directive(name: str) -> str:
     """The value of a directive that stands once in the file."""
     (value,) = re.findall(rf"^\s*{name} ([^;]+);", CONF.read_text("utf-8"), re.MULTILINE)
     return str(value)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def write_certificate(folder: Path) -> None:
@@ -139,7 +135,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
 def proxy(nginx: Path, profile: Profile, tmp_path: Path) -> Iterator[Proxy]:
     engine = FakeEngine(words=["word "] * 40, pause=0.05)
     with served(profile, Keys(()), engine) as behind:
-        port, plain = free_port(), free_port()
+        port, plain = quiet_port(), quiet_port()
         here = {
             r"^ *listen \[::\].*\n": "",
             "listen 443": f"listen 127.0.0.1:{port}",
@@ -251,7 +247,7 @@ def test_a_server_that_is_away_is_503_with_a_time(proxy: Proxy) -> None:
     """While it starts, clients are told to come back, in the shape that they parse."""
     text = (proxy.folder / "site.conf").read_text()
     (proxy.folder / "site.conf").write_text(
-        text.replace(f"127.0.0.1:{proxy.behind.port}", f"127.0.0.1:{free_port()}")
+        text.replace(f"127.0.0.1:{proxy.behind.port}", f"127.0.0.1:{quiet_port()}")
     )
     pid = int((proxy.folder / "pid").read_text())
     subprocess.run(["kill", "-HUP", str(pid)], check=True)

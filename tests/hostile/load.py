@@ -18,7 +18,7 @@ from tests.hostile.target import Answer, Target, answer_of
 
 TITLE = "load"
 
-FREED_SECONDS, FREED_LOOKS = 3.0, 30
+FREED_SECONDS, FREED_LOOKS = 10.0, 30
 """A place is free within one second, at the first looks; machines that do other work are given
 more. Where one stands still, seconds pass without a look."""
 

@@ -436,10 +436,22 @@ def test_a_cookie_goes_nowhere(site: Site) -> None:
     assert not any("cookie" in head.lower() for head in site.heads)
 
 
-def test_a_certificate_of_nobody_is_refused(site: Site) -> None:
-    """TLS is checked; plain text on the other side is an error like any other."""
-    with pytest.raises(FetchError):
-        fetch(site, site.url("/").replace("http:", "https:"))
+def test_plain_text_where_tls_is_due_is_an_error_like_any_other() -> None:
+    """Told at once, not waited for; certificates have ``test_fetch_https``."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(http("400 Bad Request"))
+            self.request.recv(4096)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        one = Site(server.server_address[1])
+        url = one.url("/").replace("http:", "https:")
+        with pytest.raises(FetchError) as caught:
+            fetch(one, url, idle_seconds=600.0, total_seconds=600.0)
+        server.shutdown()
+    assert not isinstance(caught.value, FetchTimeout)
 
 
 def test_bytes_are_asked_for_as_they_come(site: Site) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from qwen2vl_serve.admission import Line
 from qwen2vl_serve.errors import InvalidImage, InvalidImageURL, MediaTooLarge, RequestError
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
-from qwen2vl_serve.media.loader import READ_HERE, MediaBudget, MediaLoader, Medium
+from qwen2vl_serve.media.loader import DECODE_THREADS, READ_HERE, MediaBudget, MediaLoader, Medium
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.protocol import ChatRequest
@@ -169,11 +169,11 @@ def test_decoding_waits_its_turn_and_gives_its_place_back() -> None:
 
 def test_what_is_decoded_counts_until_its_thread_is_done() -> None:
     """Though nobody waits for it any more: a client that leaves frees no memory by that."""
-    begun, end = threading.Event(), threading.Event()
+    begun, end = threading.Semaphore(0), threading.Event()
 
     class Slow(Picture):
         def decode(self) -> None:
-            begun.set()
+            begun.release()
             end.wait(60)
 
     async def run() -> list[int]:
@@ -185,8 +185,8 @@ def test_what_is_decoded_counts_until_its_thread_is_done() -> None:
         assert isinstance(known, Picture)
         shown = [Slow(known.data, known.header, known.sizing, f"{n}", "p") for n in range(6)]
         tasks = [asyncio.create_task(loader.ready([one])) for one in shown]
-        await asyncio.to_thread(begun.wait, 60)
-        await asyncio.sleep(0.1)
+        for _ in range(DECODE_THREADS):
+            assert await asyncio.to_thread(begun.acquire, timeout=60)
         held = [loader.decoding.held // known.decoding_bytes]
         for task in tasks:
             task.cancel()
@@ -198,7 +198,7 @@ def test_what_is_decoded_counts_until_its_thread_is_done() -> None:
                 await asyncio.sleep(0.01)
         return held
 
-    assert asyncio.run(run()) == [6, 4], "two had not begun"
+    assert asyncio.run(run()) == [6, DECODE_THREADS], "two had not begun"
 
 
 def test_a_header_is_read_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,6 @@ def test_a_mutated_document_gives_pages_or_a_clear_error() -> None:
         for _ in range(30):
             data[dice.randrange(8, len(data))] = dice.randrange(256)
         try:
-            assert all(one.width for one in drawn(bytes(data), "1-2"))
+            assert 1 <= len(drawn(bytes(data), "1-2")) <= 2
         except RequestError as error:
             assert error.code in ("invalid_image", "invalid_value")
