@@ -62,7 +62,7 @@ def rows(titles: dict[str, str], runs: Sequence[Run]) -> list[list[str]]:
         every = first.of(letter)
         if not every:
             continue
-        compared = {one.name for run in runs for one in run.of(letter, compared=True)}
+        compared = {(one.group, one.name) for run in runs for one in run.of(letter, compared=True)}
         row = [letter, title, str(len(every)), str(exact(every)), str(len(compared))]
         for run in runs:
             mine = run.of(letter, compared=True)

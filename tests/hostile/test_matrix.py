@@ -217,3 +217,6 @@ def test_the_table_counts_what_is_compared() -> None:
     ]
     theirs.results = [Result("A", "one", Outcome("x"), True), Result("A", "two", Outcome(), True)]
     assert rows({"A": "a"}, [mine, theirs])[1] == ["A", "a", "3", "1", "2", "2", "1"]
+    # Cases of two classes may have one name.
+    mine.results.append(Result("B", "one", Outcome(), True))
+    assert rows({"A": "a", "B": "b"}, [mine, theirs])[-1] == ["", "all", "4", "2", "3", "3", "1"]
