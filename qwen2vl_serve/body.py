@@ -3,21 +3,66 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
 from fastapi import Request
 
-from qwen2vl_serve.admission import Bodies, Refused
 from qwen2vl_serve.errors import (
     APIError,
+    RateLimited,
     RequestTimeout,
     RequestTooLarge,
     UnsupportedContentType,
 )
+from qwen2vl_serve.line import Refused
 
 MOST_PIECES = 4096
 """Of a body that comes in crumbs, how many are held apart: each takes more room than a byte."""
+
+
+class Bodies:
+    """A bound on the bytes of all bodies together, which come whether they are wanted or not.
+
+    Those of a key that has a name hold at most ``share``, so that others find room as well.
+    """
+
+    def __init__(self, capacity: int, share: int) -> None:
+        self.capacity = capacity
+        self.share = share
+        self._held: Counter[str] = Counter()
+
+    @property
+    def held(self) -> int:
+        """How many bytes are held."""
+        return self._held.total()
+
+    def take(self, key: str, size: int) -> None:
+        """Hold ``size`` bytes more for ``key``.
+
+        Raises:
+            Refused: there is no room for them.
+            RateLimited: the key would hold more than one may.
+        """
+        held = self.held
+        if held + size > self.capacity:
+            text = f"The server holds {held} bytes of requests already"
+            raise Refused("bytes", text, "limits.max_held_body_bytes")
+        if key and self._held[key] + size > self.share:
+            raise RateLimited(
+                f"The requests of this key hold {self._held[key]} bytes already, and those of one "
+                f"key at most {self.share} (half of limits.max_held_body_bytes): wait for an "
+                "answer.",
+                retry_after=1,
+            )
+        self._held[key] += size
+
+    def give_back(self, key: str, size: int) -> None:
+        """Hold ``size`` less for ``key``."""
+        self._held[key] -= size
+        if not self._held[key]:
+            del self._held[key]
 
 
 class BodyReader:

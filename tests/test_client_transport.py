@@ -176,29 +176,33 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def tls(certificate: Path) -> ssl.SSLContext:
+    """What a server with that certificate is given."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
 class TestHTTPS:
     def test_an_authority_of_one_s_own_can_be_named(
-        self, certificate: Path, monkeypatch: pytest.MonkeyPatch
+        self, certificate: Path, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Also where the environment names another one."""
         unrelated = certificate.with_name("unrelated.pem")
         unrelated.write_text("")
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(unrelated))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
         script = [stub.completion("ok"), stub.events(stub.whole_stream("a", "b"))]
         with (
-            stub.running(*script, tls=context) as server,
+            stub.running(*script, tls=tls) as server,
             Client(server.url, verify=str(certificate)) as client,
         ):
             assert client.chat("x").text == "ok"
             assert list(client.stream("x")) == ["a", "b"]
 
-    def test_an_unknown_certificate_is_refused_with_advice(self, certificate: Path) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
+    def test_an_unknown_certificate_is_refused_with_advice(self, tls: ssl.SSLContext) -> None:
         with (
-            stub.running(stub.completion(), tls=context) as server,
+            stub.running(stub.completion(), tls=tls) as server,
             Client(server.url) as client,
             pytest.raises(APIConnectionError, match="verify=") as caught,
         ):
@@ -206,11 +210,11 @@ class TestHTTPS:
         assert not caught.value.retryable
         assert server.requests == []
 
-    def test_another_thread_can_stop_a_waiting_stream(self, certificate: Path) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
+    def test_another_thread_can_stop_a_waiting_stream(
+        self, certificate: Path, tls: ssl.SSLContext
+    ) -> None:
         with (
-            stub.running(stub.stalled_events, tls=context) as server,
+            stub.running(stub.stalled_events, tls=tls) as server,
             Client(server.url, verify=str(certificate)) as client,
         ):
             stream = client.stream("x")
@@ -332,11 +336,9 @@ class TestProbes:
             assert client.ready(timeout=0.3) is False
             assert client.health(timeout=0.3) is False
 
-    def test_a_certificate_that_is_refused_is(self, certificate: Path) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
+    def test_a_certificate_that_is_refused_is(self, tls: ssl.SSLContext) -> None:
         with (
-            stub.running(stub.completion(), tls=context) as server,
+            stub.running(stub.completion(), tls=tls) as server,
             Client(server.url) as client,
             pytest.raises(APIConnectionError, match="safely"),
         ):

@@ -148,6 +148,18 @@ def test_goes_on_where_it_broke_off(hub: LoopbackHub, source: Source, tmp_path: 
     assert begun[0] >= 10_000_000, ranges
 
 
+def interrupted(
+    hub: LoopbackHub, source: Source, to: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Have a download end after 11 MB of the weights; the hub is well afterwards."""
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    monkeypatch.setattr("modelscope_hub._download._wait_download_retry", give_up)
+    hub.faults[WEIGHTS] = [11_000_000, *[100] * 9]
+    with pytest.raises(HubUnreachable, match="goes on where it stopped"):
+        fetch(source, to=to)
+    hub.faults.clear()
+
+
 @BOTH
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_later_call_goes_on(
@@ -159,12 +171,7 @@ def test_a_later_call_goes_on(
 ) -> None:
     """What an interrupted command has fetched, the next one does not fetch again."""
     to = None if cached else tmp_path / "here"
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
-    monkeypatch.setattr("modelscope_hub._download._wait_download_retry", give_up)
-    hub.faults[WEIGHTS] = [11_000_000, *[100] * 9]
-    with pytest.raises(HubUnreachable, match="goes on where it stopped"):
-        fetch(source, to=to)
-    hub.faults.clear()
+    interrupted(hub, source, to, monkeypatch)
     hub.asked.clear()
     heard = Heard()
     found = fetch(source, to=to, progress=heard)
@@ -248,12 +255,7 @@ def test_a_disk_with_room_for_the_rest(
 ) -> None:
     """What an interrupted command has fetched is there already."""
     to = None if cached else tmp_path / "here"
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
-    monkeypatch.setattr("modelscope_hub._download._wait_download_retry", give_up)
-    hub.faults[WEIGHTS] = [11_000_000, *[100] * 9]
-    with pytest.raises(HubUnreachable):
-        fetch(source, to=to)
-    hub.faults.clear()
+    interrupted(hub, source, to, monkeypatch)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(fetching, "SPARE_BYTES", 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_000_000))

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from qwen2vl_serve.admission import Refused
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.fleet.affinity import content_key
 from qwen2vl_serve.fleet.asking import REPLICA_HEADER, Ask, Messages
 from qwen2vl_serve.fleet.gateway import ATTEMPTS, Gateway, ReplicaLost
+from qwen2vl_serve.line import Refused
 from qwen2vl_serve.profile import Profile, load_profile
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}

@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
     "protocol": 1,
     "engine": 1,
     "call": 1,
+    "line": 1,
     # L2: parts with one concern each
     "validation": 2,
     "json_schema": 2,

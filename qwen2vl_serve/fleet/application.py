@@ -26,7 +26,6 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qwen2vl_serve.admission import Refused
 from qwen2vl_serve.fleet import known
 from qwen2vl_serve.fleet.affinity import AT_EASE, SLACK
 from qwen2vl_serve.fleet.asking import Ask, Messages
@@ -34,6 +33,7 @@ from qwen2vl_serve.fleet.gateway import Gateway, ReplicaLost
 from qwen2vl_serve.fleet.preflight import door_keys, refuse_what_is_one_servers
 from qwen2vl_serve.fleet.replica import Replica
 from qwen2vl_serve.fleet.router import AffinityRouter, RandomRouter
+from qwen2vl_serve.line import Refused
 from qwen2vl_serve.profile import load_profile
 
 ROUTERS = {"affinity": AffinityRouter, "random": RandomRouter}

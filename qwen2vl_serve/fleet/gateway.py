@@ -18,7 +18,6 @@ from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qwen2vl_serve.admission import Refused
 from qwen2vl_serve.auth import Keys
 from qwen2vl_serve.body import BodyReader
 from qwen2vl_serve.call import Call
@@ -28,6 +27,7 @@ from qwen2vl_serve.errors import APIError, EngineUnavailable, Overloaded, RouteN
 from qwen2vl_serve.fleet.affinity import content_key
 from qwen2vl_serve.fleet.asking import REPLICA_HEADER, Ask, Messages, plain_scope
 from qwen2vl_serve.fleet.figures import together
+from qwen2vl_serve.line import Refused
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.uploads import FORM_BYTES, RECEIVE_SECONDS
 

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from blake3 import blake3
 
-from qwen2vl_serve.admission import Line
 from qwen2vl_serve.content import (
     FramesPart,
     ImagePart,
@@ -37,6 +36,7 @@ from qwen2vl_serve.errors import (
     UnknownFile,
     VideoTooLarge,
 )
+from qwen2vl_serve.line import Line
 from qwen2vl_serve.media import video
 from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout

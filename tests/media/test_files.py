@@ -233,21 +233,26 @@ def test_a_file_that_another_server_renewed_outlives_its_first_time(
     assert list((tmp_path / "kept").iterdir()) == []
 
 
+def on_opening(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> None:
+    """Have something done once, right behind the next opening of a file."""
+    opened = Path.open
+
+    def open_once(path: Path, *how: Any) -> Any:
+        source = opened(path, *how)
+        monkeypatch.setattr(Path, "open", opened)
+        meanwhile()
+        return source
+
+    monkeypatch.setattr(Path, "open", open_once)
+
+
 def test_a_file_that_is_replaced_while_it_is_looked_at_stays(
     store: Callable[..., FileStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another server's upload under a longer name is no damage to the one before."""
     one, other = store(shared=True), store(shared=True)
     file = one.add(b"picture", "a.png", "vision")
-    opened = Path.open
-
-    def replaced(path: Path, *how: Any) -> Any:
-        source = opened(path, *how)
-        monkeypatch.setattr(Path, "open", opened)
-        other.add(b"picture", "a longer name.png", "vision")
-        return source
-
-    monkeypatch.setattr(Path, "open", replaced)
+    on_opening(monkeypatch, lambda: other.add(b"picture", "a longer name.png", "vision"))
     assert one.find(file.id).filename == "a.png"
     assert one.find(file.id).filename == "a longer name.png"
 
@@ -260,15 +265,7 @@ def test_what_was_put_in_the_place_of_a_damaged_file_stays(
     file = one.add(b"picture", "a.png", "vision")
     path = tmp_path / "kept" / file.id
     path.write_bytes(b"half")
-    opened = Path.open
-
-    def replaced(path: Path, *how: Any) -> Any:
-        source = opened(path, *how)
-        monkeypatch.setattr(Path, "open", opened)
-        other.add(b"picture", "a.png", "vision")
-        return source
-
-    monkeypatch.setattr(Path, "open", replaced)
+    on_opening(monkeypatch, lambda: other.add(b"picture", "a.png", "vision"))
     with pytest.raises(NoSuchFile):
         one.find(file.id)
     assert one.read(file.id) == b"picture"

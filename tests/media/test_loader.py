@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwen2vl_serve.admission import Line
 from qwen2vl_serve.errors import InvalidImage, InvalidImageURL, MediaTooLarge, RequestError
+from qwen2vl_serve.line import Line
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.loader import DECODE_THREADS, READ_HERE, MediaBudget, MediaLoader, Medium
 from qwen2vl_serve.media.picture import Picture
