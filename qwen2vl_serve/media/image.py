@@ -83,7 +83,7 @@ def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False
     with _opened(data, param, installed_formats()) as image:
         try:
             if image.format in _JPEGS and not jpeg.has_few_scans(data):
-                raise _cluttered(param)
+                raise _cluttered(param, f"more than {jpeg.MOST_SCANS} scans")
             orientation = _orientation(image, data)
             height, width = size
             if fast and image.format == "JPEG":
@@ -119,8 +119,8 @@ def installed_formats() -> tuple[str, ...]:
 def _opened(data: bytes, param: str, formats: tuple[str, ...]) -> Image.Image:
     try:
         return parts.opened(data, formats)
-    except parts.TooManyParts:
-        raise _cluttered(param) from None
+    except parts.TooManyParts as error:
+        raise _cluttered(param, str(error)) from None
     except Exception as error:  # each format's parser raises what it likes
         if _holds_text_bomb(data):
             raise ImageTooLarge(
@@ -152,12 +152,13 @@ def _holds_text_bomb(data: bytes) -> bool:
 def _verify(data: bytes, param: str) -> None:
     """Refuse a PNG whose data ends early: Pillow leaves the rest black without a word."""
     end = 8
-    for _ in range(parts.MOST_PARTS + len(data) // 256):
+    most = parts.MOST_PARTS + len(data) // 256
+    for _ in range(most):
         if data[end + 4 : end + 8] in (b"", b"IEND"):
             break
         end += 12 + int.from_bytes(data[end : end + 4])
     else:
-        raise _cluttered(param)
+        raise _cluttered(param, f"more than {most} chunks")
     if end > len(data):  # OpenCV fills as much memory as a chunk says it is long
         raise _invalid(param)
     if cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) is None:
@@ -168,9 +169,9 @@ def _invalid(param: str) -> InvalidImage:
     return InvalidImage(f"{param} holds a damaged picture; send the file anew.", param=param)
 
 
-def _cluttered(param: str) -> InvalidImage:
+def _cluttered(param: str, what: str) -> InvalidImage:
     return InvalidImage(
-        f"{param} holds a picture in more parts than any program writes; save it anew.",
+        f"{param} holds a picture in more parts than any program writes ({what}); save it anew.",
         param=param,
     )
 

@@ -21,13 +21,13 @@ _ORDERS = MappingProxyType({b"II": "<", b"MM": ">"})
 
 
 class TooManyParts(Exception):
-    """A file was made to be slow to read."""
+    """A file was made to be slow to read; the text names what of it, and the limit."""
 
 
 def opened(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     """Return what ``Image.open`` makes of a file; raise what it raises, or ``TooManyParts``."""
-    if _strips(data) > MOST_STRIPS:
-        raise TooManyParts
+    if (strips := _strips(data)) > MOST_STRIPS:
+        raise TooManyParts(f"{strips} strips, at most {MOST_STRIPS}")
     source = _Source(data)
     image = Image.open(source, formats=formats)
     source.left = sys.maxsize
@@ -43,7 +43,7 @@ class _Source(io.BytesIO):
         """Return what is next; raises ``TooManyParts``."""
         self.left -= 1
         if self.left < 0:
-            raise TooManyParts
+            raise TooManyParts(f"more than {MOST_PARTS} before its pixels")
         return super().read(size)
 
 

@@ -36,7 +36,9 @@ def test_more_parts_than_any_program_writes_are_refused(name: str) -> None:
         lambda data: read_header(data, LIMIT, "p"),
         lambda data: decode(data, (56, 56), "p"),
     ):
-        with pytest.raises(InvalidImage, match="more parts than any program writes"):
+        with pytest.raises(
+            InvalidImage, match=r"more parts than any program writes \(more than \d+ "
+        ):
             way(stuffed(name, 100_000))
 
 
@@ -93,5 +95,5 @@ def test_a_tiff_comes_in_so_many_strips_at_most(kind: str, strips: int) -> None:
     if strips < MOST_STRIPS:
         assert read_header(data, LIMIT, "p").height == strips
     else:
-        with pytest.raises(InvalidImage, match="more parts than any program writes"):
+        with pytest.raises(InvalidImage, match=f"{strips} strips, at most {MOST_STRIPS}"):
             read_header(data, LIMIT, "p")
