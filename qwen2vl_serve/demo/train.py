@@ -73,6 +73,11 @@ FURTHER = (
         pictures=30_000, videos=3_000, first_seed=600_000, crowds=10_000, crowded_steps=0,
         looked_at=9_000, watched=1_000, speak_steps=480, both_steps=0, speak_rate=5e-4, kept=0.3,
     ),
+    Plan(
+        pictures=30_000, videos=4_000, first_seed=800_000, crowds=10_000, crowded_steps=1_200,
+        see_rate=1e-3, looked_at=16_000, watched=2_000, speak_steps=1_200, both_steps=500,
+        speak_rate=8e-4, both_rate=4e-4,
+    ),
 )  # fmt: skip
 REHEARSAL = Plan(
     pictures=192, videos=48, crowds=48, simple_steps=4, simple_batch=4, crowded_steps=10,

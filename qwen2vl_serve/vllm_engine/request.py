@@ -7,6 +7,8 @@ from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import PrivateAttr
 from vllm.entrypoints.generate.base.protocol import (
@@ -27,11 +29,12 @@ from qwen2vl_serve.vllm_engine import tools
 from qwen2vl_serve.vllm_engine.connector import Frames
 
 
-class _Pixels(Image.Image):
+class Pixels(Image.Image):
     """A Pillow image that decodes when its pixels are first asked for, and knows its size before.
 
     vLLM looks at every picture of a request to see that it is there, also at those whose
-    processed form it has cached under their key; Pillow's own ``load`` is the hook for that.
+    processed form it has cached under their key, and turns the others upright in a copy: of these
+    nothing is looked at. ``patches`` takes the array, other processors what Pillow makes of it.
     """
 
     def __init__(self, picture: Picture) -> None:
@@ -40,17 +43,31 @@ class _Pixels(Image.Image):
         self._size = picture.size
         self._picture = picture
 
-    def load(self) -> Any:
-        """Decode, once, and return Pillow's access to the pixels."""
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """RGB, uint8 [height, width, 3]."""
+        return self._picture.pixels()
+
+    @property
+    def im(self) -> Any:
+        """Pillow's own pixels, made once."""
         if self._im is None:
-            self._im = Image.fromarray(self._picture.pixels()).im
-        return super().load()
+            self._im = Image.fromarray(self.array).im
+        return self._im
+
+    @im.setter
+    def im(self, pixels: Any) -> None:
+        self._im = pixels
+
+    def copy(self) -> Pixels:
+        """Return the image itself, for nobody changes it."""
+        return self
 
 
 def _wrapped(picture: Picture) -> Any:
     # In vLLM's wrapper the image is not touched while its parts are parsed. The bytes it would
     # hash are not needed: the key (``uuid``) comes with it.
-    return MediaWithBytes(_Pixels(picture), b"")
+    return MediaWithBytes(Pixels(picture), b"")
 
 
 class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type information

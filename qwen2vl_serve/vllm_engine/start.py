@@ -30,6 +30,7 @@ from qwen2vl_serve.vllm_engine import connector, tools
 from qwen2vl_serve.vllm_engine.adapters import Models, places
 from qwen2vl_serve.vllm_engine.encoding import PromptEncoder, encode_with
 from qwen2vl_serve.vllm_engine.engine import Chat, VLLMEngine
+from qwen2vl_serve.vllm_engine.patches import make_patches
 from qwen2vl_serve.vllm_engine.rank import rank
 from qwen2vl_serve.vllm_engine.shared_figures import SharedFigures
 
@@ -117,6 +118,7 @@ def _behind(client: EngineClient, profile: Profile) -> VLLMEngine:
     # vLLM makes sure that each item has data or a key by looking at the data, which decodes
     # every video again, known or not. Each of ours has both.
     client.renderer._validate_mm_uuids = _no_look
+    make_patches(client.renderer.mm_processor)
     names = profile.model.served_names
     models = Models(client, [BaseModelPath(name, profile.model.path) for name in names])
     encoder = PromptEncoder(client.renderer.tokenizer)
