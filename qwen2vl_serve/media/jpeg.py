@@ -35,6 +35,16 @@ def has_few_scans(data: bytes) -> bool:
     return sum(marker == _SCAN for _, marker in _segments(data)) <= MOST_SCANS
 
 
+def scan_begins_within(data: bytes, size: int) -> bool:
+    """Tell whether a file is a JPEG whose coded data begin in its first ``size`` bytes."""
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    for place, marker in _segments(data):
+        if place > size or marker == _SCAN:
+            return place <= size
+    return False
+
+
 def is_whole(data: bytes, decoded: Image.Image) -> bool:
     """Tell whether a JPEG has all of its scans, each up to its last block.
 

@@ -37,7 +37,7 @@ from qwen2vl_serve.errors import (
     VideoTooLarge,
 )
 from qwen2vl_serve.line import Line
-from qwen2vl_serve.media import video
+from qwen2vl_serve.media import jpeg, video
 from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, FetchTimeout
 from qwen2vl_serve.media.files import FileStore
@@ -73,7 +73,10 @@ DECODE_THREADS = 4
 HEADER_THREADS = 2
 
 READ_HERE = 4 * 1024
-"""Bytes of a file up to which its header is read on the event loop: sooner than in a thread."""
+"""Bytes up to which a header is read on the event loop: sooner than in a thread."""
+
+HASHED_HERE = 64 * 1024
+"""Bytes of a file up to which it is hashed there as well."""
 
 Medium = Picture | Video
 _Medium = TypeVar("_Medium", bound=Medium)
@@ -195,7 +198,7 @@ class MediaLoader:
     ) -> Picture:
         drawn = part.page is not None
         data = part.page or await self.read(part.image_url.address, param, account)
-        if len(data) <= READ_HERE:
+        if _has_short_header(data):
             header, digest = self._known(data, param, drawn=drawn)
         else:
             known = partial(self._known, data, param, drawn=drawn)
@@ -366,6 +369,13 @@ class MediaLoader:
                 "it as data:image/jpeg;base64,….",
                 param=param,
             ) from None
+
+
+def _has_short_header(data: bytes) -> bool:
+    """Tell whether no more than ``READ_HERE`` bytes are gone through until the pixels begin."""
+    if len(data) > HASHED_HERE:
+        return False
+    return len(data) <= READ_HERE or jpeg.scan_begins_within(data, READ_HERE)
 
 
 async def _all_of(work: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:

@@ -378,8 +378,7 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
         window = self.model_config.max_model_len
         prompt = sum(len(one["prompt_token_ids"]) for one in inputs)
         request.count_prompt(prompt)
-        # As an attribute the deprecated ``max_tokens`` would warn each time, into nowhere.
-        wanted = request.max_completion_tokens or vars(request)["max_tokens"]
+        wanted = request.max_completion_tokens or request.max_tokens
         if prompt + (wanted or 1) > window:
             raise ContextLengthExceeded(
                 f"The prompt is too long: it takes {prompt} tokens and the answer asks for "

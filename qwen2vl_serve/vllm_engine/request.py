@@ -73,6 +73,9 @@ def _wrapped(picture: Picture) -> Any:
 class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type information
     """vLLM's request object, which carries what was counted for it back to us."""
 
+    # vLLM's own field warns whenever it is read, into nowhere and for a fiftieth of a request.
+    max_tokens: int | None = None
+
     _usage: Usage = PrivateAttr(default_factory=Usage)
     _counted: RequestResponseMetadata | None = PrivateAttr(default=None)
     _adapter: LoRARequest | None = PrivateAttr(default=None)

@@ -115,14 +115,17 @@ def _several(
 
 def _behind(client: EngineClient, profile: Profile) -> VLLMEngine:
     """Put vLLM's serving classes in front of an engine that is up."""
+    renderer = client.renderer
     # vLLM makes sure that each item has data or a key by looking at the data, which decodes
     # every video again, known or not. Each of ours has both.
-    client.renderer._validate_mm_uuids = _no_look
-    make_patches(client.renderer.mm_processor)
+    renderer._validate_mm_uuids = _no_look
+    # It is asked for at every request, and transformers' tokenizer looks it up each time.
+    renderer.get_eos_token_id = partial(int, renderer.get_eos_token_id())
+    make_patches(renderer.mm_processor)
     names = profile.model.served_names
     models = Models(client, [BaseModelPath(name, profile.model.path) for name in names])
-    encoder = PromptEncoder(client.renderer.tokenizer)
-    encode_with(encoder, client.renderer)
+    encoder = PromptEncoder(renderer.tokenizer)
+    encode_with(encoder, renderer)
     chat = _chat(client, models)
     tool_chat = None
     if profile.server.tools != "off":

@@ -12,7 +12,7 @@ from PIL import Image
 
 from qwen2vl_serve.errors import InvalidImage
 from qwen2vl_serve.media.image import decode
-from qwen2vl_serve.media.jpeg import SMALL
+from qwen2vl_serve.media.jpeg import SMALL, scan_begins_within
 from tests.media.test_image import encoded, photo
 
 END = b"\xff\xd9"
@@ -173,3 +173,13 @@ def test_segments_between_scans_are_bounded_as_well() -> None:
     comment = b"\xff\xfe\0\2"
     assert whole(data[:end] + comment * 90 + data[end:])
     assert not whole(data[:end] + comment * 20_000 + data[end:])
+
+
+def test_where_the_coded_data_begin_is_told_without_reading_on() -> None:
+    """Before a bound, at it, behind it; of what is no JPEG never, however it continues."""
+    data = jpeg("4:2:0", SIZES["small"])
+    begin = data.index(b"\xff\xda")
+    assert scan_begins_within(data, begin)
+    assert not scan_begins_within(data, begin - 1)
+    assert not scan_begins_within(b"GIF89a" + data, len(data))
+    assert not scan_begins_within(data[:begin], len(data))

@@ -18,7 +18,14 @@ from PIL import Image
 from qwen2vl_serve.errors import InvalidImage, InvalidImageURL, MediaTooLarge, RequestError
 from qwen2vl_serve.line import Line
 from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
-from qwen2vl_serve.media.loader import DECODE_THREADS, READ_HERE, MediaBudget, MediaLoader, Medium
+from qwen2vl_serve.media.loader import (
+    DECODE_THREADS,
+    HASHED_HERE,
+    READ_HERE,
+    MediaBudget,
+    MediaLoader,
+    Medium,
+)
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.protocol import ChatRequest
@@ -212,14 +219,29 @@ def test_a_header_is_read_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) ->
         return inspect(data, param)
 
     monkeypatch.setattr(loading.loader, "inspect", watched)
-    noise = io.BytesIO()
-    samples = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
-    Image.fromarray(samples).save(noise, "PNG")
-    large = "data:image/png;base64," + base64.b64encode(noise.getvalue()).decode()
-    first, second = loading.load(part(data_url("red")), part(large))
-    assert first.size_bytes <= READ_HERE < second.size_bytes
+    samples = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    noise = Image.fromarray(samples)
+    sent = {
+        "short": data_url("red"),
+        "png": encoded(noise.resize((60, 60)), "PNG"),
+        "jpeg": encoded(noise, "JPEG", quality=90),
+        "jpeg with much before its pixels": encoded(noise, "JPEG", comment=bytes(READ_HERE)),
+        "large jpeg": encoded(noise.resize((400, 400)), "JPEG", quality=100),
+    }
+    found = dict(zip(sent, loading.load(*map(part, sent.values())), strict=True))
+    sizes = {name: one.size_bytes for name, one in found.items()}
+    assert sizes["short"] <= READ_HERE < min(sizes["png"], sizes["jpeg"])
+    assert sizes["jpeg"] < HASHED_HERE < sizes["large jpeg"]
     here = threading.current_thread().name
-    assert seen[first.size_bytes] == here != seen[second.size_bytes]
+    told = {name for name, size in sizes.items() if seen[size] == here}
+    assert told == {"short", "jpeg"}
+
+
+def encoded(picture: Image.Image, form: str, **options: Any) -> str:
+    """Return a picture as a data URL."""
+    data = io.BytesIO()
+    picture.save(data, form, **options)
+    return f"data:image/{form.lower()};base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def test_one_request_reads_so_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
