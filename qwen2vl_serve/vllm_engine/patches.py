@@ -1,7 +1,7 @@
 """From pictures at the model's size to the patches that its vision tower takes.
 
 vLLM leaves the arithmetic to the device, so that nothing but the order of the bytes is to be
-changed. transformers takes 2 ms to find that out, for every request anew.
+changed. transformers finds that out anew for every request, in a millisecond.
 """
 
 from __future__ import annotations
