@@ -80,6 +80,7 @@ def test_from_loading_to_unloading(server: Served, folder: Path) -> None:
 
 
 def test_off_unless_folders_are_allowed(tmp_path: Path) -> None:
+    """With the operator's key too, both routes are 403 and name the setting that opens them."""
     write_adapter(tmp_path / "ocr")
     with serving(None) as server:
         assert "allowed_paths" in refusal(load(server, "ocr", tmp_path / "ocr"), 403)
@@ -87,6 +88,7 @@ def test_off_unless_folders_are_allowed(tmp_path: Path) -> None:
 
 
 def test_an_open_server_loads_nothing(folder: Path) -> None:
+    """Allowed folders are not enough: where the server has no key at all, loading is 403."""
     with serving(folder, key="") as server:
         assert "needs a key" in refusal(load(server, "ocr", folder / "ocr", key=""), 403)
 
@@ -122,11 +124,13 @@ def test_only_from_the_allowed_folders(server: Served, folder: Path, path: str) 
 
 
 def test_a_path_below_an_allowed_folder(server: Served, folder: Path) -> None:
+    """A relative path counts from the allowed folder, not from where the server was started."""
     assert load(server, "ocr", "ocr").status_code == 200
     assert server.engine.adapters["ocr"].folder == folder / "ocr"
 
 
 def test_names_that_are_taken(server: Served, folder: Path) -> None:
+    """The model's own stay its own; a loaded one is replaced with ``load_inplace: true`` alone."""
     assert "the model's own" in refusal(load(server, "alias", "ocr"), 400)
     assert load(server, "ocr", "ocr").status_code == 200
     for unsaid in ({}, {"load_inplace": None}):
@@ -138,6 +142,7 @@ def test_names_that_are_taken(server: Served, folder: Path) -> None:
 
 
 def test_what_is_refused_says_why(folder: Path) -> None:
+    """Vision parts that would be left out, too high a rank and another model's sizes are 400."""
     with serving(folder, "engine.enable_tower_connector_lora=false") as server:
         assert "vision tower" in refusal(load(server, "t", "tower"), 400)
     with serving(folder, "engine.max_lora_rank=1") as server:
@@ -161,10 +166,12 @@ def test_what_is_refused_says_why(folder: Path) -> None:
     ],
 )
 def test_bodies_are_strict(server: Served, body: dict[str, Any], code: str) -> None:
+    """A field that is missing, empty, mistyped, unknown, too long or of two lines is 400."""
     reply = server.request("POST", "/v1/load_lora_adapter", OPERATOR, json=body)
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, code)
 
 
 def test_the_body_is_bounded(folder: Path) -> None:
+    """A body above ``limits.max_body_bytes`` is 413, and the message tells the limit."""
     with serving(folder, "limits.max_body_bytes=1000") as server:
         assert "at most 1000" in refusal(load(server, "ocr", "x" * 2000), 413)

@@ -85,6 +85,7 @@ def test_a_phase_begins_with_the_line_that_its_source_writes(phase):
 
 @installed
 def test_the_line_about_a_silent_worker_is_vllms():
+    """It is found by vLLM's own words, so that an upgrade that changes them shows here."""
     source, sign = WAITING
     assert any(sign.search(text) for text in texts(source))
 

@@ -468,6 +468,7 @@ def test_wrong_folder_is_said_in_one_line(clone: Clone) -> None:
 
 
 def test_enough_disk_passes(tmp_path: Path) -> None:
+    """Both ``.venv`` and pip's temporary files need room; too little for the latter is told."""
     check_disk(tmp_path, 1e-6, 1e-6)
     with pytest.raises(InstallError, match="GiB free"):
         check_disk(tmp_path, 1e-6, 1e9)
@@ -489,6 +490,7 @@ def test_enough_disk_passes(tmp_path: Path) -> None:
 def test_machine_without_wheels(
     machine: tuple[str, str, str, tuple[str, str], frozenset[str]], said: str
 ) -> None:
+    """Another system, processor or C library, an old glibc or no AVX2: the reason names it."""
     assert said in (missing_wheel(*machine) or "")
 
 
@@ -509,6 +511,7 @@ def test_machine_with_wheels(
 
 
 def test_cpu_flags_are_read(tmp_path: Path) -> None:
+    """They are the first processor's; a file that is not there has none and is no error."""
     cpuinfo = tmp_path / "cpuinfo"
     assert read_cpu_flags(cpuinfo) == frozenset()
     cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nflags\t\t: fpu\n")
@@ -584,10 +587,12 @@ BROKEN_OFF = "pip._vendor.urllib3.exceptions.ReadTimeoutError: Read timed out.\n
     ],
 )
 def test_reason_why_no_index_answered(output: str, cause: str | None) -> None:
+    """Nothing where an index answered, even without the version; else the network's word."""
     assert unreachable_because(output) == cause
 
 
 def test_causes_in_one_line() -> None:
+    """A missing version, a full disk or the last error; else only that the command failed."""
     where = "Python 3.12 on x86_64"
     assert missing_requirement(NONE + "(from versions: none)") == "torch==2.13.0+cpu"
     assert explain(NONE + "(from versions: none)", where) == (

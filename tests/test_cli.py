@@ -68,6 +68,7 @@ def refusal(capfd: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_serve_starts_the_profile_that_was_named(started, capfd):
+    """``serve`` and ``qwen2vl-serve serve`` hand over the same profile, its options applied."""
     words = ["--profile", "demo", "--port", "0", "--set", "limits.max_n=2", "--verbose"]
     assert cli.serve_main(words) == 0
     assert cli.main(["serve", *words]) == 0
@@ -79,6 +80,7 @@ def test_serve_starts_the_profile_that_was_named(started, capfd):
 
 
 def test_options_win_over_set(started):
+    """``--port 0`` beats ``--set server.port=1`` of one line; ``--host`` holds beside them."""
     words = ["--set", "server.port=1", "--port", "0", "--host", "0.0.0.0", "--model", "demo"]
     assert cli.serve_main(["--profile", "demo", *words]) == 0
     server = started[0][0].server
@@ -86,6 +88,7 @@ def test_options_win_over_set(started):
 
 
 def test_serve_without_a_profile_takes_what_fits(started, monkeypatch, capfd):
+    """``demo`` without a card, ``single-3090`` on one of 24 GiB; a line tells which and why."""
     assert cli.serve_main(["--port", "0"]) == 0
     assert started[-1][0].name == "demo"
     assert "profile demo, for a machine with no NVIDIA card" in capfd.readouterr().out
@@ -100,6 +103,7 @@ def test_serve_without_a_profile_takes_what_fits(started, monkeypatch, capfd):
 
 
 def test_rehearsal_keeps_the_profiles_topology(started):
+    """``multi-gpu --rehearse`` has 8 workers of the demo model and keeps the keys that were set."""
     words = ["--profile", "multi-gpu", "--rehearse", "--port", "0"]
     assert cli.serve_main([*words, "--set", "server.api_keys=[k]"]) == 0
     profile = started[0][0]
@@ -109,12 +113,15 @@ def test_rehearsal_keeps_the_profiles_topology(started):
 
 
 def test_check_starts_nothing(started, capfd):
+    """``--check`` ends with 0 and one line once profile and machine have passed."""
     assert cli.serve_main(["--profile", "demo", "--port", "0", "--check"]) == 0
     assert started == []
     assert capfd.readouterr().out == "profile demo can start on this machine\n"
 
 
 def test_engine_that_fails_to_boot_ends_with_1(monkeypatch, capfd):
+    """Status 1, where a wrong command has 2; a reason of several lines becomes one line."""
+
     def fail(*_: object, **__: object) -> int:
         raise BootError("the engine did not start:\nout of memory")
 
@@ -125,6 +132,8 @@ def test_engine_that_fails_to_boot_ends_with_1(monkeypatch, capfd):
 
 
 def test_port_that_is_lost_after_the_preflight_ends_with_2(monkeypatch, capfd):
+    """Told in the one line and with the status that the preflight itself would have given."""
+
     def fail(*_: object, **__: object) -> int:
         raise PreflightError("server.port: 8000 is in use")
 
@@ -183,6 +192,7 @@ def test_output_of_the_engine_cannot_mix_with_ours(monkeypatch, capfd):
     ],
 )
 def test_what_cannot_start_is_one_line_and_status_2(words, message, capfd):
+    """A slip is told with the name that was meant, an option of vLLM's with its ``--set``."""
     assert message in refusal(capfd, "serve", *words)
 
 
@@ -190,10 +200,12 @@ def test_what_cannot_start_is_one_line_and_status_2(words, message, capfd):
     "words", [[], ["nonsense"], ["profiles", "nonsense"], ["profiles", "show"]]
 )
 def test_command_that_does_not_exist_is_one_line(words, capfd):
+    """One that is incomplete, too: status 2 and the way to ``--help``, no usage text."""
     assert "--help" in refusal(capfd, *words)
 
 
 def test_profiles_are_listed_with_model_cards_and_purpose(capfd):
+    """A row for each profile that ships; ``profiles`` and ``profiles list`` print the same."""
     assert cli.main(["profiles"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].split() == ["NAME", "MODEL", "CARDS", "PURPOSE"]
@@ -207,6 +219,7 @@ def test_profiles_are_listed_with_model_cards_and_purpose(capfd):
 
 
 def test_profiles_are_a_table_on_a_terminal():
+    """Its head is bold, and at 200 columns every profile's name stands in it whole."""
     import pty
 
     parent, child = pty.openpty()
@@ -241,6 +254,7 @@ def test_profile_shown_is_itself_a_profile(name, capfd, tmp_path):
 
 
 def test_profile_shown_is_resolved(capfd):
+    """``--set``, ``--model`` and ``--port`` are in it, and defaults that the profile leaves out."""
     words = ["profiles", "show", "single-3090", "--set", "engine.max_model_len=4096"]
     assert cli.main([*words, "--model", "/m", "--port", "9000"]) == 0
     output = capfd.readouterr().out
@@ -253,12 +267,14 @@ def test_profile_shown_is_resolved(capfd):
 
 
 def test_rehearsal_shown_has_its_environment(capfd):
+    """The ``vllm serve`` line begins with the variable that binds each worker to a processor."""
     assert cli.main(["profiles", "show", "multi-gpu", "--rehearse"]) == 0
     output = capfd.readouterr().out
     assert re.search(r"# VLLM_CPU_OMP_THREADS_BIND='[0-9|]+' vllm serve ", output)
 
 
 def test_keys_are_counted_and_not_shown(capfd):
+    """``profiles show`` tells how many there are; neither a key nor asterisks stand for them."""
     words = ["profiles", "show", "demo", "--set", "server.api_keys=[sesame, thistle]"]
     assert cli.main(words) == 0
     output = capfd.readouterr().out
@@ -268,6 +284,7 @@ def test_keys_are_counted_and_not_shown(capfd):
 
 
 def test_a_proxy_is_shown_without_its_password(capfd):
+    """Its host is shown without the user; YAML of the planner leaves it out and says so."""
     address = "http://user:sesame@proxy.test:3128"
     assert cli.main(["profiles", "show", "demo", "--set", f"media.proxy={address}"]) == 0
     output = capfd.readouterr().out
@@ -280,12 +297,14 @@ def test_a_proxy_is_shown_without_its_password(capfd):
 
 
 def test_ask_is_the_clients_command(capfd):
+    """``qwen2vl-serve ask --help`` prints the client's help under the server's name."""
     assert cli.main(["ask", "--help"]) == 0
     assert "qwen2vl-serve ask" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--version"], ["serve", "--version"]])
 def test_version(words, capfd):
+    """``qwen2vl-serve`` and its ``serve`` print the package's version and end with 0."""
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)
     assert stopped.value.code == 0
@@ -305,6 +324,7 @@ def run(*words: str) -> tuple[subprocess.CompletedProcess[str], float]:
 
 @pytest.mark.skipif(len(hardware.cards()) >= 8, reason="this machine has eight cards")
 def test_multi_gpu_without_eight_cards_ends_within_3_seconds():
+    """Status 2 and one line that names the 8 cards, for less than 3 s of processor time."""
     done, seconds = run("serve", "--profile", "multi-gpu")
     assert done.returncode == 2
     assert re.fullmatch(r"serve: [^\n]*8 NVIDIA cards[^\n]*\n", done.stderr)
@@ -313,6 +333,7 @@ def test_multi_gpu_without_eight_cards_ends_within_3_seconds():
 
 
 def test_busy_port_ends_within_3_seconds():
+    """Status 2 and one line that names the port, for less than 3 s of processor time."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         done, seconds = run("serve", "--profile", "demo", "--port", port)
@@ -322,12 +343,14 @@ def test_busy_port_ends_within_3_seconds():
 
 
 def test_listing_takes_less_than_a_second():
+    """Of processor time, Python's own start included: to look at the profiles costs no wait."""
     done, seconds = run("profiles")
     assert done.returncode == 0
     assert seconds < 1
 
 
 def test_reader_that_leaves_early_is_no_traceback():
+    """``profiles show … | true`` ends with 0, or with 1 where nobody read what was printed."""
     line = f"{shlex.join(COMMAND)} profiles show multi-gpu | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert "Traceback" not in done.stderr

@@ -99,6 +99,7 @@ class TestPackage:
         assert done.stdout == "hello\n"
 
     def test_its_version_is_the_distribution_s(self) -> None:
+        """Client and server are released together, under one ``__version__``."""
         import qwen2vl_serve
 
         assert qwen2vl_client.__version__ == qwen2vl_serve.__version__
@@ -112,6 +113,7 @@ class TestPackage:
             assert needed["urllib3"].contains(version) is enough
 
     def test_it_is_typed(self) -> None:
+        """The package holds ``py.typed``, so type checkers read its annotations (PEP 561)."""
         assert (CLIENTS / "qwen2vl_client" / "py.typed").exists()
 
 
@@ -140,6 +142,7 @@ class TestChat:
         assert "authorization" not in request.headers
 
     def test_the_answer_carries_what_the_server_said(self) -> None:
+        """Usage, finish reason, model and request id are kept; ``str`` and ``in`` see the text."""
         with asking(stub.completion("一个红色的圆。")) as (client, _):
             answer = client.chat("What is it?")
         assert f"{answer}" == answer.text == "一个红色的圆。"
@@ -151,6 +154,7 @@ class TestChat:
         assert answer.raw["id"] == "chatcmpl-1"
 
     def test_sampling_overrides_defaults_and_none_leaves_out(self) -> None:
+        """Zero is sent as it is; ``max_completion_tokens`` drops the default ``max_tokens``."""
         with asking(stub.completion()) as (client, server):
             client.chat("Hi", temperature=0, top_p=None, seed=7, stop=["."])
             client.chat("Hi", max_completion_tokens=9)
@@ -162,6 +166,7 @@ class TestChat:
         assert "max_tokens" not in other
 
     def test_earlier_messages_come_before_the_question(self) -> None:
+        """A system message among them stands for the client's own; ``system=None`` sends none."""
         earlier = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         with asking(stub.completion()) as (client, server):
             client.chat("c", messages=earlier, system="S")
@@ -176,6 +181,7 @@ class TestChat:
         assert said[2] == [("user", "c")]
 
     def test_the_model_is_asked_of_the_server_once(self) -> None:
+        """Eight calls at once read the list of models once, and all name the model it offers."""
         with stub.running(stub.completion()) as server, Client(server.url) as client:
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(client.chat, ["Hi"] * 8))
@@ -246,6 +252,7 @@ class TestChat:
         assert posted == (["mine"] if given else ["stub-model"] * 2)
 
     def test_models_are_listed_with_their_window(self) -> None:
+        """Its ``max_model_len`` is what the server tells, and a model prints as its id."""
         with asking(stub.completion()) as (client, _):
             (model,) = client.models()
         assert (str(model), model.max_model_len) == ("stub-model", 2048)
@@ -286,6 +293,7 @@ class TestChat:
     def test_a_call_that_cannot_be_sent_is_refused_here(
         self, call: dict[str, object], words: str
     ) -> None:
+        """The error says what is wrong with the call, and no request reaches the server."""
         with (
             asking(stub.completion()) as (client, server),
             pytest.raises(InvalidArgumentError) as caught,
@@ -295,6 +303,7 @@ class TestChat:
         assert server.requests == []
 
     def test_a_stream_yields_one_text_only(self) -> None:
+        """With ``n=2`` the call to ``stream`` itself is refused, not the reading of its text."""
         with asking(stub.completion()) as (client, _), pytest.raises(InvalidArgumentError):
             client.stream("x", n=2)
 
@@ -307,6 +316,7 @@ class TestChat:
 
 class TestConversation:
     def test_each_turn_is_sent_with_those_before_it(self) -> None:
+        """Pictures and answers too; the conversation's fields hold, and a call adds its own."""
         with asking(stub.completion("one"), stub.completion("two")) as (client, server):
             conversation = Conversation(client, system="S", temperature=0)
             conversation.ask("first", images=[b"\xff\xd8\xffjpeg"])
@@ -327,12 +337,14 @@ class TestConversation:
         ]
 
     def test_the_system_prompt_is_the_tutorial_s_and_can_be_none(self) -> None:
+        """A new conversation holds that one message, or with ``system=None`` nothing."""
         with asking(stub.completion()) as (client, _):
             first = {"role": "system", "content": SYSTEM_PROMPT}
             assert Conversation(client).messages == [first]
             assert Conversation(client, system=None).messages == []
 
     def test_messages_is_a_copy(self) -> None:
+        """Clearing the list or changing a message in it leaves the conversation as it was."""
         with asking(stub.completion()) as (client, _):
             conversation = Conversation(client)
             conversation.messages.clear()

@@ -41,6 +41,7 @@ def environment(**more: str) -> dict[str, str]:
 def test_the_answer_goes_to_stdout_and_the_time_to_stderr(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """So a pipe gets the text alone; it is streamed, with the tutorials' settings and no seed."""
     with stub.running(stub.events(stub.whole_stream("一个", "红色的圆"))) as server:
         assert main(["--url", server.url, "What is it?"]) == 0
     out, err = capsys.readouterr()
@@ -52,6 +53,7 @@ def test_the_answer_goes_to_stdout_and_the_time_to_stderr(
 
 
 def test_options_reach_the_request(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Each is a field or a header; pictures come first, then the video, then the question."""
     first, second = tmp_path / "a.jpg", tmp_path / "b.jpg"
     first.write_bytes(JPEG)
     second.write_bytes(JPEG)
@@ -75,6 +77,7 @@ def test_options_reach_the_request(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_a_server_that_is_not_there_is_one_line_with_advice(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Status 1, nothing on standard output; the line says how to start a server or name one."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -105,6 +108,7 @@ def test_arguments_that_cannot_be_used_are_status_2(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Standard error names what is at fault, be it a file, an address, a number or an option."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     assert main(words) == 2
     assert told in capsys.readouterr().err
@@ -125,6 +129,7 @@ def test_a_picture_is_not_taken_for_the_question(
 
 
 def test_an_address_within_a_question_makes_it_no_picture() -> None:
+    """Nor does a text longer than any file's name; each is asked and ends with 0."""
     with stub.running(stub.events(stub.whole_stream("ok"))) as server:
         for question in ("What is https://example.org ?", "什么是https://example.org", "x" * 5000):
             assert main(["--url", server.url, question]) == 0
@@ -134,6 +139,7 @@ def test_an_address_within_a_question_makes_it_no_picture() -> None:
 def test_an_answer_that_was_cut_is_told(
     no_stream: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It is printed with status 0; standard error names ``--max-tokens``, streamed or not."""
     message = {"role": "assistant", "content": "half"}
     whole = stub.completion(choices=[{"index": 0, "message": message, "finish_reason": "length"}])
     pieces = [stub.chunk("half"), stub.chunk(finish="length"), stub.DONE]
@@ -146,6 +152,7 @@ def test_an_answer_that_was_cut_is_told(
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--help`` prints to standard output and ends with 0, without a server or a question."""
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     for option in ("--url", "--api-key", "--model", "--image", "--system", "--no-stream"):
@@ -156,6 +163,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_refusal_of_the_server_is_one_line(
     no_stream: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Status 1; a 401 comes with its code, its request id and how to give the key."""
     words = ["--no-stream"] if no_stream else []
     with stub.running(stub.failure(401, "invalid_api_key")) as server:
         assert main(["--url", server.url, "--model", "m", *words, "Q"]) == 1
@@ -166,6 +174,7 @@ def test_a_refusal_of_the_server_is_one_line(
 
 
 def test_an_error_in_mid_stream_starts_on_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """What had come stays, ended by a newline; status 1 and one line on standard error."""
     with stub.running(stub.events([stub.chunk("half")], ends=False)) as server:
         assert main(["--url", server.url, "Q"]) == 1
     out, err = capsys.readouterr()
@@ -206,6 +215,7 @@ def test_a_picture_may_come_through_a_pipe() -> None:
 
 
 def test_the_environment_names_the_server() -> None:
+    """``QWEN2VL_BASE_URL`` and ``QWEN2VL_API_KEY`` stand in for ``--url`` and ``--api-key``."""
     with stub.running(stub.events(stub.whole_stream("ok"))) as server:
         done = subprocess.run(
             command("Q"),
@@ -219,6 +229,7 @@ def test_the_environment_names_the_server() -> None:
 
 
 def test_a_terminal_without_chinese_does_not_end_it() -> None:
+    """A character that its encoding lacks is a question mark, the rest as it was, status 0."""
     with stub.running(stub.events(stub.whole_stream("红 red"))) as server:
         done = subprocess.run(
             command("--url", server.url, "Q"),
@@ -272,6 +283,7 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
 
 
 def test_text_is_printed_as_it_arrives() -> None:
+    """The first word is out while the server holds back the rest; a cut end is status 1."""
     with (
         stub.running(stub.stalled_events) as server,
         subprocess.Popen(

@@ -93,6 +93,7 @@ def test_both_have_the_same_methods_and_parameters(blocking: type, awaiting: typ
 
 
 def test_every_field_of_the_server_has_a_typed_keyword() -> None:
+    """A type checker finds all but messages, model and stream in ``ChatFields``."""
     from qwen2vl_serve.protocol import ChatRequest
 
     named = set(qwen2vl_client.ChatFields.__annotations__)
@@ -134,6 +135,7 @@ async def test_a_call_is_the_one_that_client_makes() -> None:
 
 @awaited
 async def test_many_tasks_share_a_client_and_ask_for_the_model_once() -> None:
+    """Fifty calls at once, and ``client.model`` after them, cost one GET of the list."""
     with stub.running(stub.completion()) as server:
         async with AsyncClient(server.url) as client:
             answers = await asyncio.gather(*(client.chat("x") for _ in range(50)))
@@ -163,6 +165,7 @@ async def test_one_connection_serves_many_calls() -> None:
 
 @awaited
 async def test_a_stream_is_read_as_it_comes_and_kept_whole() -> None:
+    """``answer`` raises until the end, then has text, usage and times; ``on_complete`` gets it."""
     chunks: list[str] = []
     async with asking(stub.events(stub.whole_stream("红", "色"), pause=0.02)) as (client, _):
         async with await client.stream("x", on_complete=lambda a: chunks.append(a.text)) as stream:
@@ -214,6 +217,7 @@ async def test_leaving_closing_and_cancelling_end_the_generation() -> None:
 
 @awaited
 async def test_closing_wakes_a_task_that_waits_for_the_next_piece() -> None:
+    """Its loop ends without an error and with the text so far, though the server sends no more."""
     async with asking(stub.stalled_events) as (client, _):
         stream = await client.stream("x")
 
@@ -235,6 +239,7 @@ async def test_closing_wakes_a_task_that_waits_for_the_next_piece() -> None:
 
 @awaited
 async def test_a_stream_that_breaks_off_is_an_error() -> None:
+    """The loop raises ``APIConnectionError``; ``text`` keeps what had come before."""
     async with asking(stub.events([stub.chunk("a")], ends=False)) as (client, _):
         stream = await client.stream("x")
         with pytest.raises(APIConnectionError):
@@ -244,6 +249,7 @@ async def test_a_stream_that_breaks_off_is_an_error() -> None:
 
 @awaited
 async def test_a_passing_fault_is_tried_again_and_retry_after_waited_for() -> None:
+    """A 503 with ``Retry-After: 1`` is repeated after 1 s at the soonest, a lost connection too."""
     script = [stub.failure(503, retry_after="1"), stub.drop, stub.completion("at last")]
     async with asking(*script) as (client, server):
         assert (await client.chat("x")).text == "at last"
@@ -253,6 +259,7 @@ async def test_a_passing_fault_is_tried_again_and_retry_after_waited_for() -> No
 
 @awaited
 async def test_errors_have_the_types_of_the_blocking_client() -> None:
+    """With code, param and request id; a body that is cut and a redirect are errors as well."""
     cases = [(400, BadRequestError), (401, AuthenticationError), (429, RateLimitError)]
     for status, kind in cases:
         async with asking(stub.failure(status), max_retries=0) as (client, _):
@@ -270,6 +277,7 @@ async def test_errors_have_the_types_of_the_blocking_client() -> None:
 
 @awaited
 async def test_nothing_listening_is_told_in_plain_words() -> None:
+    """The system's own words; ``health`` and ``ready`` are False and do not raise."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -282,6 +290,7 @@ async def test_nothing_listening_is_told_in_plain_words() -> None:
 
 @awaited
 async def test_the_timeout_bounds_an_attempt_as_a_whole_and_is_not_retried() -> None:
+    """Silence and an answer that drips both end at ``timeout``; a second copy would add load."""
     for step in (stub.silent(600), stub.dripping(0.05)):
         async with asking(step) as (client, server):
             started = time.monotonic()
@@ -293,6 +302,7 @@ async def test_the_timeout_bounds_an_attempt_as_a_whole_and_is_not_retried() -> 
 
 @awaited
 async def test_an_authority_of_one_s_own_can_be_named(certificate: Path) -> None:  # noqa: F811
+    """``verify`` takes its file; without it the call fails and the error names ``verify=``."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -307,6 +317,7 @@ async def test_an_authority_of_one_s_own_can_be_named(certificate: Path) -> None
 
 @awaited
 async def test_health_tells_and_does_not_raise() -> None:
+    """True for a 200, False for a 503 that is not tried again; asked at the server's root."""
     async with asking(stub.answer(200, {"status": "live"}), stub.failure(503)) as (client, server):
         assert await client.health()
         assert not await client.ready()
@@ -315,6 +326,7 @@ async def test_health_tells_and_does_not_raise() -> None:
 
 @awaited
 async def test_a_call_that_cannot_be_sent_is_refused_here() -> None:
+    """Nothing to ask, a NaN, ``ftp://``, a missing certificate: our own error, and no request."""
     async with asking(stub.completion()) as (client, server):
         with pytest.raises(InvalidArgumentError):
             await client.chat()
@@ -338,6 +350,7 @@ def test_a_proxy_that_cannot_be_used_is_told(proxy: str, monkeypatch: pytest.Mon
 
 @awaited
 async def test_a_server_error_ends_the_retries() -> None:
+    """With ``max_retries=1`` a 500 is asked for twice, then raised as ``ServerError``."""
     async with asking(stub.failure(500), max_retries=1) as (client, server):
         with pytest.raises(ServerError):
             await client.chat("x")

@@ -152,6 +152,7 @@ def test_what_failed_is_asked_again_when_the_others_are_done(
 
 
 def test_failures_are_asked_again_by_the_next_run_and_stand_once(tmp_path: Path) -> None:
+    """The answer takes the place of the first run's error; what was answered is not asked."""
     out = tmp_path / "out.jsonl"
     first = batch(Echo(failures={"b": 9}), ["a", "b", "c"], output=out, retries=0)
     assert [line["error"] is None for line in lines_of(out)] == [True, False, True]
@@ -186,6 +187,7 @@ def test_failures_here_and_there_do_not_end_it() -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``progress=True`` without rich is an error with the command that installs it."""
     monkeypatch.setitem(sys.modules, "rich", None)
     with pytest.raises(InvalidArgumentError, match="pip install rich"):
         batch(Echo(), ["a"], progress=True)
@@ -259,6 +261,7 @@ def test_a_kill_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int) -> None:
+    """A lacking end is enough: that request is asked again, and the file is whole afterwards."""
     out = tmp_path / "out.jsonl"
     batch(Echo(), ["a", "b", "c"], output=out)
     out.write_bytes(out.read_bytes()[:-cut])
@@ -281,6 +284,7 @@ def test_a_file_of_something_else_is_not_touched(tmp_path: Path, text: str) -> N
 
 
 def test_requests_that_changed_are_not_taken_for_answered(tmp_path: Path) -> None:
+    """Another text under a known id ends the batch with an error that names the id."""
     out = tmp_path / "out.jsonl"
     batch(Echo(), ["a", "b"], output=out)
     with pytest.raises(InvalidArgumentError, match="another request under the id '0'"):
@@ -298,6 +302,7 @@ def test_with_ids_requests_may_be_added_between_runs(tmp_path: Path) -> None:
 
 
 def test_two_batches_do_not_write_one_file(tmp_path: Path) -> None:
+    """The second is refused while the first holds its output, and runs once that is closed."""
     out = tmp_path / "out.jsonl"
     busy = pytest.raises(InvalidArgumentError, match="another batch is writing")
     with Journal(out), busy:
@@ -323,11 +328,13 @@ def test_an_outcome_is_on_the_disk_before_the_next_is_counted(
 
 
 def test_a_client_whose_calls_are_awaited_is_refused() -> None:
+    """``batch`` asks from threads: an ``AsyncClient`` is refused by name, before it is asked."""
     with pytest.raises(InvalidArgumentError, match="not a AsyncClient"):
         batch(AsyncClient("http://127.0.0.1:9"), ["a"])  # type: ignore[arg-type]
 
 
 def test_what_a_hook_raises_ends_the_batch_and_doubles_nothing(tmp_path: Path) -> None:
+    """The exception reaches the caller; what the hook was told of is in the file, once."""
     out = tmp_path / "out.jsonl"
 
     def broken(outcome: Outcome) -> None:
@@ -379,6 +386,7 @@ def test_ctrl_c_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_visual_tokens_are_summed(tmp_path: Path) -> None:
+    """Over all pictures of all answers, as the server tells them; the tokens read, too."""
     media = [{"type": "image", "visual_tokens": 48}, {"type": "image", "visual_tokens": 16}]
     with stub.running(stub.completion("A.", media=media)) as server, Client(server.url) as client:
         report = batch(client, [ocr.task(b"\xff\xd8\xff\xe0"), ocr.task(b"\xff\xd8\xff\xe1")])
@@ -387,6 +395,7 @@ def test_visual_tokens_are_summed(tmp_path: Path) -> None:
 
 
 def test_the_bar_tells_what_is_done_and_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers of all, failures and the rate are on standard error; standard output stays empty."""
     batch(Echo(failures={"b": -200}), ["a", "b", "c"], progress=True)
     shown = capsys.readouterr()
     assert "2/3" in shown.err
@@ -396,6 +405,7 @@ def test_the_bar_tells_what_is_done_and_what_failed(capsys: pytest.CaptureFixtur
 
 
 def test_outcomes_are_told_as_they_come_and_survive_json() -> None:
+    """``on_outcome`` gets what the report holds; written as a line and read again it is equal."""
     told: list[Outcome] = []
     report = batch(Echo(), ["a"], on_outcome=told.append)
     assert told == list(report.outcomes)

@@ -75,6 +75,7 @@ def test_each_makes_a_task_of_a_line_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
 def test_a_file_in_another_encoding_is_told_and_read_by_its_name(tmp_path: Path, name: str) -> None:
+    """The error names the file and advises ``gb18030``, with which both kinds are read."""
     source = tmp_path / name
     text = '{"text": "你好"}\n' if name == "in.jsonl" else "id,text\n1,你好\n"
     source.write_text(text, encoding="gb18030")
@@ -99,6 +100,7 @@ def test_a_mark_at_the_beginning_and_one_that_is_missing(tmp_path: Path) -> None
 
 
 def test_a_csv_file_that_is_none_is_told(tmp_path: Path) -> None:
+    """What the csv module refuses, a field of 200,000 characters, is told with the file's name."""
     source = tmp_path / "in.csv"
     source.write_text(f'text\n"{"a" * 200_000}"\n')
     with pytest.raises(InvalidArgumentError, match=r"in\.csv is no CSV: field larger"):
@@ -131,6 +133,7 @@ def test_fields_go_before_the_defaults_of_a_use() -> None:
 
 
 def test_a_system_message_among_the_fields_is_for_requests_without_one() -> None:
+    """A text, messages or a task keep their own, also ``None``, by which none is sent."""
     own = {"role": "system", "content": "own"}
     question = {"role": "user", "content": "q"}
     picture = b"\xff\xd8\xff"
@@ -169,6 +172,7 @@ def test_a_buffer_counts_by_its_content(tmp_path: Path) -> None:
 
 
 def test_requests_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    """By place, id or line; a folder without ``each``, a bare question and bad numbers as well."""
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "a"}\nnot json\n')
     for requests, words in (
@@ -187,6 +191,7 @@ def test_requests_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 
 
 def test_a_jsonl_file_is_read_line_by_line(tmp_path: Path) -> None:
+    """The requests before a broken line are there; the error comes when its turn does."""
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "a"}\n{"text": "b"}\nbroken\n')
     requests = from_jsonl(source)

@@ -121,6 +121,7 @@ def test_objects_may_hold_others() -> None:
 
 
 def test_a_box_is_cut_to_the_picture_and_one_outside_is_left_out() -> None:
+    """One without area is left out as well, and corners in the other order are put right."""
     answer = (
         "<|box_start|>(-50,900),(500,1200)<|box_end|>"  # reaches over two sides
         "<|box_start|>(1001,5),(1100,9)<|box_end|>"  # lies outside
@@ -148,11 +149,13 @@ def test_what_is_left_of_boxes_without_their_tokens_is_read() -> None:
     ],
 )
 def test_of_an_answer_that_was_cut_the_whole_boxes_are_read(answer: str, labels: list[str]) -> None:
+    """A half box is left out; a single one without its last token is read, but not its name."""
     marks = marks_in(answer, convention_of(answer) or "qwen2-vl")
     assert [mark.label for mark in marks] == labels
 
 
 def test_nothing_is_made_of_an_answer_without_boxes() -> None:
+    """Points of a formula, empty tags or a ``bbox_2d`` in words are no boxes, and no error."""
     for answer in (
         "",
         "There is no circle.",
@@ -190,6 +193,7 @@ def test_what_is_written_is_read_back(
 def test_a_cut_answer_gives_a_beginning_of_the_whole_one(
     found: list[Mark], convention: Convention, length: int
 ) -> None:
+    """Boxes that are read are whole; only a first one without its last token is left aside here."""
     text = written(found, convention)[:length]
     if convention == "qwen2-vl" and "<|box_end|>" not in text:
         return  # a first box without its last token is read from its points: see above
@@ -216,6 +220,7 @@ piece = st.sampled_from(PIECES)
 def test_no_text_makes_it_fail_and_every_box_lies_in_the_picture(
     text: str, convention: Convention | None, size: tuple[int, int], seen: tuple[int, int]
 ) -> None:
+    """Torn marks, NaN, huge numbers, deep nesting: no exception, and each box has an area."""
     for box in boxes_in(text, size, seen, convention):
         assert 0 <= box.left < box.right <= size[0]
         assert 0 <= box.top < box.bottom <= size[1]

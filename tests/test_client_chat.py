@@ -130,6 +130,7 @@ def test_turns_and_pictures_through_a_pipe(tmp_path: Path) -> None:
     ],
 )
 def test_commands_answer_and_the_chat_goes_on(line: str, told: str, tmp_path: Path) -> None:
+    """What is unknown, lacks its path or names no file is told, and the next line is answered."""
     with stub.running(stub.events(stub.whole_stream("still here"))) as server:
         shown = piped(server.url, f"{line}\nHello\n", tmp_path)
     assert told in shown
@@ -165,6 +166,7 @@ def test_a_picture_that_is_refused_is_not_sent_again(status: int, tmp_path: Path
 
 
 def test_a_failure_is_told_and_the_turn_is_not_kept(tmp_path: Path) -> None:
+    """Its status and code are shown, and the next question is sent without the one that failed."""
     with stub.running(
         stub.failure(400, "invalid_value"), stub.events(stub.whole_stream("ok"))
     ) as server:

@@ -23,6 +23,7 @@ def picture(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_tells_what_it_does(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its ``--help`` ends with 0 and shows the whole command and ``--url``; no server is needed."""
     assert main([name, "--help"]) == 0
     told = capsys.readouterr().out
     assert f"qwen2vl-serve {name}" in told
@@ -64,6 +65,7 @@ def test_extract_prints_the_fields_as_json(
 def test_extract_prints_a_table(
     form: str, told: str, picture: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """With ``--table``, in place of fields, headings and rows go out as CSV or Markdown."""
     with stub.running(stub.completion('{"columns": ["a", "b"], "rows": [["1", "2"]]}')) as server:
         words = ["--url", server.url, "--model", "m", picture, "--table", form]
         assert main(["extract", *words]) == 0
@@ -74,6 +76,7 @@ def test_extract_prints_a_table(
 def test_extract_wants_fields_or_a_table(
     words: list[str], picture: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Neither or both end with 2 and a line that says what to name."""
     assert main(["extract", picture, *words]) == 2
     assert "name the fields" in capsys.readouterr().err
 
@@ -87,6 +90,7 @@ LOCATED = (
 def test_locate_prints_and_draws_boxes_in_the_pictures_own_pixels(
     picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A line is left, top, right, bottom, label; ``--json`` has the same, the drawing its size."""
     drawn = tmp_path / "out.png"
     media = [{"type": "image", "width": 640, "height": 480}]
     answer = stub.completion(LOCATED, media=media)
@@ -114,6 +118,7 @@ def test_locate_prints_and_draws_boxes_in_the_pictures_own_pixels(
 def test_a_drawing_that_cannot_be_written_is_told_before_the_model_is_asked(
     name: str, told: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """No format, an unknown one, one without colours, or no such folder: status 2, no request."""
     with stub.running(stub.completion(LOCATED)) as server:
         words = ["--url", server.url, "--model", "m", picture, "a cat"]
         assert main(["locate", *words, "--draw", str(tmp_path / name)]) == 2
@@ -124,6 +129,7 @@ def test_a_drawing_that_cannot_be_written_is_told_before_the_model_is_asked(
 def test_a_drawing_that_the_disk_refuses_is_one_line(
     picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It names the path, and the status is 2, although the model has answered by then."""
     (tmp_path / "taken.png").mkdir()
     media = [{"type": "image", "width": 640, "height": 480}]
     with stub.running(stub.completion(LOCATED, media=media)) as server:
@@ -158,6 +164,7 @@ def test_any_field_of_the_api_may_be_set(picture: str, tmp_path: Path) -> None:
 def test_what_is_no_field_is_not_set(
     word: str, picture: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It ends with 2 for a word without name or ``=``, and for what the command asks itself."""
     assert main(["ocr", picture, "--set", word]) == 2
     assert "FIELD=VALUE" in capsys.readouterr().err
 
@@ -165,6 +172,7 @@ def test_what_is_no_field_is_not_set(
 def test_locate_ends_with_1_where_nothing_is(
     picture: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Standard output stays empty, so a script can go by the status alone."""
     media = [{"type": "image", "width": 640, "height": 480}]
     with stub.running(stub.completion("There is none.", media=media)) as server:
         assert main(["locate", "--url", server.url, "--model", "m", picture, "a cat"]) == 1
@@ -172,6 +180,7 @@ def test_locate_ends_with_1_where_nothing_is(
 
 
 def test_a_picture_from_the_net_is_not_drawn_upon(capsys: pytest.CaptureFixture[str]) -> None:
+    """An address with ``--draw`` ends with 2: its pixels are not on this machine."""
     assert main(["locate", "https://example.org/a.png", "a cat", "--draw", "b.png"]) == 2
     assert "--draw" in capsys.readouterr().err
 
@@ -199,6 +208,7 @@ def test_batch_writes_each_outcome_and_goes_on_where_it_was(
 def test_batch_asks_a_question_of_every_picture(
     picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """IN is a folder: each outcome has the picture's file name as its id."""
     outcomes = tmp_path / "answers" / "out.jsonl"
     outcomes.parent.mkdir()
     folder = str(Path(picture).parent)
@@ -223,6 +233,7 @@ def test_batch_has_one_question_or_those_of_the_file(
 def test_batch_reads_what_excel_in_chinese_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Not UTF-8 ends with 2 and names gb18030; with that as ``--encoding`` the file is read."""
     requests, outcomes = tmp_path / "in.csv", tmp_path / "o.jsonl"
     requests.write_text("id,text\n甲,你好\n", "gb18030")
     with stub.running(stub.completion("好")) as server:

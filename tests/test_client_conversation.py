@@ -204,6 +204,7 @@ class TestSummarise:
         assert event.tokens > 0
 
     def test_the_last_turns_stay_word_for_word(self) -> None:
+        """With ``keep_last=3`` that many and the new question follow the summary and its reply."""
         with talking() as (client, _, engine):
             conversation = Conversation(
                 client, overflow="summarise", keep_last=3, max_tokens=20, summary_max_tokens=20
@@ -219,6 +220,7 @@ class TestSummarise:
             assert sent[2] == f"assistant: {wordings()['en'].reply}"
 
     def test_the_prompt_can_be_set_and_speaks_the_conversation_s_language(self) -> None:
+        """``summary_prompt`` is sent as it is; unset it is Chinese for Chinese, else English."""
         for prompt, words, asked in (
             ("Kurz!", "some words to fill it up", "Kurz!"),
             (None, "还有 什么 可以 说 的 呢", wordings()["zh"].instruction),
@@ -235,6 +237,7 @@ class TestSummarise:
             assert lasts == {f"user: {words}", f"user: {asked}"}
 
     def test_a_summary_that_fails_leaves_the_conversation_as_it_was(self) -> None:
+        """A question that fails after turns were summed up for it leaves turns and events alone."""
         with talking(120) as (client, _, engine):
             conversation = Conversation(client, overflow="summarise", max_tokens=9)
             while len(engine.requests) < 6:
@@ -265,6 +268,7 @@ class TestPictures:
         assert "Picture 1: #" not in " ".join(sent)
 
     def test_the_oldest_go_first_and_those_that_are_named_last(self) -> None:
+        """Words stand for a picture that went; the second, named again, outlives the third."""
         with talking(4096, "media.limit_mm_per_prompt.image=3") as (client, _, engine):
             conversation = Conversation(client, overflow="drop_oldest_images", max_tokens=9)
             for number in range(4):
@@ -374,6 +378,7 @@ class TestCalls:
 
     @pytest.mark.parametrize("policy", POLICIES)
     def test_one_explanation_a_turn_at_most(self, policy: Any) -> None:
+        """Forty turns, some with pictures, are made to fit, and no request is answered with 400."""
         with talking(400) as (client, server, _):
             conversation = Conversation(
                 client, overflow=policy, max_tokens=20, summary_max_tokens=20
@@ -390,6 +395,7 @@ class TestCalls:
             assert conversation.events
 
     def test_nothing_is_asked_for_with_the_policy_error(self) -> None:
+        """The default: no list of models, no explanation; the server's refusal comes through."""
         with talking(60) as (client, server, _):
             conversation = Conversation(client, max_tokens=9)
             conversation.ask("hello")
@@ -414,6 +420,7 @@ class TestCalls:
         assert "one" not in sent
 
     def test_a_server_without_a_list_of_models_is_only_asked(self) -> None:
+        """A model that the list does not hold has no known window, and is asked all the same."""
         with stub.running(stub.completion("yes")) as server, Client(server.url, "", "m") as client:
             conversation = Conversation(client, overflow="summarise")
             assert conversation.ask("one").text == "yes"
@@ -430,6 +437,7 @@ class TestCalls:
     def test_options_that_make_no_sense_are_refused(
         self, options: dict[str, Any], words: str
     ) -> None:
+        """At once and by name: the server's ``shrink``, -1 turns to keep, a summary of 0 tokens."""
         with pytest.raises(InvalidArgumentError, match=words):
             Conversation(Client("http://127.0.0.1:9"), **options)
 
@@ -464,6 +472,7 @@ async def test_the_asynchronous_conversation_is_the_same(tmp_path: Path) -> None
 
 
 def test_the_language_is_that_of_what_was_said() -> None:
+    """Chinese from a third of the letters on, else English; a picture's label has its number."""
     assert wording_for(["这是什么 picture"]) is wordings()["zh"]
     assert wording_for(["what is 这"]) is wordings()["en"]
     assert wording_for([]) is wordings()["en"]

@@ -58,6 +58,7 @@ def test_the_frame_runs_along_the_box() -> None:
 
 
 def test_boxes_of_one_label_share_a_colour() -> None:
+    """A second label gets the next colour; the first keeps its own when it comes again."""
     boxes = [Box(5, 40, 30, 60, "a"), Box(40, 40, 60, 60, "b"), Box(70, 40, 90, 60, "a")]
     drawn = draw_boxes(Image.new("RGB", (100, 80), "white"), boxes)
     seen = [drawn.getpixel((box.left, box.bottom - 1)) for box in boxes]
@@ -117,6 +118,7 @@ def test_a_label_that_no_font_has_is_an_error_and_not_tofu(
 
 
 def test_latin_labels_need_no_installed_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The font that comes with Pillow is enough, so that a bare container draws ``a circle``."""
     monkeypatch.setattr(draw, "installed_fonts", lambda: ())
     plain = draw_boxes(Image.new("RGB", (200, 120), "white"), [Box(50, 60, 150, 110)])
     named = draw_boxes(Image.new("RGB", (200, 120), "white"), [Box(50, 60, 150, 110, "a circle")])
@@ -124,6 +126,7 @@ def test_latin_labels_need_no_installed_font(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Pillow the error has the command that installs it, not an ImportError."""
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(InvalidArgumentError, match="pip install pillow"):
         draw_boxes(b"", [])
@@ -131,5 +134,6 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("source", [b"no picture", "no/such.png", 7])
 def test_what_is_no_picture_is_refused(source: object) -> None:
+    """Other bytes, a path where nothing is, a number: a ``MediaError``, not Pillow's own."""
     with pytest.raises(MediaError, match="cannot draw on"):
         draw_boxes(source, [])  # type: ignore[arg-type]

@@ -89,6 +89,7 @@ def test_a_large_file_is_uploaded_once_and_named_afterwards(tmp_path: Path) -> N
 
 
 def test_a_small_file_travels_inline_and_the_threshold_can_be_set() -> None:
+    """``upload_above`` 0 uploads 80 × 60 pixels too, None nothing; -1 and True are refused."""
     with serving() as (client, server):
         client.chat("x", images=SMALL)
         assert addresses(server)[0].startswith("data:image/png")
@@ -132,6 +133,7 @@ def test_a_file_that_keeps_getting_lost_ends_in_the_server_s_error() -> None:
 
 
 def test_an_id_of_the_caller_s_own_is_not_replaced() -> None:
+    """The client has no bytes for it: ``file_not_found`` is raised after one request."""
     with serving() as (client, server):
         with pytest.raises(NotFoundError) as caught:
             client.chat("x", images="file-" + "0" * 64)
@@ -166,6 +168,7 @@ def test_an_upload_that_fails_is_sent_inline(status: int) -> None:
 
 @pytest.mark.parametrize("status", [401, 429])
 def test_a_fault_that_the_chat_would_meet_too_ends_it(status: int) -> None:
+    """A wrong key or a spent limit is raised from the upload; the chat is not sent after it."""
     with (
         stub.running(stub.failure(status)) as server,
         Client(server.url, "", "m", max_retries=0) as client,
@@ -176,6 +179,7 @@ def test_a_fault_that_the_chat_would_meet_too_ends_it(status: int) -> None:
 
 
 def test_many_threads_with_one_new_picture_upload_it_once() -> None:
+    """All sixteen chats are answered; seven of eight threads wait for the first one's upload."""
     with serving() as (client, server):
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: client.chat("x", images=LARGE), range(16)))
@@ -184,6 +188,8 @@ def test_many_threads_with_one_new_picture_upload_it_once() -> None:
 
 
 def test_the_asynchronous_client_uploads_once_too() -> None:
+    """Eight chats at once share one upload; what was deleted is uploaded again when needed."""
+
     async def ask(url: str) -> list[Answer]:
         async with AsyncClient(url, "", "demo") as client:
             answers = await asyncio.gather(*(client.chat("x", images=LARGE) for _ in range(8)))
@@ -199,6 +205,7 @@ def test_the_asynchronous_client_uploads_once_too() -> None:
 
 
 def test_files_are_uploaded_listed_got_shown_and_deleted(tmp_path: Path) -> None:
+    """Name, purpose and time are the caller's; a deleted one is ``NotFoundError`` afterwards."""
     path = tmp_path / "格子.png"
     path.write_bytes(SMALL)
     with serving() as (client, server):
@@ -224,6 +231,7 @@ def test_files_are_uploaded_listed_got_shown_and_deleted(tmp_path: Path) -> None
 
 
 def test_a_video_is_uploaded_and_named_like_a_picture() -> None:
+    """Above 1 MiB a film goes as a file, and its part is a ``video_url`` with the file's id."""
     part = video_part("file-" + "0" * 64)
     assert part == {"type": "video_url", "video_url": {"file_id": "file-" + "0" * 64}}
     film = b"\x00\x00\x00\x18ftypmp42" + bytes(2**20)
@@ -269,6 +277,7 @@ def test_an_answer_tells_what_the_model_saw_and_how_long_it_took() -> None:
 
 
 def test_an_explanation_is_what_the_chat_would_cost() -> None:
+    """Text and visual tokens add up, and no engine is asked; a foreign answer is an error."""
     with serving() as (client, server):
         told = client.explain("one two three", images=SMALL, max_tokens=10, system=None)
         assert (told.text_tokens, told.max_model_len, told.fits) == (3, 4096, True)
@@ -287,6 +296,7 @@ def test_an_explanation_is_what_the_chat_would_cost() -> None:
 
 
 def test_health_and_readiness() -> None:
+    """A dead engine ends readiness alone; where nothing listens there is no exception."""
     with serving() as (client, server):
         assert client.health()
         assert client.ready()
@@ -326,6 +336,7 @@ def test_tool_calls_are_read_whole_and_streamed() -> None:
 
 
 def test_several_answers_are_all_there() -> None:
+    """``texts`` has one for each choice, in the order of the reply."""
     choices = [
         {"index": n, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         for n, text in enumerate(("a", "b"))
@@ -347,6 +358,7 @@ def test_several_answers_are_all_there() -> None:
     ],
 )
 def test_the_server_s_own_timings_are_told(header: str, times: dict[str, float]) -> None:
+    """Milliseconds of ``Server-Timing`` in seconds; what has no readable ``dur`` is left out."""
     assert server_timings({"server-timing": header}) == pytest.approx(times)
 
 
@@ -379,16 +391,19 @@ def test_an_array_becomes_a_png_of_its_pixels(
     ],
 )
 def test_an_array_that_is_no_picture_is_refused(array: Any, words: str) -> None:
+    """The error tells the type or shape that is wrong; frames are sent to ``videos=``."""
     with pytest.raises(MediaError, match=words):
         image_part(array)
 
 
 def test_an_array_that_is_no_video_is_refused() -> None:
+    """One picture's three dimensions are no frames: a ``MediaError`` before anything is sent."""
     with pytest.raises(MediaError, match="no video"):
         video_part(np.zeros((4, 4, 3), np.uint8))
 
 
 def test_an_uploaded_file_stands_wherever_a_picture_does() -> None:
+    """A ``StoredFile`` goes as its id alone, into a picture's part or a video's."""
     stored = StoredFile("file-" + "b" * 64, "a", "vision", 1, 0, None, {})
     inner = {"file_id": stored.id}
     assert image_part(stored) == {"type": "image_url", "image_url": inner}

@@ -67,6 +67,7 @@ def test_bytes_paths_and_open_files_are_sent_unchanged(
     ["http://h/a.jpg", "https://h/a.jpg?x=1", "HTTPS://h/a", "data:image/png;base64,AAAA"],
 )
 def test_urls_are_sent_as_they_are(url: str) -> None:
+    """The server fetches them: queries, capitals and the data of ``data:`` stay to the letter."""
     assert image_part(url) == {"type": "image_url", "image_url": {"url": url}}
 
 
@@ -86,6 +87,7 @@ def test_an_open_file_may_be_given_again(tmp_path: Path) -> None:
 
 
 def test_a_path_may_use_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A string that begins with ``~`` starts at ``HOME``; blanks and Chinese may follow."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "图片 1.png").write_bytes(encoded("PNG"))
     assert content_of(image_part("~/图片 1.png"))[0] == "image/png"
@@ -144,6 +146,7 @@ def test_an_opened_photo_is_sent_upright() -> None:
     ],
 )
 def test_what_is_no_picture_is_refused_in_plain_words(source: Any, words: list[str]) -> None:
+    """A ``MediaError`` of under 600 characters says what it is instead, or what to give."""
     with pytest.raises(MediaError) as caught:
         image_part(source)
     for word in words:
@@ -152,6 +155,7 @@ def test_what_is_no_picture_is_refused_in_plain_words(source: Any, words: list[s
 
 
 def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
+    """A link that leads to itself is a ``MediaError`` too, and not the system's ``OSError``."""
     loop = tmp_path / "loop.png"
     loop.symlink_to(loop)
     with pytest.raises(MediaError, match=r"cannot read|there is no"):
@@ -173,6 +177,7 @@ def test_any_bytes_are_a_picture_or_refused(data: bytes) -> None:
 @settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_string_is_an_address_or_refused(text: str) -> None:
+    """It is sent to the letter or a ``MediaError``; no text raises anything else."""
     try:
         part = image_part(text)
     except MediaError:
@@ -193,6 +198,7 @@ class TestVideos:
         ],
     )
     def test_files_are_sent_by_their_type(self, data: bytes, mime: str, tmp_path: Path) -> None:
+        """The first bytes tell it, not the name, whether bytes, a path or an open file is given."""
         path = tmp_path / "v.dat"
         path.write_bytes(data)
         for source in (data, path, str(path), io.BytesIO(data)):
@@ -201,9 +207,11 @@ class TestVideos:
             assert content_of(part) == (mime, data)
 
     def test_urls_are_sent_as_they_are(self) -> None:
+        """The server fetches the film; the client sends its address and nothing of its content."""
         assert url_of(video_part("https://h/v.mp4")) == "https://h/v.mp4"
 
     def test_frames_travel_in_order_in_one_address(self, tmp_path: Path) -> None:
+        """Files keep their bytes, whatever their format; a Pillow image is encoded."""
         path = tmp_path / "f.png"
         path.write_bytes(encoded("PNG"))
         frames: list[ImageSource] = [encoded("JPEG"), path, Image.new("RGB", (8, 6))]
@@ -218,16 +226,19 @@ class TestVideos:
         [([], "empty"), (["http://h/a.jpg"], "inline"), ([b"x"], "no known kind")],
     )
     def test_frames_that_cannot_be_sent_are_refused(self, source: Any, word: str) -> None:
+        """No frame at all, an address among them, bytes of no picture: each error says which."""
         with pytest.raises(MediaError, match=word):
             video_part(source)
 
     def test_a_picture_in_place_of_a_video_is_explained(self) -> None:
+        """The error shows the list in a list that the frames of one video are given as."""
         with pytest.raises(MediaError, match=r"videos=\[\[frame1, frame2\]\]"):
             video_part(encoded("JPEG"))
 
 
 class TestUserMessage:
     def test_media_come_before_the_text(self) -> None:
+        """Pictures first, then videos, then the question, all parts of one message."""
         message = user_message("What?", [encoded("PNG"), "http://h/b.jpg"], ["http://h/v.mp4"])
         assert message is not None
         assert [part["type"] for part in message["content"]] == [
@@ -238,6 +249,7 @@ class TestUserMessage:
         ]
 
     def test_one_picture_needs_no_list(self, tmp_path: Path) -> None:
+        """A path, a string, bytes, a Pillow image or an open file is one part beside the text."""
         path = tmp_path / "a.png"
         path.write_bytes(encoded("PNG"))
         singles: list[Any] = [path, str(path), path.read_bytes(), Image.open(path), path.open("rb")]
@@ -247,13 +259,16 @@ class TestUserMessage:
             assert len(message["content"]) == 2
 
     def test_text_alone_stays_a_string(self) -> None:
+        """Without media there is no list of parts; without anything there is no message."""
         assert user_message("x") == {"role": "user", "content": "x"}
         assert user_message(None) is None
 
     @pytest.mark.parametrize("given_images", [{"a": 1}, 5, object()])
     def test_what_is_no_list_is_refused(self, given_images: object) -> None:
+        """A mapping, a number or another object is a ``MediaError``, not Python's ``TypeError``."""
         with pytest.raises(MediaError):
             user_message("x", given_images)
 
     def test_generators_are_read(self) -> None:
+        """What a generator yields is a list of sources, in its order."""
         assert sources(name for name in ("a", "b")) == ["a", "b"]

@@ -40,11 +40,13 @@ NAMINGS = [
     ],
 )
 def test_how_a_picture_is_named(text: str, numbers: list[int]) -> None:
+    """Numbers, ordinals, lists and ranges count; how many there are (图片三张) does not."""
     assert sorted(named_pictures(text)) == sorted(numbers)
 
 
 @given(st.integers(1, 99), st.sampled_from(NAMINGS))
 def test_every_number_is_heard_in_both_languages(number: int, naming: str) -> None:
+    """From 1 to 99, in digits or in Chinese numerals: that one number and no other."""
     tens, ones = divmod(number, 10)
     numerals = "零一二三四五六七八九"
     chinese = numerals[ones] if ones else ""
@@ -72,9 +74,11 @@ def test_a_long_text_takes_no_longer_than_its_length(said: str, beginning: str) 
 
 
 def test_a_range_names_a_hundred_pictures_at_most() -> None:
+    """``1-9999`` is hardly meant: 1 to 99 and its end, so that a few words cost no memory."""
     assert sorted(named_pictures("images 1-9999")) == [*range(1, 100), 9999]
 
 
 @given(st.text("图片第张一二十分3,、to-and picture# fhirst"))
 def test_whatever_is_said_names_no_more_than_there_could_be(text: str) -> None:
+    """Any mixture of such characters raises nothing and names no number outside 0 to 9999."""
     assert all(0 <= number <= 9999 for number in named_pictures(text))

@@ -38,6 +38,7 @@ ANSWERS = [Answer, Usage, Timings, ToolCall, MediaInfo, Explanation, StoredFile]
 
 @pytest.mark.parametrize("kind", [*KINDS, *ANSWERS])
 def test_every_public_method_is_named(kind: type) -> None:
+    """Fields, methods and properties stand as code in the prose, not only in an example."""
     missing = [name for name in public_names(kind) if not re.search(rf"\b{name}\b", CODE)]
     assert missing == []
 
@@ -52,12 +53,14 @@ def test_every_public_name_of_the_package_is_named_in_both_languages() -> None:
 
 
 def test_every_error_is_in_the_tree() -> None:
+    """What the package exports for ``except`` is listed from the heading Errors on."""
     errors = [name for name in qwen2vl_client.__all__ if name.endswith("Error")]
     tree = README[README.index("## Errors") :]
     assert [name for name in errors if name not in tree] == []
 
 
 def test_every_option_is_named() -> None:
+    """What ``ask --help`` lists, ``--help`` itself aside, is in the English README."""
     options = re.findall(r"--[a-z-]+", build_parser("ask").format_help())
     assert [option for option in set(options) - {"--help"} if option not in README] == []
 
@@ -86,6 +89,7 @@ def test_its_code_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Each Python block asks and prints the answer as it stands, but for the server's address."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0")
 

@@ -22,6 +22,7 @@ def client(server: ServerProcess) -> Iterator[Client]:
 
 
 def test_the_first_model_is_asked_where_none_is_named(client: Client) -> None:
+    """The answer and ``client.model`` name the first of the list, whose window is 2048 or more."""
     model = client.models()[0]
     answer = client.chat("Hello", max_tokens=4)
     assert answer.model == model.id == client.model
@@ -51,6 +52,7 @@ def test_path_bytes_and_pillow_are_the_same_picture(client: Client, pictures: Pa
 
 
 def test_a_stream_is_the_whole_answer_in_pieces(client: Client, pictures: Path) -> None:
+    """At temperature 0 its text, usage and finish reason are those of ``chat``."""
     picture = pictures / "red_circle.jpg"
     whole = client.chat("Describe it.", images=picture, temperature=0, max_tokens=32)
     stream = client.stream("Describe it.", images=picture, temperature=0, max_tokens=32)
@@ -62,6 +64,7 @@ def test_a_stream_is_the_whole_answer_in_pieces(client: Client, pictures: Path) 
 
 
 def test_a_conversation_sends_its_pictures_again(client: Client, pictures: Path) -> None:
+    """The second prompt is longer than the first; the system message stays one, in front."""
     conversation = Conversation(client, temperature=0, max_tokens=16)
     first = conversation.ask("What colour is it?", images=pictures / "red_circle.jpg")
     second = conversation.ask("What shape is it?")
@@ -84,6 +87,7 @@ def test_a_conversation_sends_its_pictures_again(client: Client, pictures: Path)
 def test_the_server_s_refusals_are_typed(
     client: Client, call: dict[str, object], kind: type[BadRequestError], code: str, param: str
 ) -> None:
+    """404 and 400 raise their own classes, with the server's code, parameter and request id."""
     with pytest.raises(kind) as caught:
         client.chat("What is it?", **call)  # type: ignore[arg-type]
     error = caught.value
@@ -116,6 +120,7 @@ def test_the_command_line_asks_about_a_picture(
     pictures: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Streamed or whole, the answer is on standard output, the total time on standard error."""
     picture = str(pictures / "red_circle.jpg")
     question = "What colour is the circle?"
     assert main(["--url", server.url, "--image", picture, "--seed", "1", *words, question]) == 0

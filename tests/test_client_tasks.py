@@ -75,6 +75,7 @@ def test_ocr_sends_the_picture_and_the_prompt() -> None:
 
 
 def test_prompts_and_fields_of_the_api_may_be_given() -> None:
+    """A language and fields of the API replace the use's own; a cut text is not ``complete``."""
     client = Asked("x", finish="length")
     reply = ocr(client, PICTURE, prompts="zh", max_tokens=9, seed=1)
     assert client.fields["text"] == "读出图中的文字。"
@@ -83,6 +84,7 @@ def test_prompts_and_fields_of_the_api_may_be_given() -> None:
 
 
 def test_translate_names_the_language() -> None:
+    """It goes into the prompt as the caller wrote it, also into the Chinese prompt."""
     client = Asked("Exit")
     assert translate(client, PICTURE, "English").text == "Exit"
     assert "into English" in client.fields["text"]
@@ -116,12 +118,14 @@ def test_a_table_as_rows_csv_markdown_and_data_frame(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pandas ``to_pandas`` fails with the command that installs it."""
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(InvalidArgumentError, match="pip install pandas"):
         extract_table(Asked(json.dumps(TABLE)), PICTURE).to_pandas()
 
 
 def test_a_row_longer_than_the_headings_keeps_its_cells() -> None:
+    """Headings are filled up with empty texts; a number becomes its text, null an empty one."""
     table = extract_table(Asked('{"columns": ["a"], "rows": [["1", 2, null]]}'), PICTURE)
     assert (table.columns, table.rows) == (("a", "", ""), (("1", "2", ""),))
 
@@ -165,11 +169,13 @@ def test_fields_of_a_model_come_back_as_its_object() -> None:
 
 @pytest.mark.parametrize("model", [RootModel[list[str]], type("Empty", (BaseModel,), {})])
 def test_a_model_without_fields_is_refused(model: Any) -> None:
+    """An empty model, or one around a list, is an error that names it, before anything is asked."""
     with pytest.raises(InvalidArgumentError, match=f"{re.escape(model.__name__)} has no fields"):
         extract_fields.task(b"", model)
 
 
 def test_fields_that_do_not_fit_are_an_error_that_carries_the_answer() -> None:
+    """The error names the pydantic model; its ``answer`` is what ``chat`` returned."""
     client = Asked('{"shop": "A", "total": "much"}')
     with pytest.raises(AnswerError, match="does not fit Receipt") as caught:
         extract_fields(client, PICTURE, Receipt)
@@ -178,6 +184,7 @@ def test_fields_that_do_not_fit_are_an_error_that_carries_the_answer() -> None:
 
 @pytest.mark.parametrize("wanted", ["name", [], {}, [""], [1], None])
 def test_fields_that_are_no_names_are_refused(wanted: Any) -> None:
+    """A bare string, nothing, or a name that is empty or no text; the error says what is wanted."""
     with pytest.raises(InvalidArgumentError, match="list of names"):
         extract_fields(Asked("{}"), PICTURE, wanted)
 
@@ -195,6 +202,7 @@ PAGE = '<!DOCTYPE html>\n<html lang="en"><body><h1>Log in</h1></body></html>'
     ],
 )
 def test_a_page_is_taken_out_of_what_is_said_around_it(answer: str, tmp_path: Path) -> None:
+    """Fences, an introduction and closing remarks go; ``save`` writes just what is left."""
     page = to_html(Asked(answer), PICTURE)
     assert (page.html, str(page), page.complete) == (PAGE, PAGE, True)
     page.save(tmp_path / "page.html")
@@ -202,6 +210,7 @@ def test_a_page_is_taken_out_of_what_is_said_around_it(answer: str, tmp_path: Pa
 
 
 def test_a_piece_of_a_page_a_cut_one_and_none() -> None:
+    """A fragment is kept, a cut page has ``complete`` false, words without markup are an error."""
     assert to_html(Asked("```html\n<div>a</div>\n```"), PICTURE).html == "<div>a</div>"
     cut = to_html(Asked("```html\n<!DOCTYPE html><html><body>", finish="length"), PICTURE)
     assert (cut.html, cut.complete) == ("<!DOCTYPE html><html><body>", False)
@@ -210,6 +219,7 @@ def test_a_piece_of_a_page_a_cut_one_and_none() -> None:
 
 
 def test_a_solution_has_its_steps_and_its_answer() -> None:
+    """Printed, steps are numbered and the result follows ``=``; the schema asks for steps first."""
     text = '{"steps": ["Subtract 6: 2x = 8.", "Divide by 2."], "answer": "x = 4"}'
     client = Asked(text)
     solution = solve(client, PICTURE)
@@ -236,6 +246,7 @@ def test_a_judgement_is_data() -> None:
 
 
 def test_a_product_question_brings_its_knowledge_as_the_system_prompt() -> None:
+    """It ends the prompt verbatim, braces and all; the customer's question stays as it was."""
     client = Asked("12 yuan.")
     reply = ask_product(client, PICTURE, "What does it cost?", "Tea {green} costs 12 yuan.")
     assert reply.text == "12 yuan."
@@ -244,6 +255,7 @@ def test_a_product_question_brings_its_knowledge_as_the_system_prompt() -> None:
 
 
 def test_compare_needs_two_pictures_and_counts_more() -> None:
+    """Two have a prompt of their own, three are counted in theirs; one alone is refused."""
     client = Asked("The first is red.")
     assert compare(client, [PICTURE, PICTURE]).text == "The first is red."
     assert "two pictures" in client.fields["text"]
@@ -292,6 +304,7 @@ def test_boxes_as_qwen2_5_vl_writes_them() -> None:
 
 
 def test_a_server_that_tells_no_sizes_needs_them_given() -> None:
+    """The error names ``size=``, then ``seen=``; with both, boxes are in pixels of the source."""
     text = '[{"bbox_2d": [10, 20, 30, 40], "label": "a"}]'
     with pytest.raises(AnswerError, match="give size="):
         locate(Asked(text), PICTURE, "a")
@@ -302,6 +315,7 @@ def test_a_server_that_tells_no_sizes_needs_them_given() -> None:
 
 
 def test_what_is_not_there_has_no_boxes() -> None:
+    """An answer in words alone is no error: ``boxes`` is empty."""
     found = locate(Asked("There is none.", media=media(10, 10, (28, 28))), PICTURE, "the cup")
     assert found.boxes == ()
 
@@ -320,6 +334,7 @@ def test_json_that_was_cut_says_so(use: Any) -> None:
 
 
 def test_nothing_is_sent_for_a_picture_that_cannot_be_read() -> None:
+    """A missing file, bytes of no known kind and no picture at all fail; no question goes out."""
     with stub.running(stub.completion()) as server, Client(server.url) as client:
         for image in ("no/such.png", b"text"):
             with pytest.raises(MediaError):

@@ -16,6 +16,7 @@ from tests.test_overflow import texts
 class TestSaving:
     @pytest.mark.parametrize("pictures", ["inside", "beside"])
     def test_a_conversation_goes_on_where_it_was(self, pictures: Any, tmp_path: Path) -> None:
+        """Messages, events and temperature come back: both ask the next in the same words."""
         path = tmp_path / "对话.json"
         with talking(450) as (client, _, engine):
             conversation = Conversation(
@@ -36,6 +37,7 @@ class TestSaving:
             assert loaded.messages == conversation.messages
 
     def test_each_picture_is_there_once(self, tmp_path: Path) -> None:
+        """Shown in three turns it is base64 once, or beside the file one file of its bytes."""
         with talking(4096) as (client, _, _):
             conversation = Conversation(client)
             for _ in range(3):
@@ -77,6 +79,7 @@ class TestSaving:
 
     @pytest.mark.parametrize("pictures", ["inside", "beside"])
     def test_a_file_that_cannot_be_written_is_told(self, pictures: Any, tmp_path: Path) -> None:
+        """A missing folder is not made: the error names the path and the system's reason."""
         path = tmp_path / "no folder" / "a.json"
         with pytest.raises(InvalidArgumentError, match=r"cannot write .*a\.json: No such file"):
             Conversation(Client("http://127.0.0.1:9")).save(path, pictures=pictures)
@@ -106,6 +109,7 @@ class TestSaving:
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "x", "version": 1}', "\ud800"])
     def test_a_file_that_is_none_is_told(self, text: str, tmp_path: Path) -> None:
+        """Other JSON, no UTF-8 or no file at all: an error of ours, never one of ``json``."""
         path = tmp_path / "a.json"
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         with pytest.raises(InvalidArgumentError, match=r"a\.json"):

@@ -69,12 +69,14 @@ def free_port() -> int:
 
 class TestKeysAndAddresses:
     def test_the_key_travels_as_bearer(self) -> None:
+        """It goes into the ``Authorization`` header; what ``repr`` shows of a client hides it."""
         with asking(stub.completion(), api_key="sk-1") as (client, server):
             client.chat("x")
         assert server.requests[0].headers["authorization"] == "Bearer sk-1"
         assert "sk-1" not in repr(client)
 
     def test_the_environment_names_server_and_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both stand in for arguments left out; an empty key that is given still sends none."""
         with stub.running(stub.completion()) as server:
             monkeypatch.setenv("QWEN2VL_BASE_URL", server.url)
             monkeypatch.setenv("QWEN2VL_API_KEY", "sk-env")
@@ -102,6 +104,7 @@ class TestKeysAndAddresses:
     def test_a_proxy_of_the_environment_is_not_used_for_loopback(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """With ``HTTP_PROXY`` set and no ``NO_PROXY``, this machine is asked directly."""
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
         monkeypatch.delenv("NO_PROXY", raising=False)
@@ -134,6 +137,7 @@ class TestKeysAndAddresses:
         ],
     )
     def test_the_address_is_completed(self, given_url: str, used: str) -> None:
+        """Where there is no path it gets ``/v1``; blanks around it and a final slash go."""
         assert Client(given_url).base_url == used
 
     @pytest.mark.parametrize(
@@ -142,17 +146,20 @@ class TestKeysAndAddresses:
          "http://h/v1?k=1", "http://h/v1#a", "http://user:pw@h/v1", "http://[::1/v1"],
     )  # fmt: skip
     def test_an_address_that_cannot_be_used_is_refused(self, address: str) -> None:
+        """No http(s), no host, a bad port, a query, a fragment or a password: no client is made."""
         with pytest.raises(InvalidArgumentError):
             Client(address)
 
     @pytest.mark.parametrize("key", ["sk 1", "sk\n", "ключ", "a\r\nX-Evil: 1"])
     def test_a_key_that_cannot_be_sent_is_refused_unrepeated(self, key: str) -> None:
+        """Blanks, line ends and letters outside ASCII fail at once, and the error hides the key."""
         with pytest.raises(InvalidArgumentError) as caught:
             Client(api_key=key)
         assert key not in str(caught.value)
 
     @pytest.mark.parametrize("options", [{"timeout": -1}, {"max_retries": -1}, {"timeout": "5"}])
     def test_options_that_make_no_sense_are_refused(self, options: dict[str, int]) -> None:
+        """A timeout below 0 or as text, or fewer than 0 retries: the error names the option."""
         with pytest.raises(InvalidArgumentError) as caught:
             Client(**options)  # type: ignore[arg-type]
         assert next(iter(options)) in str(caught.value)
@@ -201,6 +208,7 @@ class TestHTTPS:
             assert list(client.stream("x")) == ["a", "b"]
 
     def test_an_unknown_certificate_is_refused_with_advice(self, tls: ssl.SSLContext) -> None:
+        """The error names ``verify=`` and is not worth a retry; the server sees no request."""
         with (
             stub.running(stub.completion(), tls=tls) as server,
             Client(server.url) as client,
@@ -213,6 +221,7 @@ class TestHTTPS:
     def test_another_thread_can_stop_a_waiting_stream(
         self, certificate: Path, tls: ssl.SSLContext
     ) -> None:
+        """Over TLS too, ``close`` ends the wait for the next piece, and no error is raised."""
         with (
             stub.running(stub.stalled_events, tls=tls) as server,
             Client(server.url, verify=str(certificate)) as client,
@@ -242,6 +251,7 @@ class TestErrors:
     def test_each_status_has_its_type_and_fields(
         self, status: int, kind: type[APIStatusError]
     ) -> None:
+        """Code, type, param, message and request id are the server's; ``str`` joins most of it."""
         with (
             asking(stub.failure(status), max_retries=0) as (client, _),
             pytest.raises(APIStatusError) as caught,
@@ -281,10 +291,12 @@ class TestErrors:
 
     @pytest.mark.parametrize("body", [b"<html>", b"[]", b"", b'{"choices": []}', b"{}"])
     def test_an_answer_that_is_none_is_a_typed_error(self, body: bytes) -> None:
+        """A 200 with a page, with no JSON object or without choices is ``APIResponseError``."""
         with asking(stub.answer(200, body)) as (client, _), pytest.raises(APIResponseError):
             client.chat("x")
 
     def test_nothing_listening_is_told_in_plain_words(self) -> None:
+        """The address and the system's reason alone, without the HTTP library's own wrapping."""
         port = free_port()
         with (
             Client(f"http://127.0.0.1:{port}/v1", max_retries=0) as client,
@@ -294,6 +306,7 @@ class TestErrors:
         assert str(caught.value) == (f"cannot reach http://127.0.0.1:{port}/v1: Connection refused")
 
     def test_an_unknown_host_is_told(self) -> None:
+        """A name without an address is ``ServerNotReachedError``: nothing was sent."""
         with (
             Client("http://no-such-host.invalid/v1", max_retries=0) as client,
             pytest.raises(ServerNotReachedError),
@@ -312,6 +325,7 @@ class TestErrors:
                     other.models()
 
     def test_plain_http_to_a_tls_address_is_not_retried(self) -> None:
+        """TLS to a server that speaks plain HTTP is an error marked as not worth a retry."""
         with stub.running(stub.completion()) as server:
             client = Client(server.url.replace("http:", "https:"))
             with pytest.raises(APIConnectionError) as caught:
@@ -337,6 +351,7 @@ class TestProbes:
             assert client.health(timeout=0.3) is False
 
     def test_a_certificate_that_is_refused_is(self, tls: ssl.SSLContext) -> None:
+        """Here ``ready`` raises in place of False: a loop that waits for True would never end."""
         with (
             stub.running(stub.completion(), tls=tls) as server,
             Client(server.url) as client,
@@ -348,6 +363,7 @@ class TestProbes:
 class TestRetries:
     @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
     def test_a_passing_fault_is_tried_again(self, status: int) -> None:
+        """After 408, 409, 429 and 5xx the same body is sent once more, and the answer comes."""
         with asking(stub.failure(status, retry_after="0"), stub.completion("ok")) as (client, got):
             assert client.chat("x").text == "ok"
         assert len(got.requests) == 2
@@ -355,6 +371,7 @@ class TestRetries:
 
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
     def test_a_lasting_fault_is_not(self, status: int) -> None:
+        """After 400, 401, 403, 404 and 413 no second request is sent; it would fare no better."""
         with (
             asking(stub.failure(status), stub.completion()) as (client, server),
             pytest.raises(APIStatusError),
@@ -370,6 +387,7 @@ class TestRetries:
         assert len(server.requests) == 2
 
     def test_retries_end_with_the_last_error(self) -> None:
+        """With ``max_retries=2`` the third refusal is raised, with its code and ``retry_after``."""
         with (
             asking(stub.failure(503, "overloaded", retry_after="0")) as (client, server),
             pytest.raises(ServerError) as caught,
@@ -379,6 +397,7 @@ class TestRetries:
         assert (caught.value.code, caught.value.retry_after) == ("overloaded", 0)
 
     def test_a_cut_connection_ends_as_a_connection_error(self) -> None:
+        """Once retries are used up; not as ``ServerNotReachedError``, for a server was there."""
         with (
             asking(stub.drop, max_retries=1) as (client, server),
             pytest.raises(APIConnectionError) as caught,
@@ -388,6 +407,7 @@ class TestRetries:
         assert not isinstance(caught.value, ServerNotReachedError)
 
     def test_retry_after_in_seconds_is_waited_for(self) -> None:
+        """With ``Retry-After: 1`` the retry waits a whole second; the client's own wait is less."""
         with asking(stub.failure(429, retry_after="1"), stub.completion()) as (client, server):
             client.chat("x")
         first, second = server.requests
@@ -410,6 +430,7 @@ class TestRetries:
         assert 2.0 <= second.at - first.at < 20
 
     def test_an_unreadable_retry_after_does_not_hide_the_error(self) -> None:
+        """With ``Retry-After: soon``, which counts as none, a 503 is tried again all the same."""
         with asking(stub.failure(503, retry_after="soon"), stub.completion()) as (client, _):
             assert client.chat("x").text
 
@@ -424,6 +445,7 @@ class TestRetries:
         assert len(server.requests) == 1
 
     def test_streams_are_retried_until_they_begin(self) -> None:
+        """A dropped connection and a 503 before the first piece cost two retries and no text."""
         script = [
             stub.drop,
             stub.failure(503, retry_after="0"),
@@ -459,6 +481,7 @@ class TestRetries:
     @settings(deadline=None)
     @given(st.text(max_size=40))
     def test_any_retry_after_is_read_or_ignored(self, value: str) -> None:
+        """Whatever the header holds gives None or seconds from 0 on, never an exception."""
         seconds = parse_retry_after(value)
         assert seconds is None or seconds >= 0
 
@@ -470,6 +493,7 @@ class TestRetries:
     def test_retry_after_is_read_as_the_rfc_says(
         self, value: str | None, seconds: float | None
     ) -> None:
+        """It is ASCII digits or an HTTP date, of which a past one is 0; all else counts as none."""
         assert parse_retry_after(value) == seconds
 
 
@@ -491,10 +515,12 @@ class TestTimeouts:
             assert not server.requests or server.client_left.wait(60)
 
     def test_there_may_be_none(self) -> None:
+        """Infinity and 1e10 seconds are accepted, though no socket's clock can hold them."""
         with asking(stub.completion("late"), timeout=float("inf")) as (client, _):
             assert client.chat("x", timeout=1e10).text == "late"
 
     def test_a_call_may_have_its_own_timeout(self) -> None:
+        """The call's 0.2 s go before the client's 60 s, and the error names them."""
         with (
             asking(stub.silent(30)) as (client, _),
             pytest.raises(APITimeoutError, match=r"=0\.2 s"),
@@ -502,6 +528,8 @@ class TestTimeouts:
             client.chat("x", timeout=0.2)
 
     def test_an_error_status_is_told_although_its_body_is_cut(self) -> None:
+        """A 400 whose body breaks off is ``BadRequestError``, not a broken connection."""
+
         def step(handler: stub.Handler) -> None:
             handler.send_response(400)
             handler.send_header("content-length", "100")

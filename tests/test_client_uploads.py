@@ -73,6 +73,7 @@ class TestIdsInMessages:
 
     @pytest.mark.parametrize("inline", [stub.failure(413, "request_too_large"), stub.drop])
     def test_what_is_too_large_inline_does_not_hide_what_was_wrong(self, inline: stub.Step) -> None:
+        """After a 413 or a lost connection the first refusal is raised; the id is used again."""
         refusal = stub.failure(400, "invalid_value")
         with (
             stub.running(STORED, refusal, inline, stub.completion()) as server,

@@ -28,6 +28,7 @@ def test_a_step_makes_an_adapter(name: str, parts: int, vision: int, tmp_path: P
 
 
 def test_a_name_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command ends with a line that repeats the name, before anything is trained."""
     with pytest.raises(SystemExit):
         adapter.main(["pirate"])
     assert "no adapter is named pirate" in capsys.readouterr().err

@@ -74,6 +74,7 @@ def random_codes(bits: int) -> packing.Codes:
 @needs_vllm
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gptqs_layout_is_vllms(bits: int) -> None:
+    """Codes packed as vLLM packs them, zeros stored less one, ``g_idx`` the group of each input."""
     from vllm.model_executor.layers.quantization.utils import quant_utils
 
     codes = random_codes(bits)
@@ -182,6 +183,7 @@ def test_the_planner_counts_what_the_file_holds(tmp_path: Path) -> None:
 
 
 def test_eight_bits_of_awq_are_refused(capsys: Any) -> None:
+    """The layout holds four; the command ends with an error that names ``--bits``."""
     with pytest.raises(SystemExit):
         quantise.main(["--method", "awq", "--bits", "8", "--out", "none"])
     assert "--bits: AWQ's layout has 4" in capsys.readouterr().err

@@ -66,6 +66,7 @@ def test_the_page_needs_nothing_from_elsewhere(api: Served) -> None:
 
 
 def test_every_operation_and_every_field_is_on_it(api: Served) -> None:
+    """Each route by its method, each field of a chat request, and each object where links lead."""
     document = api.request("GET", "/openapi.json").json()
     found = Reader(api.request("GET", "/docs").text)
     for path, methods in document["paths"].items():
@@ -79,6 +80,7 @@ def test_every_operation_and_every_field_is_on_it(api: Served) -> None:
 
 @pytest.mark.parametrize("path", ["/redoc", "/docs/oauth2-redirect", "/docs/"])
 def test_the_pages_with_scripts_are_gone(api: Served, path: str) -> None:
+    """FastAPI's own paths, and ``/docs/``, are a 404 in the API's form of error."""
     answer = api.request("GET", path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
@@ -96,6 +98,7 @@ def test_what_stands_in_the_document_is_text() -> None:
 
 
 def test_with_a_key_the_page_is_closed_as_the_rest() -> None:
+    """Without the key it is a 401; with it as ``Bearer`` the page comes."""
     with served(load_profile("demo"), Keys(("sk-one",))) as api:
         assert api.request("GET", "/docs").status_code == 401
         answer = requests.get(

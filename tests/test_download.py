@@ -103,6 +103,7 @@ def test_only_what_serving_needs(hub: LoopbackHub, source: Source, tmp_path: Pat
 
 @BOTH
 def test_into_the_hubs_cache_and_not_again(hub: LoopbackHub, source: Source) -> None:
+    """A second call gives the same folder and fetches no file; its progress reaches the total."""
     first = fetch(source)
     assert same(first.folder)
     before = len(hub.fetched())
@@ -129,6 +130,7 @@ def test_the_cache_is_the_one_that_is_read(
 def test_the_cache_of_the_hub_that_is_asked_goes_first(
     hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
+    """Where both hubs' copies are here, ``VLLM_USE_MODELSCOPE`` says which one is read."""
     monkeypatch.setenv("VLLM_USE_MODELSCOPE", asked)
     folders = {source: fetch(source).folder for source in ("hf", "modelscope")}
     assert hubs.cached_folder(NAME) == folders["modelscope" if asked == "True" else "hf"]
@@ -228,6 +230,7 @@ def test_damage_in_the_cache_is_found(hub: LoopbackHub) -> None:
 
 
 def test_a_file_that_was_cut_later(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The next call to the same folder finds it by its size and fetches it again."""
     fetch(to=tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(b"{")
     assert same(fetch(to=tmp_path).folder)
@@ -263,6 +266,7 @@ def test_a_disk_with_room_for_the_rest(
 
 
 def test_a_folder_that_cannot_be_written(hub: LoopbackHub, tmp_path: Path) -> None:
+    """A place below a file is refused in our words, not by the system's error halfway."""
     (tmp_path / "file").write_text("")
     with pytest.raises(PreflightError, match="cannot be written"):
         fetch(to=tmp_path / "file" / "below")
@@ -283,6 +287,7 @@ def test_refusals_of_the_hub(
     options: dict[str, Any],
     words: str,
 ) -> None:
+    """One line each; a gated model is told apart, a private one not from one that is missing."""
     with loopback_hub(repository, **options) as hub:
         _use(hub, tmp_path, monkeypatch)
         with pytest.raises(PreflightError, match=words) as refusal:
@@ -293,6 +298,7 @@ def test_refusals_of_the_hub(
 def test_a_token_opens_it(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With the account's token in ``HF_TOKEN`` a gated repository comes whole."""
     with loopback_hub(repository, token="hf_secret", gated=True) as hub:
         _use(hub, tmp_path, monkeypatch)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -300,11 +306,13 @@ def test_a_token_opens_it(
 
 
 def test_no_such_revision(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The refusal says that the model lacks the revision, not that there is no such model."""
     with pytest.raises(PreflightError, match="has no revision v9"):
         fetch(to=tmp_path, revision="v9")
 
 
 def test_modelscope_has_no_such_model(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The refusal names the hub that was asked, since the other may have the model."""
     hub.name = "owner/other"
     with pytest.raises(PreflightError, match="ModelScope has no such model"):
         fetch("modelscope", to=tmp_path)
@@ -314,6 +322,7 @@ def test_modelscope_has_no_such_model(hub: LoopbackHub, tmp_path: Path) -> None:
 def test_offline_asks_nobody(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
+    """Either variable refuses a download, is named by the refusal, and no file is fetched."""
     monkeypatch.setenv(variable, "1")
     with pytest.raises(PreflightError, match=f"{variable} forbids"):
         fetch(to=tmp_path)
@@ -323,6 +332,7 @@ def test_offline_asks_nobody(
 def test_weights_that_are_pickles_alone_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Pickles may run code when they are loaded, so ``pytorch_model.bin`` does not stand in."""
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -354,6 +364,7 @@ def test_auto_asks_modelscope_where_the_other_is_not_reached(
 def test_auto_follows_vllms_variable(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With ``VLLM_USE_MODELSCOPE`` set, ``auto`` asks ModelScope while Hugging Face is down."""
     monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
     monkeypatch.setenv("HF_ENDPOINT", dead_address())
     assert fetch("auto", to=tmp_path).source == "modelscope"
@@ -375,6 +386,7 @@ def test_the_command(hub: LoopbackHub, tmp_path: Path, capsys: Any) -> None:
 def test_a_download_that_fails_ends_with_1(
     hub: LoopbackHub, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A hub that is not reached is one line and 1, not the 2 of a name that is wrong."""
     monkeypatch.setenv("HF_ENDPOINT", dead_address())
     assert cli.main(["download", NAME, "--source", "hf", "--to", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
@@ -422,6 +434,7 @@ def test_what_an_older_modelscope_fetched_is_served(
 
 
 def test_a_checkpoint_that_is_here_in_part_is_gone_on_with(hub: LoopbackHub) -> None:
+    """A start fetches weights that the cache lacks into the folder that holds the rest."""
     found = fetch()
     (found.folder / WEIGHTS).unlink()
     assert have_model(profile(), print).model.path == str(found.folder)
@@ -447,12 +460,14 @@ def test_serve_tells_how_far_it_is(hub: LoopbackHub) -> None:
 
 @pytest.mark.parametrize("model", ["demo", str(MODEL_FOLDER)])
 def test_a_folder_is_served_as_it_is(model: str) -> None:
+    """For ``demo`` and for a path the profile stays what it was: there is nothing to fetch."""
     given = make_profile({"model": {"model": model}})
     assert have_model(given, print) == given
 
 
 @pytest.mark.parametrize("name", ["plain", "a/b/c", "../x", "a/..", "a b/c", "a/b?x", "/x", "é/x"])
 def test_names_that_are_none(name: str) -> None:
+    """Only ``owner/name`` in ASCII is asked for: no path, space, query or ``..`` gets to a hub."""
     with pytest.raises(PreflightError, match="is no model's name"):
         check_name(name)
 
@@ -487,6 +502,7 @@ def test_nothing_but_listed_kinds_is_needed(path: str) -> None:
 
 
 def test_the_lines_of_a_meter() -> None:
+    """At most one line in 5 s, with rate and time left, and a last one when all is here."""
     now = 0.0
     lines: list[str] = []
     clock: Callable[[], float] = lambda: now  # noqa: E731

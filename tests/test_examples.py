@@ -48,6 +48,7 @@ def run_example(
 
 
 def test_there_is_one_example_for_each_call_of_the_tutorial() -> None:
+    """Seven of them, and ``tools.py`` for agents; no other example lies in the folder."""
     assert set(SCRIPTS) == TUTORIAL | AGENTS
 
 
@@ -130,6 +131,7 @@ def test_it_sends_what_it_shows(name: str, script: list[stub.Step], asked: list[
 
 
 def test_pictures_of_one_s_own_can_be_named(tmp_path: Path) -> None:
+    """A path takes the place of the example's own picture and is sent as the PNG that it is."""
     picture = tmp_path / "own.png"
     Image.new("RGB", (30, 30), "green").save(picture)
     with stub.running(stub.completion("Green.")) as server:
@@ -140,6 +142,7 @@ def test_pictures_of_one_s_own_can_be_named(tmp_path: Path) -> None:
 
 
 def test_a_public_address_is_sent_as_it_is() -> None:
+    """``--image-url`` reaches the server word for word: the client does not fetch it."""
     with stub.running(stub.completion("Red.")) as server:
         done = run_example("image_url.py", "--image-url", "https://h/a.jpg", url=server.url)
     assert done.returncode == 0, done.stderr
@@ -148,6 +151,7 @@ def test_a_public_address_is_sent_as_it_is() -> None:
 
 
 def test_the_pictures_are_small_and_what_their_names_say() -> None:
+    """Three of less than 20 kB each; the middle of ``red_circle.jpg`` is red."""
     pictures = sorted((EXAMPLES / "pictures").iterdir())
     assert [path.name for path in pictures] == [
         "blue_square.png",

@@ -135,6 +135,7 @@ def test_whatever_is_sent_is_no_error(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"messages":[]}', b'{"messages":[1]}'])
 def test_what_is_no_chat_request_has_no_key(data: bytes) -> None:
+    """No bytes, broken JSON, no message that is an object: an empty key, and no error."""
     assert content_key(data) == ""
 
 

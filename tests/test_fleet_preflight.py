@@ -38,6 +38,7 @@ def test_a_door_that_others_reach_has_keys(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_a_door_of_this_machine_needs_none(host: str) -> None:
+    """On a loopback address no other machine asks, so a fleet starts there without a key."""
     assert not door_keys(profile(f"server.host={host}"))
 
 
@@ -57,6 +58,7 @@ def test_keys_from_any_source_open_the_door(
 
 
 def test_a_key_file_that_is_not_on_a_machine_leaves_no_door_open_there(tmp_path: Path) -> None:
+    """The start is refused by the field's name, not served without the keys of the file."""
     with pytest.raises(ProfileError, match="api_key_file"):
         door_keys(profile(OPEN, f"server.api_key_file={tmp_path / 'absent'}"))
 
@@ -69,6 +71,7 @@ def test_a_key_file_that_is_not_on_a_machine_leaves_no_door_open_there(tmp_path:
     ],
 )
 def test_what_is_one_servers_is_refused_by_name(setting: str, word: str) -> None:
+    """The message begins with the field: batches, and uploads without a folder of all replicas."""
     refuse_what_is_one_servers(profile())
     with pytest.raises(PreflightError, match=rf"^{word}: "):
         refuse_what_is_one_servers(profile(setting))

@@ -54,6 +54,8 @@ def with_replica(folder: Path, do: Callable[[Replica], Awaitable[None]]) -> None
 
 
 def test_an_answer_comes_as_messages_with_the_replicas_name(tmp_path: Path) -> None:
+    """First status 200 with ``x-qwen2vl-replica``, then the body of a chat's answer."""
+
     async def do(one: Replica) -> None:
         said = [message async for batch in one.answer(chat("Hello")) for message in batch]
         assert said[0]["status"] == 200

@@ -89,6 +89,8 @@ def test_visible_devices_are_read_as_cuda_reads_them(three_cards, monkeypatch, v
 
 
 def test_machine_without_driver_has_no_card(monkeypatch):
+    """NVML without its library is an empty answer and no exception, so that a laptop can plan."""
+
     def no_driver() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
@@ -97,6 +99,8 @@ def test_machine_without_driver_has_no_card(monkeypatch):
 
 
 def test_card_that_breaks_off_is_not_an_exception(three_cards, monkeypatch):
+    """Where NVML says that a GPU is lost no card is told, rather than one of unknown memory."""
+
     def lost(handle: int, version: int | None = None) -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
 
@@ -105,6 +109,7 @@ def test_card_that_breaks_off_is_not_an_exception(three_cards, monkeypatch):
 
 
 def test_this_machine_can_be_probed():
+    """With the real NVML and psutil: the processors are those that this process may run on."""
     assert isinstance(hardware.cards(), tuple)
     host = hardware.host()
     assert set(host.cpus) == os.sched_getaffinity(0)
@@ -123,6 +128,7 @@ def test_control_group_bounds_the_memory(monkeypatch, tmp_path):
 
 
 def test_cards_in_words():
+    """Equal ones are counted together, with GiB in whole numbers; none is told as such."""
     card = Card(0, "NVIDIA GeForce RTX 3090", 23.58, 23.0, (8, 6))
     other = Card(1, "T4", 14.6, 14.0, (7, 5))
     assert hardware.describe(()) == "no NVIDIA card"

@@ -33,6 +33,7 @@ def test_the_page_is_what_the_planner_writes(name: str, made: dict[str, str]) ->
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_profile_and_card_is_there(name: str, made: dict[str, str]) -> None:
+    """A section for each profile, a row for each card in all but the one that needs no card."""
     text = made[name]
     for profile in profile_names():
         assert f"\n## {profile}\n" in text

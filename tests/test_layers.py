@@ -183,11 +183,13 @@ def is_heavy(found: Import) -> bool:
 
 
 def test_every_module_has_a_layer():
+    """A new module or package has to be put into the table before it is let in."""
     unknown = {module_of(path) for path in sources()} - set(LAYERS)
     assert unknown == set(), "give it a layer in this test's table"
 
 
 def test_modules_import_only_downward():
+    """Its own layer is allowed; imports within functions count, those for type checkers do not."""
     rising = [
         str(found) for path in sources() for found in imports(path) if rises(module_of(path), found)
     ]
@@ -195,6 +197,7 @@ def test_modules_import_only_downward():
 
 
 def test_only_the_seam_knows_vllm():
+    """A new vLLM is a matter of ``vllm_engine`` alone; imports within functions count, too."""
     foreign = [
         str(found)
         for path in sources()
@@ -206,6 +209,7 @@ def test_only_the_seam_knows_vllm():
 
 
 def test_torch_is_imported_within_functions_only():
+    """So are torchvision and transformers, for a quick start; the seam and the demo are free."""
     heavy = [
         str(found)
         for path in sources()
@@ -217,6 +221,7 @@ def test_torch_is_imported_within_functions_only():
 
 
 def test_client_imports_without_the_server():
+    """Not even within a function does it import the server, vLLM, torch or transformers."""
     foreign = [
         str(found)
         for path in sorted((ROOT / "clients" / "qwen2vl_client").rglob("*.py"))
@@ -264,6 +269,7 @@ def test_a_forbidden_import_is_found(module, source, fault):
     ],
 )
 def test_an_allowed_import_is_left_alone(module, source):
+    """Down a layer, within a package, for type checkers, torch within a function: no fault."""
     found = list(imports_of(source, "x.py", PACKAGE))
     assert not any(rises(module, one) or needs_vllm(one) or is_heavy(one) for one in found)
 

@@ -101,6 +101,7 @@ def test_what_ms_swift_writes_beside_is_left_alone(tmp_path: Path) -> None:
 def test_what_vllm_would_not_apply_is_refused(
     settings: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
+    """One line says what it is and, but for a broken ``rank_pattern``, what to do about it."""
     folder = write_adapter(tmp_path)
     values = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**values, **settings}))
@@ -127,6 +128,7 @@ def test_parts_that_this_model_has_not(parts: Any, words: str, tmp_path: Path) -
 
 
 def test_halves_that_do_not_belong_together(tmp_path: Path) -> None:
+    """A without B, a tensor of no LoRA or no tensor at all: such a file is refused as a whole."""
     folder = write_adapter(tmp_path)
     weights = folder / "adapter_model.safetensors"
     write_tensors(weights, {f"{Q_PROJ}.lora_A.weight": (2, 256)})
@@ -142,6 +144,7 @@ def test_halves_that_do_not_belong_together(tmp_path: Path) -> None:
 
 @given(cut=st.integers(0, 3000))
 def test_a_cut_file_is_never_taken(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Cut after any number of bytes up to 3000, it is named in the refusal."""
     folder = write_adapter(tmp_path_factory.mktemp("adapter"))
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:cut])
@@ -198,6 +201,7 @@ def test_another_family_of_the_same_sizes_is_told_by_its_name(tmp_path: Path) ->
 
 
 def test_engine_arguments_follow_from_the_adapters(tmp_path: Path) -> None:
+    """Two of rank 12 and 2 get two places of rank 16; a vision part turns on the tower's."""
     one = write_adapter(tmp_path / "one", rank=12)
     two = write_adapter(tmp_path / "two", {VISION: DEMO_SIZES[VISION]})
     asked = profile(f"adapters.lora_modules={{one: {one}, two: {two}}}")
@@ -214,6 +218,7 @@ def test_engine_arguments_follow_from_the_adapters(tmp_path: Path) -> None:
 
 
 def test_what_the_profile_says_goes_before(tmp_path: Path) -> None:
+    """All four fields stay as they were set; without adapters the profile is not changed at all."""
     one = write_adapter(tmp_path / "one")
     asked = profile(
         f"adapters.lora_modules.one={one}", "engine.max_lora_rank=64", "engine.max_loras=3",
@@ -238,6 +243,7 @@ def test_what_the_profile_says_goes_before(tmp_path: Path) -> None:
     ],
 )
 def test_contradictions_of_the_profile(overrides: list[str], words: str) -> None:
+    """A ``ProfileError`` when the profile is loaded, before any folder is looked into."""
     with pytest.raises(ProfileError, match=words):
         profile(*overrides)
 
@@ -252,12 +258,14 @@ def test_a_rehearsal_has_no_adapters(tmp_path: Path) -> None:
 
 @given(rank=st.integers(1, 512))
 def test_ranks_are_rounded_up_to_vllms(rank: int) -> None:
+    """Each rank from 1 to 512 finds a ``max_lora_rank`` of vLLM's that holds it."""
     assert rank_for(rank) in RANKS
     assert rank_for(rank) >= rank
 
 
 @pytest.mark.parametrize(("name", "vision"), [("sailor", False), ("mirror", True)])
 def test_the_adapters_that_ship_are_small_and_sound(name: str, vision: bool) -> None:
+    """``mirror`` trains the vision tower alone, ``sailor`` not; each has less than 200 kB."""
     found = read_adapter(SHIPPED / name, CONFIG)
     assert (found.vision_parts == found.parts) is vision
     assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) < 200_000

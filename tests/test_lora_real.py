@@ -73,6 +73,7 @@ def listed(client: openai.OpenAI) -> set[str]:
 def test_adapters_are_models_with_a_parent(
     client: openai.OpenAI, lora_server: ServerProcess
 ) -> None:
+    """``parent`` is the model's first name; its own names have none, and the start tells all."""
     parents = {one.id: getattr(one, "parent", None) for one in client.models.list().data}
     assert parents == {
         "qwen2-vl-demo": None, "demo": None, "sailor": "qwen2-vl-demo", "mirror": "qwen2-vl-demo",

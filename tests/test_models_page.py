@@ -31,6 +31,7 @@ def test_the_table_is_the_planners(page: str) -> None:
 
 
 def test_every_published_checkpoint_has_cards() -> None:
+    """Each fits data centre cards; only the 72B ones in 16 bit fit none of the consumer cards."""
     assert [row.name for row in ROWS] == list(published_names())
     assert all(row.datacentre for row in ROWS)
     assert {row.name for row in ROWS if row.consumer is None} == {
@@ -75,6 +76,7 @@ def test_options_and_variables_of_a_download(page: str, capsys) -> None:
 
 @PAGES
 def test_the_profiles_of_the_page_load(page: str, tmp_path: Path) -> None:
+    """Its two YAML examples are whole profiles, both of an engine with adapters."""
     examples = re.findall(
         r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL
     )
@@ -110,5 +112,6 @@ def test_what_is_made_without_weights_can_start(
 
 
 def test_the_first_generation_is_refused_with_the_reason() -> None:
+    """A ``qwen`` checkpoint would need ``trust_remote_code``, which the error says."""
     with pytest.raises(PreflightError, match=r"first generation.*trust_remote_code"):
         check_config({"model_type": "qwen"}, Path("config.json"))

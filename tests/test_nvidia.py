@@ -19,6 +19,7 @@ def lab(monkeypatch, tmp_path) -> Lab:
 
 
 def test_the_driver_tells_its_version_and_newest_cuda(lab):
+    """NVML's 12040 is read as CUDA 12.4, and a driver that answers has no fault."""
     lab.cards(cuda=12040)
     assert nvidia.driver() == Driver("580.65.06", (12, 4))
 

@@ -39,6 +39,7 @@ def test_the_room_of_a_7b_by_hand() -> None:
 
 
 def test_adapters_take_from_the_cache() -> None:
+    """Four places of rank 64 are 16 times the 77 MiB of one of rank 16, all out of the KV cache."""
     cards = parse_cards("1x3090")
     plain = plan_for(load_profile("single-3090"), cards)
     fields = ["engine.enable_lora=true", "engine.max_loras=4", "engine.max_lora_rank=64"]
@@ -48,6 +49,7 @@ def test_adapters_take_from_the_cache() -> None:
 
 
 def test_an_adapter_of_another_model_ends_with_2(tmp_path: Path, capsys) -> None:
+    """One line on standard error names the field and the model that it was trained on."""
     folder = write_adapter(tmp_path, base_model_name_or_path="Qwen/Qwen2.5-VL-7B-Instruct")
     words = ["plan", "--profile", "single-3090", "--gpus", "1x3090"]
     assert cli.main([*words, "--set", f"adapters.lora_modules.a={folder}"]) == 2

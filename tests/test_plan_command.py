@@ -92,6 +92,7 @@ def test_a_bar_is_to_scale(run) -> None:
 
 
 def test_what_does_not_fit_ends_with_1_and_says_what_would(run) -> None:
+    """The plain 7B on 11 GB: the report goes on with remedies, the AWQ checkpoint among them."""
     text = run("--profile", "single-3090", "--gpus", "1x2080ti-11g", status=1)
     assert "verdict: does not fit: " in text
     assert "What would fit" in text
@@ -112,6 +113,7 @@ def test_fix_writes_a_profile_that_fits(run, tmp_path: Path) -> None:
 
 
 def test_fix_of_what_fits_is_the_profile_itself(run, tmp_path: Path) -> None:
+    """The YAML on standard output loads as equal to the profile that ships, field by field."""
     path = tmp_path / "same.yaml"
     path.write_text(run("--profile", "single-3090", "--fix", status=0), "utf-8")
     assert load_profile(str(path)).model_dump() == load_profile("single-3090").model_dump()
@@ -184,6 +186,7 @@ def test_a_profile_for_cards_is_not_planned_on_the_cpu(run, tmp_path: Path) -> N
 
 
 def test_fix_of_what_nothing_mends_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """A 72B on one card of 8 GB: status 1, the reason on standard error, no YAML to redirect."""
     words = ["plan", "--profile", "multi-gpu-72b-awq", "--gpus", "1x2080", "--fix"]
     assert cli.main(words) == 1
     output = capsys.readouterr()
@@ -228,6 +231,7 @@ def test_replicas_share_the_cards_of_the_split(run) -> None:
 
 
 def test_set_goes_before_the_split(run) -> None:
+    """A tensor size that is set is not widened to all cards; that two of eight are used is told."""
     told = json.loads(
         run(
             "--model", "Qwen/Qwen2-VL-7B-Instruct", "--gpus", "8x3090", "--json",
@@ -241,6 +245,7 @@ def test_set_goes_before_the_split(run) -> None:
 
 
 def test_a_typical_request_is_counted(run) -> None:
+    """1232 tokens for each 1280 × 960, and 500 of text; at once are as many as the cache holds."""
     words = ["--typical", "2 images 1280x960, 300 in, 200 out"]
     told = json.loads(run("--profile", "single-3090", *words, "--json", status=0))
     typical = told["requests"]["typical"]
@@ -275,6 +280,7 @@ def test_a_typical_request_is_counted(run) -> None:
     ],
 )
 def test_bad_input_is_one_line(run, words: list[str], told: str) -> None:
+    """Status 2, nothing on standard output, and one line that names the word or the field."""
     assert told in run(*words, status=2)
 
 
@@ -303,6 +309,7 @@ def test_a_picture_beyond_any_is_planned_in_time(run) -> None:
 
 
 def test_a_lack_that_is_known_is_one_number(run) -> None:
+    """The size of the cache is set, so that no range is told but 0.02 GiB, and the status is 1."""
     text = run("--profile", "demo", "--set", "engine.kv_cache_memory_bytes=1", status=1)
     assert "0.02 GiB a worker are lacking for one request" in " ".join(text.split())
 
@@ -314,6 +321,7 @@ def test_cards_too_small_for_cuda_have_nothing_free(run) -> None:
 
 
 def test_a_typical_request_beyond_the_context_is_said_to_be_refused(run) -> None:
+    """Its tokens and the limit are told; the profile fits all the same, and the status stays 0."""
     words = ["--typical", "1 image 1280x960, 300 in, 20000 out"]
     text = " ".join(run("--profile", "single-3090", *words, status=0).split())
     assert "typical request is refused: 21,532 tokens are beyond engine.max_model_len 8784" in text
@@ -385,12 +393,14 @@ def test_a_folder_of_another_machine_goes_by_its_name(run) -> None:
 
 
 def test_many_cards_have_one_bar_a_stage(run) -> None:
+    """24 cards in three stages are three lines, each with the number of its cards, not 24."""
     words = ["--model", "Qwen/Qwen2-VL-72B-Instruct", "--gpus", "3x8xh100"]
     bars = re.findall(r"^8 GPUs stage (\d) ", run(*words, status=0), re.MULTILINE)
     assert bars == ["0", "1", "2"]
 
 
 def test_a_model_that_is_not_served_can_be_planned(run, tmp_path: Path) -> None:
+    """A Qwen2 without vision ends with 0, and the report says that it would not be served."""
     text_only = {
         "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944,
         "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
@@ -444,6 +454,7 @@ def test_packing_of_an_unknown_form_is_no_fault(run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{}", '{"model_type": "llama"}', "no json"])
 def test_a_folder_that_says_nothing(run, tmp_path: Path, content: str) -> None:
+    """No sizes, another family or no JSON: status 2 and one line that names the file."""
     (tmp_path / "config.json").write_text(content, "utf-8")
     assert "config.json" in run("--model", str(tmp_path), "--gpus", "1x3090", status=2)
 
@@ -479,6 +490,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
 
 
 def test_the_hub_is_asked_for_what_nothing_else_knows(run, hub: dict[str, bytes]) -> None:
+    """Its config.json has the sizes; stored GiB are told where it knows them; a 404 is one line."""
     model = known("Qwen2.5-VL-3B-Instruct")
     hub["/me/cats/resolve/main/config.json"] = json.dumps(config_of(model)).encode()
     told = json.loads(run("--model", "me/cats", "--gpus", "1x4090", "--json", status=0))
@@ -507,6 +519,7 @@ def test_without_a_hub_one_line_says_what_to_give(run, monkeypatch: pytest.Monke
 
 
 def test_an_offline_machine_does_not_ask(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``HF_HUB_OFFLINE`` is named in one line; without ``ask_hub`` an unknown model is refused."""
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in run("--model", "me/dogs", "--gpus", "1x4090", status=2)

@@ -65,10 +65,12 @@ def test_batch_defaults(memory: float, name: str, expected: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("name", ["a10g", "A10G-24G", "nvidia a10g", "a10g 24gb"])
 def test_a_card_by_the_name_that_a_cloud_gives_it(name: str) -> None:
+    """An A10G is planned as an A10, in capitals, with its maker's name or with its 24 GB."""
     assert parse_cards(f"2x{name}") == parse_cards("2xa10")
 
 
 def test_batch_defaults_on_cpus() -> None:
+    """2048 tokens and 128 requests for each worker: 4096 and 256 of two."""
     assert batch_defaults([], workers=2, on_cards=False) == (4096, 256)
 
 
@@ -159,6 +161,7 @@ def test_the_encoder_takes_more_beside_compiled_layers(
 
 
 def test_a_larger_share_goes_to_the_cache() -> None:
+    """A tenth more of ``gpu_memory_utilization`` gives it a tenth of the card, and nothing less."""
     more, less = stage(gpu_memory_utilization=0.9), stage(gpu_memory_utilization=0.8)
     grown = more.cache.size.likely - less.cache.size.likely
     (card,) = parse_cards("1x3090").cards
@@ -166,6 +169,7 @@ def test_a_larger_share_goes_to_the_cache() -> None:
 
 
 def test_eager_mode_has_no_graphs() -> None:
+    """Nor has mode ``NONE``; fewer requests or sizes cost less, what is no size is left aside."""
     assert stage(enforce_eager=True).parts.graphs.high == 0
     assert stage(compilation_config={"cudagraph_mode": "NONE"}).parts.graphs.high == 0
     assert stage(max_num_seqs=8).parts.graphs.likely < stage().parts.graphs.likely
@@ -220,12 +224,14 @@ def test_a_video_is_at_most_fourteen_frames() -> None:
 
 
 def test_without_media_the_encoder_is_not_loaded() -> None:
+    """Its part is 0, and the card's weights are more than 1.2 GiB lighter."""
     found = stage("1x3090", {"limit_mm_per_prompt": {}})
     assert found.parts.vision.high == 0
     assert found.weights_gib < stage().weights_gib - 1.2
 
 
 def test_pictures_run_on_the_first_stage_and_sampling_on_the_last() -> None:
+    """The first's activations are over 4 times the middle's; every stage holds the encoder."""
     media = {"limit_mm_per_prompt": {"image": 1}, "max_pixels": 12_845_056}
     first, middle, last = plan("3x3090", media, pipeline_parallel_size=3).stages
     assert first.parts.activations.likely > 4 * middle.parts.activations.likely
@@ -244,10 +250,12 @@ def test_an_encoder_that_is_not_split_is_whole_everywhere() -> None:
 
 
 def test_weights_on_the_host_leave_the_card() -> None:
+    """With ``cpu_offload_gb`` 4 the card holds 4 GiB of weights less, to 0.05."""
     assert stage(cpu_offload_gb=4).weights_gib == pytest.approx(stage().weights_gib - 4, abs=0.05)
 
 
 def test_an_8_bit_cache_holds_twice_the_tokens() -> None:
+    """With ``fp8`` a token takes half the bytes; the same room holds double, to two blocks."""
     half, whole = plan("1x4090", kv_cache_dtype="fp8"), plan("1x4090")
     assert half.deployment.kv_bytes_per_token() * 2 == whole.deployment.kv_bytes_per_token()
     assert half.kv_tokens.likely == pytest.approx(2 * whole.kv_tokens.likely, abs=32)
@@ -335,6 +343,7 @@ def test_on_the_cpu_every_worker_takes_a_share() -> None:
 
 
 def test_on_the_cpu_the_cache_is_else_a_share_of_the_memory() -> None:
+    """Half of 16 GiB, less weights and the worker's own: between 5 and 8 GiB."""
     profile = make_profile(
         {
             "model": {"model": "demo"},

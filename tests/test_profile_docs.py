@@ -100,11 +100,13 @@ def rows(document: Path) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("document", [ENGLISH, CHINESE])
 def test_every_field_is_documented_and_no_other(document):
+    """In both languages, once each, in the order in which the profile has them."""
     assert list(rows(document)) == [name for name, _ in fields()]
 
 
 @pytest.mark.parametrize("document", [ENGLISH, CHINESE])
 def test_values_and_defaults_are_the_models(document):
+    """Kinds, choices, bounds and defaults are as the profile checks them; no meaning is empty."""
     documented = rows(document)
     for name, field in fields():
         values, default, meaning = documented[name]
@@ -115,6 +117,7 @@ def test_values_and_defaults_are_the_models(document):
 
 
 def test_meaning_is_the_fields_description():
+    """The English page and the ``description`` in the code agree to the letter."""
     documented = rows(ENGLISH)
     for name, field in fields():
         assert documented[name][2] == field.description, name
@@ -122,6 +125,7 @@ def test_meaning_is_the_fields_description():
 
 @pytest.mark.parametrize("document", [ENGLISH, CHINESE])
 def test_every_profile_that_ships_is_named(document):
+    """In backquotes, as it is typed behind ``--profile``, on the page of either language."""
     text = document.read_text("utf-8")
     for name in profile_names():
         assert f"`{name}`" in text
@@ -129,6 +133,7 @@ def test_every_profile_that_ships_is_named(document):
 
 @pytest.mark.parametrize("document", [ENGLISH, CHINESE])
 def test_yaml_examples_load(document, tmp_path):
+    """Each, saved as a file, is a whole profile: it loads without a refusal and names a model."""
     examples = re.findall(r"```yaml\n(.*?)```", document.read_text("utf-8"), re.DOTALL)
     assert examples
     for number, example in enumerate(examples):

@@ -63,6 +63,7 @@ def test_a_rehearsed_topology_answers_as_one_worker_does(
 
 
 def test_rehearsal_keeps_topology_limits_and_address() -> None:
+    """Names and media counts, too; the model is the demo's, and what only cards know is dropped."""
     profile = load_profile(
         "multi-gpu",
         [
@@ -106,6 +107,7 @@ def test_rehearsal_leaves_the_deployments_uploads_alone() -> None:
 
 
 def test_rehearsal_of_one_card_is_one_eager_worker() -> None:
+    """On the CPU, with nothing to compile and no worker bound to a processor."""
     rehearsed = rehearsal(load_profile("single-3090"))
     assert rehearsed.engine_args()["enforce_eager"] is True
     assert "compilation_config" not in rehearsed.engine_args()
@@ -114,6 +116,7 @@ def test_rehearsal_of_one_card_is_one_eager_worker() -> None:
 
 
 def test_every_profile_rehearses() -> None:
+    """None that ships is refused, and each has as many workers as without ``--rehearse``."""
     for name in profile_names():
         rehearsed = rehearsal(load_profile(name))
         assert rehearsed.workers == load_profile(name).workers

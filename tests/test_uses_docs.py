@@ -99,6 +99,7 @@ def lines_of_code(source: str) -> int:
 def test_a_block_runs_and_prints(
     block: Block, server: stub.Stub, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """As it stands there it asks the server, prints the answer and writes the files it names."""
     exec(compile(block.text, f"docs/uses.md, line {block.line}", "exec"), {"__name__": "uses"})
     printed = capsys.readouterr().out
     assert SAID[use_of(block)] in printed
@@ -112,6 +113,7 @@ def test_a_block_runs_and_prints(
 
 
 def test_every_use_has_a_block() -> None:
+    """Each function of ``tasks``, and ``batch``, is shown by the page; it shows no other."""
     from qwen2vl_client import tasks
 
     assert {name for name in tasks.__all__ if name[0].islower()} | {"batch"} == {*SAID}
@@ -225,6 +227,7 @@ def test_the_tutorials_way_works_as_well(
 
 
 def test_every_use_of_transformers_is_run() -> None:
+    """Each function that the table counts is one that a test runs on the demo model."""
     shown = {name for name, value in vars(transformers_way).items() if callable(value)}
     assert shown == {*READS}
 

@@ -276,12 +276,14 @@ def run(name: str, server: ServerProcess, folder: Path) -> subprocess.CompletedP
 
 
 def test_every_example_is_run() -> None:
+    """A script that is added to ``examples/uses`` needs an entry here, with what it prints."""
     scripts = {path.name for path in EXAMPLES.glob("*.py")} - {"arguments.py"}
     assert scripts == {*SAID, "to_html.py"}
 
 
 @pytest.mark.parametrize("name", SAID)
 def test_an_example_answers(name: str, server: ServerProcess, tmp_path: Path) -> None:
+    """Run as users do, in another folder, it ends with 0 and prints what ``SAID`` has of it."""
     done = run(name, server, tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(SAID[name], done.stdout), done.stdout
@@ -290,6 +292,7 @@ def test_an_example_answers(name: str, server: ServerProcess, tmp_path: Path) ->
 def test_the_example_for_pages_says_that_the_demo_model_writes_none(
     server: ServerProcess, tmp_path: Path
 ) -> None:
+    """It ends with 1 and the reason in words on standard error, without a traceback."""
     done = run("to_html.py", server, tmp_path)
     assert done.returncode == 1
     assert "this model writes no HTML" in done.stderr

@@ -49,6 +49,8 @@ async def settled() -> None:
 
 
 def test_loaded_and_unloaded() -> None:
+    """It has the model as parent, and its window; once unloaded the engine holds nothing of it."""
+
     async def scenario() -> None:
         adapters, client = made()
         model = await adapters.load("ocr", adapter())
@@ -66,6 +68,8 @@ def test_loaded_and_unloaded() -> None:
 
 
 def test_one_that_is_used_stays_until_its_last_answer() -> None:
+    """No new request gets it once it is unloaded; its room is free only after the last answer."""
+
     async def scenario() -> None:
         adapters, client = made(room=1)
         await adapters.load("ocr", adapter())
@@ -87,6 +91,8 @@ def test_one_that_is_used_stays_until_its_last_answer() -> None:
 
 
 def test_one_that_is_replaced_serves_those_who_began_with_it() -> None:
+    """New requests get the new content at once; the old goes when its last answer has ended."""
+
     async def scenario() -> None:
         adapters, client = made()
         await adapters.load("ocr", adapter("d1"))
@@ -140,6 +146,8 @@ def test_one_that_vllm_does_not_remove_keeps_its_place(caplog: pytest.LogCapture
 
 
 def test_loads_at_the_same_time_share_the_room() -> None:
+    """Of five at once with room for two, three are refused, so that vLLM evicts none."""
+
     async def scenario() -> None:
         adapters, client = made(room=2)
         loads = [adapters.load(f"a{n}", adapter(f"d{n}")) for n in range(5)]

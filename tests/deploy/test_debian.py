@@ -34,4 +34,5 @@ def test_a_package_that_cannot_be_had_skips_with_its_reason(
 
 
 def test_what_is_installed_is_taken_as_it_is() -> None:
+    """Every machine has ``sh``, so a path that ends in its name comes back."""
     assert debian.program("sh", "dash").name == "sh"

