@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,18 +49,23 @@ def cards() -> tuple[Card, ...]:
     """List the cards that CUDA programs started from here will see.
 
     ``CUDA_VISIBLE_DEVICES`` is honoured as CUDA does: indices or the beginnings of UUIDs, in
-    that order, up to the first that does not exist.
+    that order, up to the first that does not exist. A card that does not answer is left out.
     """
+    found: dict[int, tuple[str, Card]] = {}
     try:
         with nvml():
             count = pynvml.nvmlDeviceGetCount()
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            order = range(count) if visible is None else _visible(visible, handles)
-            return tuple(_card(index, handles[index]) for index in order)
-    except (pynvml.NVMLError, OSError):
-        # No driver, a card that fell off the bus, or a container that hides one.
+            for index in range(count):
+                # It may have fallen off the bus, or a container hides it.
+                with suppress(pynvml.NVMLError):
+                    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                    found[index] = _text(pynvml.nvmlDeviceGetUUID(handle)), _card(index, handle)
+    except (pynvml.NVMLError, OSError):  # no driver
         return ()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    uuids = {index: uuid for index, (uuid, _) in found.items()}
+    order = range(count) if visible is None else _visible(visible, count, uuids)
+    return tuple(found[index][1] for index in order if index in found)
 
 
 def host() -> Host:
@@ -144,17 +149,13 @@ def _memory(handle: Any) -> tuple[int, int]:
         return int(memory.total), int(memory.free)
 
 
-def _visible(variable: str, handles: list[Any]) -> list[int]:
+def _visible(variable: str, count: int, uuids: Mapping[int, str]) -> list[int]:
     order: list[int] = []
     for entry in (part.strip() for part in variable.split(",")):
         if entry.isascii() and entry.isdigit():
-            matches = [int(entry)] if int(entry) < len(handles) else []
+            matches = [int(entry)] if int(entry) < count else []
         else:
-            matches = [
-                index
-                for index, handle in enumerate(handles)
-                if entry and _text(pynvml.nvmlDeviceGetUUID(handle)).startswith(entry)
-            ]
+            matches = [index for index in uuids if entry and uuids[index].startswith(entry)]
         if len(matches) != 1:
             break
         order += matches

@@ -25,13 +25,17 @@ LARGE = 100_000
 
 @dataclass
 class LoopbackHub:
-    """One repository. ``faults`` are taken one a download of that path: see ``_send``."""
+    """One repository. ``faults`` are taken one a download of that path: see ``_send``.
+
+    ``requests`` has every path that was called, ``asked`` the files: method, path and range.
+    """
 
     folder: Path
     name: str = NAME
     token: str | None = None
     gated: bool = False
     faults: dict[str, list[Any]] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     url: str = ""
 
@@ -105,6 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         hub, url = self.served, urlsplit(self.path)
+        hub.requests.append(self.path)
         path, query = unquote(url.path), parse_qs(url.query)
         name = re.escape(hub.name)
         if found := re.fullmatch(rf"/api/models/{name}(?:/revision/(.+))?", path):

@@ -28,13 +28,17 @@ class Request:
 
 @dataclass
 class Stub:
-    """``script`` answers the requests in order, its last step all further ones."""
+    """``script`` answers the requests in order, its last step all further ones.
+
+    ``models`` is what it lists; None: there is no list, 404.
+    """
 
     url: str
     script: list[Step]
-    models: list[dict[str, Any]] = field(
+    models: list[dict[str, Any]] | None = field(
         default_factory=lambda: [{"id": "stub-model", "max_model_len": 2048}]
     )
+    connections: int = 0
     requests: list[Request] = field(default_factory=list)
     client_left: threading.Event = field(default_factory=threading.Event)
     proceed: threading.Event = field(default_factory=threading.Event)
@@ -47,6 +51,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""
+
+    def setup(self) -> None:
+        self.stub.connections += 1
+        super().setup()
 
     def _serve(self) -> None:
         raw = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -62,7 +70,8 @@ class Handler(BaseHTTPRequestHandler):
             )
         )
         if self.path.endswith("/models"):
-            answer(200, {"object": "list", "data": stub.models})(self)
+            listed = answer(200, {"object": "list", "data": stub.models})
+            (failure(404, "not_found") if stub.models is None else listed)(self)
             return
         step = stub.script.pop(0) if len(stub.script) > 1 else stub.script[0]
         try:

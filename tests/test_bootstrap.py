@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -472,6 +473,24 @@ def test_enough_disk_passes(tmp_path: Path) -> None:
     check_disk(tmp_path, 1e-6, 1e-6)
     with pytest.raises(InstallError, match="GiB free"):
         check_disk(tmp_path, 1e-6, 1e9)
+
+
+def test_two_disks_each_need_their_own_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pip's temporary files lie on another disk, neither pays for the other; the full one
+    is named, with ``TMPDIR`` if it is theirs."""
+    free = {str(tmp_path): 3 * 2**30, "/proc": 2 * 2**30}
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")  # on every Linux, and no disk of files
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=free[place]))
+    check_disk(tmp_path, 3, 2)
+    with pytest.raises(InstallError) as refused:
+        check_disk(tmp_path, 3.5, 2)
+    assert str(refused.value).startswith(f"disk too full: {tmp_path} has 3.0 GiB")
+    assert "TMPDIR" not in str(refused.value)
+    with pytest.raises(InstallError, match=r"^disk too full: /proc has 2\.0 GiB .* 2\.5 .*TMPDIR"):
+        check_disk(tmp_path, 3, 2.5)
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_serve_starts_the_profile_that_was_named(started, capfd):
 
 
 def test_options_win_over_set(started):
-    """``--port 0`` beats ``--set server.port=1`` of one line; ``--host`` holds beside them."""
-    words = ["--set", "server.port=1", "--port", "0", "--host", "0.0.0.0", "--model", "demo"]
+    """``--port 0`` beats a later ``--set server.port=1``; ``--host`` holds beside them."""
+    words = ["--port", "0", "--host", "0.0.0.0", "--model", "demo", "--set", "server.port=1"]
     assert cli.serve_main(["--profile", "demo", *words]) == 0
     server = started[0][0].server
     assert (server.port, server.host) == (0, "0.0.0.0")
@@ -89,6 +89,7 @@ def test_options_win_over_set(started):
 
 def test_serve_without_a_profile_takes_what_fits(started, monkeypatch, capfd):
     """``demo`` without a card, ``single-3090`` on one of 24 GiB; a line tells which and why."""
+    monkeypatch.setattr(hardware, "cards", lambda: ())
     assert cli.serve_main(["--port", "0"]) == 0
     assert started[-1][0].name == "demo"
     assert "profile demo, for a machine with no NVIDIA card" in capfd.readouterr().out
@@ -296,6 +297,22 @@ def test_a_proxy_is_shown_without_its_password(capfd):
     assert "proxy: environment" in as_yaml(load_profile("demo", ["media.proxy=environment"]))
 
 
+def test_a_quota_storage_is_shown_without_its_password(capfd):
+    """As a proxy is; one without a user stands in the planner's YAML as it is."""
+    address = "redis://user:sesame@cache.test:6379/0"
+    words = ["profiles", "show", "demo", "--set", f"server.quota_storage={address}"]
+    assert cli.main(words) == 0
+    output = capfd.readouterr().out
+    assert yaml.safe_load(output)["server"]["quota_storage"] == "…@cache.test:6379/0"
+    assert "sesame" not in output
+    written = as_yaml(load_profile("demo", [f"server.quota_storage={address}"]))
+    assert "sesame" not in written
+    assert "server.quota_storage has a password" in written
+    plain = as_yaml(load_profile("demo", ["server.quota_storage=redis://cache.test:6379/0"]))
+    assert "quota_storage: redis://cache.test:6379/0" in plain
+    assert "password" not in plain
+
+
 def test_ask_is_the_clients_command(capfd):
     """``qwen2vl-serve ask --help`` prints the client's help under the server's name."""
     assert cli.main(["ask", "--help"]) == 0
@@ -349,12 +366,23 @@ def test_listing_takes_less_than_a_second():
     assert seconds < 1
 
 
-def test_reader_that_leaves_early_is_no_traceback():
-    """``profiles show … | true`` ends with 0, or with 1 where nobody read what was printed."""
-    line = f"{shlex.join(COMMAND)} profiles show multi-gpu | true; exit ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("words", [["profiles", "show", "multi-gpu"], ["--help"], ["--version"]])
+def test_reader_that_leaves_early_is_no_traceback(words, monkeypatch):
+    """``profiles show … | true`` ends with 1 and without a word, as nobody read what it printed."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it each line is written at once
+    line = f"{shlex.join([*COMMAND, *words])} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
-    assert done.returncode in (0, 1)
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+def test_refusal_is_told_where_nobody_reads_the_output():
+    """Its line and status 2 come all the same, also where standard output is closed."""
+    for end in ("| true; exit ${PIPESTATUS[0]}", ">&-"):
+        line = f"{shlex.join(COMMAND)} profiles show nonsense {end}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert re.fullmatch(r"serve: no profile is named 'nonsense'[^\n]*\n", done.stderr)
 
 
 SIGNALLED = """

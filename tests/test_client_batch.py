@@ -329,7 +329,7 @@ def test_an_outcome_is_on_the_disk_before_the_next_is_counted(
 
 def test_a_client_whose_calls_are_awaited_is_refused() -> None:
     """``batch`` asks from threads: an ``AsyncClient`` is refused by name, before it is asked."""
-    with pytest.raises(InvalidArgumentError, match="not a AsyncClient"):
+    with pytest.raises(InvalidArgumentError, match="not an AsyncClient"):
         batch(AsyncClient("http://127.0.0.1:9"), ["a"])  # type: ignore[arg-type]
 
 

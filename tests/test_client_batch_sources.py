@@ -99,11 +99,12 @@ def test_a_mark_at_the_beginning_and_one_that_is_missing(tmp_path: Path) -> None
             batch(Echo(), source, encoding=encoding)
 
 
-def test_a_csv_file_that_is_none_is_told(tmp_path: Path) -> None:
-    """What the csv module refuses, a field of 200,000 characters, is told with the file's name."""
+def test_a_field_too_large_for_csv_is_told(tmp_path: Path) -> None:
+    """File, line, limit and what to do: a quote left open takes in all that follows."""
     source = tmp_path / "in.csv"
-    source.write_text(f'text\n"{"a" * 200_000}"\n')
-    with pytest.raises(InvalidArgumentError, match=r"in\.csv is no CSV: field larger"):
+    source.write_text(f'text\na\n"{"a" * 200_000}"\n')
+    told = r"in\.csv, line 3: field larger than field limit \(131072\); .*quote.*\.jsonl"
+    with pytest.raises(InvalidArgumentError, match=told):
         batch(Echo(), source)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,12 @@ def picture(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_tells_what_it_does(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its ``--help`` ends with 0 and shows the whole command and ``--url``; no server is needed."""
+    """``--help`` shows the command, its description and ``--url``, with 0 and without a server."""
+    described = import_module(f"qwen2vl_client.cli.{name}").build_parser(name).description
+    assert described
     assert main([name, "--help"]) == 0
     told = capsys.readouterr().out
+    assert "".join(described.split()) in "".join(told.split())
     assert f"qwen2vl-serve {name}" in told
     assert "--url" in told
 
@@ -208,15 +212,22 @@ def test_batch_writes_each_outcome_and_goes_on_where_it_was(
 def test_batch_asks_a_question_of_every_picture(
     picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """IN is a folder: each outcome has the picture's file name as its id."""
+    """IN is a folder: an outcome has its picture's name as its id; other files are not sent."""
     outcomes = tmp_path / "answers" / "out.jsonl"
     outcomes.parent.mkdir()
-    folder = str(Path(picture).parent)
+    folder = Path(picture).parent
+    Image.new("RGB", (64, 48), "red").save(folder / "b.jpg")
+    (folder / "notes.txt").write_text("no picture")
     with stub.running(stub.completion("white")) as server:
         words = ["--url", server.url, "--model", "m", "--question", "What colour?"]
-        assert main(["batch", folder, str(outcomes), *words]) == 0
-    (line,) = [json.loads(line) for line in outcomes.read_text("utf-8").splitlines()]
-    assert (line["id"], line["text"]) == ("a.png", "white")
+        assert main(["batch", str(folder), str(outcomes), *words]) == 0
+    lines = [json.loads(line) for line in outcomes.read_text("utf-8").splitlines()]
+    told = {line["id"]: line["text"] for line in lines}
+    assert told == {"a.png": "white", "b.jpg": "white"}
+    sent = [request.body["messages"][-1]["content"] for request in server.requests]
+    assert [text for _, text in sent] == [{"type": "text", "text": "What colour?"}] * 2
+    kinds = {part["image_url"]["url"].partition(";")[0] for part, _ in sent}
+    assert kinds == {"data:image/png", "data:image/jpeg"}
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])

@@ -22,6 +22,7 @@ from qwen2vl_client import (
     Client,
     Conversation,
     InvalidArgumentError,
+    ServerError,
 )
 from qwen2vl_client.pixels import png
 from qwen2vl_client.wording import wording_for, wordings
@@ -50,7 +51,12 @@ FILM = b"\x00\x00\x00\x18ftypmp42 not looked into by the client"
 
 @dataclass
 class Talker(WindowEngine):
-    """Refuses what does not fit, tells its usage, and sums up by repeating what has an ``=``."""
+    """Refuses what does not fit, tells its usage, and sums up by repeating what has an ``=``.
+
+    ``failure`` is raised for questions, ``summary_failure`` for summaries.
+    """
+
+    summary_failure: Exception | None = None
 
     async def complete(
         self, request: ChatRequest, media: Sequence[Any], request_id: str, usage: Usage
@@ -58,6 +64,8 @@ class Talker(WindowEngine):
         if is_summary(request):
             self._refuse(request, media, usage)
             self.requests.append(request)
+            if self.summary_failure is not None:
+                raise self.summary_failure
             text = " ".join(facts(request).split()[: request.output_limit])
             answer: dict[str, Any] = {"model": "demo", "choices": [
                 {"index": 0, "message": {"role": "assistant", "content": text}}
@@ -213,11 +221,17 @@ class TestSummarise:
                 number = len(conversation.messages) // 2
                 conversation.ask(f"question {number} of some words to fill the window")
             sent = texts(engine.requests[-1])
-            asked = [line for line in sent if "question" in line]
-            assert len(asked) == 4
-            assert asked[-1].startswith(f"user: question {number}")
+            kept = [
+                line
+                for turn in range(number - 3, number + 1)
+                for line in (
+                    f"user: question {turn} of some words to fill the window",
+                    "assistant: A red circle.",
+                )
+            ]
             assert wordings()["en"].heading in sent[1]
             assert sent[2] == f"assistant: {wordings()['en'].reply}"
+            assert sent[3:] == kept[:-1]
 
     def test_the_prompt_can_be_set_and_speaks_the_conversation_s_language(self) -> None:
         """``summary_prompt`` is sent as it is; unset it is Chinese for Chinese, else English."""
@@ -236,18 +250,25 @@ class TestSummarise:
                 lasts = {texts(request)[-1] for request in engine.requests}
             assert lasts == {f"user: {words}", f"user: {asked}"}
 
-    def test_a_summary_that_fails_leaves_the_conversation_as_it_was(self) -> None:
-        """A question that fails after turns were summed up for it leaves turns and events alone."""
+    @pytest.mark.parametrize("failing", ["summary_failure", "failure"])
+    def test_a_summary_that_fails_leaves_the_conversation_as_it_was(self, failing: str) -> None:
+        """Also where the question fails after its summary; asked again later, both succeed."""
         with talking(120) as (client, _, engine):
             conversation = Conversation(client, overflow="summarise", max_tokens=9)
             while len(engine.requests) < 6:
                 conversation.ask("some words to fill it up")
             before = conversation.messages
-            engine.failure = RuntimeError("broken")
+            setattr(engine, failing, RuntimeError("broken"))
             for _ in range(3):
-                with pytest.raises(Exception, match=r"500|400"):
+                engine.requests.clear()
+                with pytest.raises(ServerError, match="HTTP 500"):
                     conversation.ask("word " * 50)
-            assert (conversation.messages, conversation.events) == (before, [])
+                first, last = (is_summary(engine.requests[index]) for index in (0, -1))
+                assert (first, last) == (True, failing == "summary_failure")
+                assert (conversation.messages, conversation.events) == (before, [])
+            setattr(engine, failing, None)
+            conversation.ask("word " * 50)
+        assert {event.kind for event in conversation.events} == {"summarised"}
 
 
 class TestPictures:
@@ -419,12 +440,18 @@ class TestCalls:
         sent = [turn["content"] for turn in server.requests[-1].body["messages"]]
         assert "one" not in sent
 
-    def test_a_server_without_a_list_of_models_is_only_asked(self) -> None:
-        """A model that the list does not hold has no known window, and is asked all the same."""
+    @pytest.mark.parametrize("models", [None, [], [{"id": "other", "max_model_len": 9}]])
+    def test_a_server_without_a_list_of_models_is_only_asked(
+        self, models: list[dict[str, Any]] | None
+    ) -> None:
+        """Without a list (404), or one without the model, no window is known: no explanation."""
         with stub.running(stub.completion("yes")) as server, Client(server.url, "", "m") as client:
+            server.models = models
             conversation = Conversation(client, overflow="summarise")
             assert conversation.ask("one").text == "yes"
             assert conversation.ask("two").text == "yes"
+        paths = [request.path for request in server.requests if request.method == "POST"]
+        assert paths == [CHAT] * 2
 
     @pytest.mark.parametrize(
         ("options", "words"),

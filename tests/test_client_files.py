@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,7 @@ def test_an_answer_tells_what_the_model_saw_and_how_long_it_took() -> None:
         assert answer.timings.first_token is None
         with client.stream("x", images=SMALL) as stream:
             list(stream)
-        assert stream.answer.media == answer.media[:1] or stream.answer.media[0].cached
+        assert stream.answer.media == (replace(answer.media[0], cached=True),)
         assert client.chat("x").media == ()
         assert server.engine.requests[-1].include_media_info is None
         client.chat("x", images=SMALL, include_media_info=None)
@@ -336,7 +337,7 @@ def test_tool_calls_are_read_whole_and_streamed() -> None:
 
 
 def test_several_answers_are_all_there() -> None:
-    """``texts`` has one for each choice, in the order of the reply."""
+    """``n`` reaches the server; ``texts`` has one for each choice, in the order of the reply."""
     choices = [
         {"index": n, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         for n, text in enumerate(("a", "b"))
@@ -346,6 +347,7 @@ def test_several_answers_are_all_there() -> None:
         Client(server.url, "", "m") as client,
     ):
         assert client.chat("x", n=2).texts == ["a", "b"]
+    assert server.requests[-1].body["n"] == 2
 
 
 @pytest.mark.parametrize(

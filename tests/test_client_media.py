@@ -162,11 +162,29 @@ def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
         image_part(loop)
 
 
+MAGIC = {
+    b"": None,
+    b"\xff\xd8\xff": "image/jpeg",
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"GIF87a": "image/gif",
+    b"GIF89a": "image/gif",
+    b"II*\x00": "image/tiff",
+    b"MM\x00*": "image/tiff",
+    b"BM": "image/bmp",
+    b"RIFF\x00\x00\x00\x00WEBP": "image/webp",
+    b"\x00\x00\x00\x18ftypavif": "image/avif",
+    b"\x00\x00\x00\x18ftypheic": "image/heic",
+    b"\x00\x00\x00\x18ftypmp42": "video/mp4",
+    b"\x1aE\xdf\xa3": "video/webm",
+}
+
+
 @settings(deadline=None)
-@given(st.binary(max_size=64))
-def test_any_bytes_are_a_picture_or_refused(data: bytes) -> None:
-    """No input raises anything but the typed error."""
-    mime = media_type(data)
+@given(st.sampled_from(list(MAGIC)), st.binary(max_size=64))
+def test_any_bytes_are_a_picture_or_refused(magic: bytes, rest: bytes) -> None:
+    """Whatever follows, a picture's magic number makes it one; all else is a ``MediaError``."""
+    data = magic + rest
+    mime = MAGIC[magic] or media_type(data)
     if mime is not None and mime.startswith("image/"):
         assert content_of(image_part(data)) == (mime, data)
     else:
@@ -174,15 +192,23 @@ def test_any_bytes_are_a_picture_or_refused(data: bytes) -> None:
             image_part(data)
 
 
+ADDRESSES = ["http://", "https://h/", "HTTPS://", "data:", "DATA:image/png;base64,"]
+OTHERS = ["", "ftp://", "file://", "file-", "~", "/"]
+
+
 @settings(deadline=None)
-@given(st.text(max_size=60))
-def test_any_string_is_an_address_or_refused(text: str) -> None:
-    """It is sent to the letter or a ``MediaError``; no text raises anything else."""
+@given(st.sampled_from(ADDRESSES + OTHERS), st.text(max_size=60))
+def test_any_string_is_an_address_or_refused(beginning: str, rest: str) -> None:
+    """An address or a file's id is sent to the letter; no other text raises but ``MediaError``."""
+    text = beginning + rest
+    if beginning in ADDRESSES:
+        assert url_of(image_part(text)) == text
+        return
     try:
         part = image_part(text)
     except MediaError:
         return
-    assert url_of(part) == text
+    assert part["image_url"] in ({"url": text}, {"file_id": text})
 
 
 class TestVideos:

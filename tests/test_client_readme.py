@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import qwen2vl_client
 from qwen2vl_client import Answer, Client, Conversation, Event, Explanation, TextStream, Timings
 from qwen2vl_client.answer import StoredFile, ToolCall, Usage
-from qwen2vl_client.cli.ask import build_parser
+from qwen2vl_client.cli import COMMANDS
 from qwen2vl_client.files import Files
 from qwen2vl_client.media_info import MediaInfo
 
@@ -59,10 +60,15 @@ def test_every_error_is_in_the_tree() -> None:
     assert [name for name in errors if name not in tree] == []
 
 
-def test_every_option_is_named() -> None:
-    """What ``ask --help`` lists, ``--help`` itself aside, is in the English README."""
-    options = re.findall(r"--[a-z-]+", build_parser("ask").format_help())
-    assert [option for option in set(options) - {"--help"} if option not in README] == []
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("page", [README, CHINESE], ids=["English", "Chinese"])
+def test_every_option_is_named(page: str, command: str) -> None:
+    """What each command's ``--help`` lists, ``--help`` itself aside, stands as a whole word."""
+    parser = import_module(f"qwen2vl_client.cli.{command}").build_parser(command)
+    words = r"(?<![\w-])--[a-z]+(?:-[a-z]+)*(?![\w-])"
+    options = set(re.findall(words, parser.format_help())) - {"--help"}
+    assert len(options) > 4
+    assert options - set(re.findall(words, page)) == set()
 
 
 def test_every_extra_comes_with_the_client_alone() -> None:

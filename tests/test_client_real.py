@@ -57,6 +57,7 @@ def test_a_stream_is_the_whole_answer_in_pieces(client: Client, pictures: Path) 
     whole = client.chat("Describe it.", images=picture, temperature=0, max_tokens=32)
     stream = client.stream("Describe it.", images=picture, temperature=0, max_tokens=32)
     pieces = list(stream)
+    assert len(pieces) > 1
     assert "".join(pieces) == stream.answer.text == whole.text
     assert stream.answer.usage == whole.usage
     assert stream.answer.finish_reason == whole.finish_reason
@@ -64,13 +65,15 @@ def test_a_stream_is_the_whole_answer_in_pieces(client: Client, pictures: Path) 
 
 
 def test_a_conversation_sends_its_pictures_again(client: Client, pictures: Path) -> None:
-    """The second prompt is longer than the first; the system message stays one, in front."""
+    """The model sees the picture with each question; the system message stays one, in front."""
     conversation = Conversation(client, temperature=0, max_tokens=16)
     first = conversation.ask("What colour is it?", images=pictures / "red_circle.jpg")
     second = conversation.ask("What shape is it?")
     assert first.usage is not None
     assert second.usage is not None
     assert second.usage.prompt_tokens > first.usage.prompt_tokens
+    assert len(first.media) == len(second.media) == 1
+    assert second.media[0].visual_tokens == first.media[0].visual_tokens
     roles = [turn["role"] for turn in conversation.messages]
     assert roles == ["system", "user", "assistant", "user", "assistant"]
 

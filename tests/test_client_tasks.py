@@ -182,9 +182,9 @@ def test_fields_that_do_not_fit_are_an_error_that_carries_the_answer() -> None:
     assert caught.value.answer is client.answer
 
 
-@pytest.mark.parametrize("wanted", ["name", [], {}, [""], [1], None])
+@pytest.mark.parametrize("wanted", ["name", [], {}, [""], [1], [["a"]], 5, True, None])
 def test_fields_that_are_no_names_are_refused(wanted: Any) -> None:
-    """A bare string, nothing, or a name that is empty or no text; the error says what is wanted."""
+    """A bare string, no list, an empty one, or a name that is none: the error says what is."""
     with pytest.raises(InvalidArgumentError, match="list of names"):
         extract_fields(Asked("{}"), PICTURE, wanted)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import qwen2vl_client
@@ -44,7 +45,8 @@ CLIENTS = Path(qwen2vl_client.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("QWEN2VL_BASE_URL", "QWEN2VL_API_KEY", "HTTP_PROXY", "http_proxy"):
+    proxies = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+    for name in ("QWEN2VL_BASE_URL", "QWEN2VL_API_KEY", *proxies):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -157,12 +159,22 @@ class TestKeysAndAddresses:
             Client(api_key=key)
         assert key not in str(caught.value)
 
-    @pytest.mark.parametrize("options", [{"timeout": -1}, {"max_retries": -1}, {"timeout": "5"}])
-    def test_options_that_make_no_sense_are_refused(self, options: dict[str, int]) -> None:
-        """A timeout below 0 or as text, or fewer than 0 retries: the error names the option."""
-        with pytest.raises(InvalidArgumentError) as caught:
-            Client(**options)  # type: ignore[arg-type]
-        assert next(iter(options)) in str(caught.value)
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("timeout", -1),
+            ("timeout", "5"),
+            ("max_retries", -1),
+            ("max_retries", "2"),
+            ("max_retries", 1.5),
+            ("max_retries", True),
+            ("max_retries", None),
+        ],
+    )
+    def test_options_that_make_no_sense_are_refused(self, name: str, value: Any) -> None:
+        """A timeout or retries below 0 or of another type: the error shows name and value."""
+        with pytest.raises(InvalidArgumentError, match=f"{name}={value!r} must be"):
+            Client(**{name: value})
 
 
 @pytest.fixture(scope="module")
@@ -324,13 +336,16 @@ class TestErrors:
                 with pytest.raises(ServerNotReachedError):
                     other.models()
 
-    def test_plain_http_to_a_tls_address_is_not_retried(self) -> None:
-        """TLS to a server that speaks plain HTTP is an error marked as not worth a retry."""
-        with stub.running(stub.completion()) as server:
-            client = Client(server.url.replace("http:", "https:"))
-            with pytest.raises(APIConnectionError) as caught:
-                client.models()
+    def test_tls_to_a_server_of_plain_http_is_not_retried(self) -> None:
+        """One connection is made; the error is marked as not worth a retry."""
+        with (
+            stub.running(stub.completion()) as server,
+            Client(server.url.replace("http:", "https:"), max_retries=2) as client,
+            pytest.raises(APIConnectionError) as caught,
+        ):
+            client.models()
         assert not caught.value.retryable
+        assert server.connections == 1
 
     def test_errors_survive_pickling(self) -> None:
         """Worker processes hand them back whole."""
@@ -388,13 +403,15 @@ class TestRetries:
 
     def test_retries_end_with_the_last_error(self) -> None:
         """With ``max_retries=2`` the third refusal is raised, with its code and ``retry_after``."""
+        codes = ("first", "second", "third", "fourth")
+        script = [stub.failure(503, code, retry_after="0") for code in codes]
         with (
-            asking(stub.failure(503, "overloaded", retry_after="0")) as (client, server),
+            asking(*script, max_retries=2) as (client, server),
             pytest.raises(ServerError) as caught,
         ):
             client.chat("x")
         assert len(server.requests) == 3
-        assert (caught.value.code, caught.value.retry_after) == ("overloaded", 0)
+        assert (caught.value.code, caught.value.retry_after) == ("third", 0)
 
     def test_a_cut_connection_ends_as_a_connection_error(self) -> None:
         """Once retries are used up; not as ``ServerNotReachedError``, for a server was there."""
@@ -528,7 +545,7 @@ class TestTimeouts:
             client.chat("x", timeout=0.2)
 
     def test_an_error_status_is_told_although_its_body_is_cut(self) -> None:
-        """A 400 whose body breaks off is ``BadRequestError``, not a broken connection."""
+        """A 400 whose body breaks off is ``BadRequestError`` and shows the part that arrived."""
 
         def step(handler: stub.Handler) -> None:
             handler.send_response(400)
@@ -537,5 +554,6 @@ class TestTimeouts:
             handler.wfile.write(b'{"er')
             handler.close_connection = True
 
-        with asking(step) as (client, _), pytest.raises(BadRequestError):
+        with asking(step) as (client, _), pytest.raises(BadRequestError) as caught:
             client.chat("x")
+        assert caught.value.message == '{"er'

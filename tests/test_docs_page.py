@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
@@ -66,16 +67,24 @@ def test_the_page_needs_nothing_from_elsewhere(api: Served) -> None:
 
 
 def test_every_operation_and_every_field_is_on_it(api: Served) -> None:
-    """Each route by its method, each field of a chat request, and each object where links lead."""
+    """Each route by its method with its statuses, each object where links lead with its fields."""
     document = api.request("GET", "/openapi.json").json()
-    found = Reader(api.request("GET", "/docs").text)
+    text = api.request("GET", "/docs").text
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            assert f"{method.upper()} {path}" in found.codes
-            for status in operation["responses"]:
-                assert status.isdigit()
-    assert set(ChatRequest.model_fields) <= set(found.codes)
-    assert set(document["components"]["schemas"]) <= found.values("id")
+            shown = part(text, f"<summary><code>{method.upper()} {path}</code>")
+            assert re.findall(r"<h4>(\d+)</h4>", shown) == list(operation["responses"])
+    schemas = document["components"]["schemas"]
+    assert set(ChatRequest.model_fields) <= set(schemas["ChatRequest"]["properties"])
+    for name, schema in schemas.items():
+        fields = re.findall(r"<tr><td><code>(.+?)</code>", part(text, f'<details id="{name}">'))
+        assert fields == list(schema.get("properties", ()))
+
+
+def part(text: str, beginning: str) -> str:
+    """What the page tells from here to the end of the route or object."""
+    assert text.count(beginning) == 1
+    return text.partition(beginning)[2].partition("</details>")[0]
 
 
 @pytest.mark.parametrize("path", ["/redoc", "/docs/oauth2-redirect", "/docs/"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -151,7 +153,7 @@ def test_a_public_address_is_sent_as_it_is() -> None:
 
 
 def test_the_pictures_are_small_and_what_their_names_say() -> None:
-    """Three of less than 20 kB each; the middle of ``red_circle.jpg`` is red."""
+    """Three of less than 20 kB each, with these figures in these colours and no others."""
     pictures = sorted((EXAMPLES / "pictures").iterdir())
     assert [path.name for path in pictures] == [
         "blue_square.png",
@@ -160,7 +162,18 @@ def test_the_pictures_are_small_and_what_their_names_say() -> None:
     ]
     for path in pictures:
         assert path.stat().st_size < 20_000
-    middle = Image.open(EXAMPLES / "pictures" / "red_circle.jpg").convert("RGB")
-    red, green, blue = middle.getpixel((160, 120))  # type: ignore[misc]
-    assert red > 180
-    assert max(green, blue) < 90
+    square, circle, triangle = 1, math.pi / 4, 1 / 2
+    red, green, blue = (220, 40, 40), (40, 150, 70), (40, 80, 210)
+    figures = [[filled(path, colour) for colour in (red, green, blue)] for path in pictures]
+    assert figures[0] == pytest.approx([0, 0, square], abs=0.03)
+    assert figures[1] == pytest.approx([circle, 0, 0], abs=0.03)
+    assert figures[2] == pytest.approx([0, triangle, square], abs=0.03)
+
+
+def filled(path: Path, colour: tuple[int, int, int]) -> float:
+    """The share of its bounding box that the figure of this colour fills; 0 where there is none."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    rows, columns = np.nonzero((abs(pixels - colour) < 40).all(axis=2))
+    if not len(rows):
+        return 0
+    return len(rows) / ((np.ptp(rows) + 1) * (np.ptp(columns) + 1))

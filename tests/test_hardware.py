@@ -99,13 +99,32 @@ def test_machine_without_driver_has_no_card(monkeypatch):
 
 
 def test_card_that_breaks_off_is_not_an_exception(three_cards, monkeypatch):
-    """Where NVML says that a GPU is lost no card is told, rather than one of unknown memory."""
+    """Where NVML says that a GPU is lost it is not told, rather than with unknown memory."""
 
     def lost(handle: int, version: int | None = None) -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lost)
     assert hardware.cards() == ()
+
+
+@pytest.mark.parametrize(
+    "call", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUUID"]
+)
+@pytest.mark.parametrize("visible", [None, "0,1,2"])
+def test_one_lost_card_leaves_the_others(three_cards, monkeypatch, call, visible):
+    """The second of three is lost, at whichever call: the first and the third are told."""
+    answer = getattr(pynvml, call)
+
+    def lost(handle: int, **version: int) -> object:
+        if handle == 1:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return answer(handle, **version)
+
+    monkeypatch.setattr(pynvml, call, lost)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [card.index for card in hardware.cards()] == [0, 2]
 
 
 def test_this_machine_can_be_probed():

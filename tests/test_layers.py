@@ -67,7 +67,6 @@ LAYERS: dict[str, int] = {
     "hardware": 2,
     "hubs": 2,
     "idle_memory": 2,
-    "memory": 2,
     "nvidia": 2,
     # L3: the seam, the gate, the application
     "vllm_engine": 3,
@@ -82,7 +81,6 @@ LAYERS: dict[str, int] = {
     # L4: what runs them
     "http_server": 4,
     "launch": 4,
-    "bench": 4,
     "demo": 4,
     "fleet": 4,
     # L5
@@ -183,9 +181,9 @@ def is_heavy(found: Import) -> bool:
 
 
 def test_every_module_has_a_layer():
-    """A new module or package has to be put into the table before it is let in."""
-    unknown = {module_of(path) for path in sources()} - set(LAYERS)
-    assert unknown == set(), "give it a layer in this test's table"
+    """A new module or package has to be put into the table, one that is gone taken out of it."""
+    known = {module_of(path) for path in sources()}
+    assert known == set(LAYERS), "give it a layer in this test's table"
 
 
 def test_modules_import_only_downward():

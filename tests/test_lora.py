@@ -101,14 +101,14 @@ def test_what_ms_swift_writes_beside_is_left_alone(tmp_path: Path) -> None:
 def test_what_vllm_would_not_apply_is_refused(
     settings: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    """One line says what it is and, but for a broken ``rank_pattern``, what to do about it."""
+    """One line says what it is and what to do about it."""
     folder = write_adapter(tmp_path)
     values = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**values, **settings}))
     with pytest.raises(PreflightError, match=words.replace("(", r"\(")) as refusal:
         read_adapter(folder, CONFIG)
     assert "\n" not in str(refusal.value)
-    assert ";" in str(refusal.value) or "regular" in words
+    assert ";" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_cut_file_is_never_taken(cut: int, tmp_path_factory: pytest.TempPathFa
     folder = write_adapter(tmp_path_factory.mktemp("adapter"))
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:cut])
-    with pytest.raises(PreflightError, match="safetensors"):
+    with pytest.raises(PreflightError, match="is not a whole safetensors file"):
         read_adapter(folder, CONFIG)
 
 
@@ -258,14 +258,13 @@ def test_a_rehearsal_has_no_adapters(tmp_path: Path) -> None:
 
 @given(rank=st.integers(1, 512))
 def test_ranks_are_rounded_up_to_vllms(rank: int) -> None:
-    """Each rank from 1 to 512 finds a ``max_lora_rank`` of vLLM's that holds it."""
-    assert rank_for(rank) in RANKS
-    assert rank_for(rank) >= rank
+    """Each rank from 1 to 512 finds the least ``max_lora_rank`` of vLLM's that holds it."""
+    assert rank_for(rank) == min(one for one in RANKS if one >= rank)
 
 
 @pytest.mark.parametrize(("name", "vision"), [("sailor", False), ("mirror", True)])
 def test_the_adapters_that_ship_are_small_and_sound(name: str, vision: bool) -> None:
     """``mirror`` trains the vision tower alone, ``sailor`` not; each has less than 200 kB."""
     found = read_adapter(SHIPPED / name, CONFIG)
-    assert (found.vision_parts == found.parts) is vision
+    assert found.vision_parts == (found.parts if vision else 0)
     assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) < 200_000

@@ -68,7 +68,9 @@ def test_every_remedy_fits_and_loads(
 
 def test_what_fits_has_no_remedy() -> None:
     """To ``single-3090`` on one 3090 no change is offered."""
-    assert find_remedies(plan("single-3090", "1x3090")) == ()
+    found = plan("single-3090", "1x3090")
+    assert found.verdict is Verdict.FITS
+    assert find_remedies(found) == ()
 
 
 def test_video_is_the_first_to_go() -> None:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from qwen2vl_serve.errors import ProfileError
 from qwen2vl_serve.profile import (
+    BARE_OVERRIDES,
     Profile,
     equal_shares,
     load_profile,
@@ -233,7 +234,7 @@ def test_overrides_replace_values_and_later_ones_win(write):
         ("engine.max_model_len=abc", "--set: engine.max_model_len must be a valid integer"),
         ("engine.max_model_length=1", "did you mean max_model_len?"),
         ("max_model_len=1", "belongs to section engine"),
-        ("engine.seed.x=1", "valid integer"),
+        ("engine.seed.x=1", "engine.seed must be a valid integer"),
         ("model.model.x=1", "is a value, not a section"),
         ("=1", "unknown key"),
         ("engine=1", "section of keys"),
@@ -247,8 +248,11 @@ def test_overrides_replace_values_and_later_ones_win(write):
     ],
 )
 def test_override_that_cannot_be_used_names_the_option(override, words):
-    """What is wrong with it is told in one line, as of a file: the key and what it must be."""
-    assert words in refusal("single-3090", [override])
+    """The line begins with the option, not with the file, and has the key and what it must be."""
+    name = override.partition("=")[0]
+    message = refusal("single-3090", [override])
+    assert message.startswith(f"--{name}: " if name in BARE_OVERRIDES else "--set")
+    assert words in message
 
 
 def test_fault_in_the_file_is_still_placed_after_overrides(write):
@@ -372,6 +376,13 @@ def test_keys_are_never_shown():
     assert "sesame" not in shlex.join(profile.vllm_command())
     for value in ("[sesame open]", "[sesame, 3]", "sesame", "{sesame: 1}"):
         assert "sesame" not in refusal("demo", [f"server.api_keys={value}"])
+
+
+def test_a_quota_storage_of_a_wrong_form_is_not_shown():
+    """Its address may hold a password."""
+    told = refusal("demo", ['server.quota_storage=["redis://user:sesame@host"]'])
+    assert "server.quota_storage must be a valid string" in told
+    assert "sesame" not in told
 
 
 @pytest.mark.parametrize(

@@ -380,6 +380,18 @@ def test_requests_are_copies_that_share_nothing() -> None:
     assert (one.request_id, other.request_id) == ("a", "b")
 
 
+def test_a_request_tells_its_limit_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    """vLLM reads ``max_tokens`` of every request, which its own model calls deprecated."""
+    from qwen2vl_serve.vllm_engine.request import as_vllm
+
+    body = {"messages": [{"role": "user", "content": "Hello"}]}
+    for given, limit in ({}, None), ({"max_tokens": 7}, 7):
+        request = as_vllm(ChatRequest.model_validate(body | given), [], "a")
+        recwarn.clear()
+        assert request.max_tokens == limit
+        assert [str(one.message) for one in recwarn] == []
+
+
 def test_an_engine_without_room_for_a_request_is_told_in_one_line_with_the_plans_advice(
     launch_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:

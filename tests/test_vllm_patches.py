@@ -21,6 +21,7 @@ from vllm.multimodal.parse import parse_mm_uuids
 from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
+from qwen2vl_serve.errors import InvalidImage
 from qwen2vl_serve.vllm_engine.patches import make_patches
 from qwen2vl_serve.vllm_engine.request import Pixels
 
@@ -123,25 +124,48 @@ def test_pictures_of_others_are_left_to_the_processor() -> None:
 def test_no_picture_of_ours_becomes_one_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the whole way through vLLM's processor, past its cache, only the array is asked for."""
     plain, ours = processors()
-    expected = applied(plain, "another key")
+    shown = Shown(drawn(1, 2 * CELL, 3 * CELL))
+    expected = applied(plain, "another key", shown, new_cache(plain))
     monkeypatch.setattr(Pixels, "im", property(lambda _: pytest.fail("asked Pillow")))
-    assert_same(applied(ours, "a key"), expected)
+    assert_same(applied(ours, "a key", shown, new_cache(ours)), expected)
 
 
-def applied(processor: Any, key: str) -> dict[str, torch.Tensor]:
-    """Return what vLLM's processor, with a cache, makes of a request that shows one picture."""
+def new_cache(processor: Any) -> Any:
+    """Return the cache that vLLM puts before a processor."""
+    return processor_cache_from_config(VllmConfig(model_config=processor.info.ctx.model_config))
+
+
+def applied(processor: Any, key: str, shown: Shown, cache: Any) -> dict[str, torch.Tensor]:
+    """Return what vLLM's processor, behind its cache, makes of a request that shows one picture."""
     info = processor.info
-    config = VllmConfig(model_config=info.ctx.model_config)
-    picture = MediaWithBytes(lazy([drawn(1, 2 * CELL, 3 * CELL)])[0], b"")
+    picture = MediaWithBytes(Pixels(shown), b"")  # type: ignore[arg-type]  # as in ``lazy``
     prompt = info.get_tokenizer().encode("<|vision_start|><|image_pad|><|vision_end|>")
     inputs = ProcessorInputs(
         prompt,
         info.parse_mm_data({"image": [picture]}),
         parse_mm_uuids({"image": [key]}),
-        cache=processor_cache_from_config(config),
+        cache=cache,
     )
     (item,) = processor.apply(inputs, TimingContext(enabled=False))["mm_kwargs"]["image"]
     return dict(item.get_data())
+
+
+def test_damage_that_is_found_late_is_told_in_our_words() -> None:
+    """A picture that cannot be decoded within vLLM's processor: the error comes out as it is.
+
+    The next request with its key gets what it shows.
+    """
+
+    class Damaged(Shown):
+        def pixels(self) -> NDArray[np.uint8]:
+            raise InvalidImage("damaged", param="p")
+
+    _, ours = processors()
+    picture, cache = drawn(1, 2 * CELL, 3 * CELL), new_cache(ours)
+    with pytest.raises(InvalidImage, match="damaged"):
+        applied(ours, "a key", Damaged(picture), cache)
+    expected = applied(ours, "a key", Shown(picture), new_cache(ours))
+    assert_same(applied(ours, "a key", Shown(picture), cache), expected)
 
 
 def test_pillow_can_have_the_pixels() -> None:

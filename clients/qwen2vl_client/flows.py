@@ -81,8 +81,10 @@ class Flows:
     def __init__(
         self, base_url: str, model: str | None, max_retries: int, upload_above: int | None
     ) -> None:
-        if max_retries < 0:
-            raise InvalidArgumentError(f"max_retries={max_retries} must be 0 or more")
+        if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
+            raise InvalidArgumentError(
+                f"max_retries={max_retries!r} must be a whole number, 0 or more"
+            )
         self.base_url = base_url
         self.given_model = model
         self._offered: list[Model] | None = None

@@ -25,6 +25,9 @@ _STATUS_OF_TYPE = {
     "rate_limit_error": 429,
 }
 
+_NO_CHUNK = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
+"""What reading JSON of any other shape as a chunk raises."""
+
 
 class AnswerReader:
     """Takes the bytes of an event stream, and has its texts and, after the end, its answer.
@@ -78,13 +81,15 @@ class AnswerReader:
         )
 
     def _take(self, data: str) -> str:
-        """Read one chunk and return its text; raises the error that a chunk carries."""
+        """Read one event and return its text; raises the error that a chunk carries."""
         try:
-            chunk = json.loads(data)
-        except ValueError:
-            chunk = None
-        if not isinstance(chunk, Mapping):
-            raise APIResponseError(f"the stream holds something other than JSON: {data[:120]!r}")
+            return self._take_chunk(json.loads(data))
+        except _NO_CHUNK as error:
+            raise APIResponseError(
+                f"the stream holds something that is no chunk of a chat: {data[:120]!r}"
+            ) from error
+
+    def _take_chunk(self, chunk: Mapping[str, Any]) -> str:
         if chunk.get("error"):
             raise stream_error(chunk["error"], self.request_id)
         if not self._head:

@@ -177,19 +177,21 @@ class ByteStream:
 
     def read_all(self) -> bytes:
         """Return the whole body; the timeout bounds the request as a whole."""
-        body = bytearray()
-        for piece in self:
-            body += piece
-            if time.monotonic() - self._started > self._timeout:
-                raise timed_out(self._base_url, self._timeout)
-        return bytes(body)
+        return b"".join(self._in_time())
 
     def read_error(self) -> bytes:
         """Return the body of an error, or what of it arrived: the status matters more."""
-        try:
-            return self.read_all()
-        except APIConnectionError:
-            return b""
+        body = bytearray()
+        with contextlib.suppress(APIConnectionError):
+            for piece in self._in_time():
+                body += piece
+        return bytes(body)
+
+    def _in_time(self) -> Iterator[bytes]:
+        for piece in self:
+            yield piece
+            if time.monotonic() - self._started > self._timeout:
+                raise timed_out(self._base_url, self._timeout)
 
     def finish(self) -> None:
         """Read the last bytes of a complete answer, so that its connection is used again.

@@ -172,7 +172,8 @@ def _check_ranks(pairs: Mapping[str, Pair], settings: Mapping[str, Any], folder:
                 found = re.match(rf"(.*\.)?({pattern})$", name)
             except re.error:
                 raise PreflightError(
-                    f"{folder / CONFIG}: rank_pattern {pattern[:40]!r} is no regular expression"
+                    f"{folder / CONFIG}: rank_pattern {pattern[:40]!r} is no regular expression; "
+                    "correct it, or copy the adapter again"
                 ) from None
             if found:
                 rank = value

@@ -60,13 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: Callable[[], int]) -> int:
     try:
-        return command()
-    except SetupError as error:
-        return _fail(error, 2)
-    except BootError as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        return 130
+        try:
+            return command()
+        except SetupError as error:
+            return _fail(error, 2)
+        except BootError as error:
+            return _fail(error, 1)
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            print(end="", flush=True)  # nothing where standard output is closed
     except BrokenPipeError:  # `profiles | head`; Python would complain again while it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -53,9 +53,6 @@ def _show(arguments: argparse.Namespace) -> int:
     profile = load(arguments, arguments.profile)
     title = f"{profile.name}, rehearsed" if arguments.rehearse else profile.name
     values = profile.model_dump(mode="json", exclude_none=True, exclude={"server": {"api_keys"}})
-    storage = profile.server.quota_storage
-    if storage is not None and "@" in storage:  # before it stands a password
-        values["server"]["quota_storage"] = f"…@{storage.rpartition('@')[2]}"
     print(f"# Profile {title}, as resolved; fields that are not here keep vLLM's default.")
     print(_yaml(values), end="")
     if profile.server.api_keys:

@@ -26,6 +26,7 @@ _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _APPLICATION = range(0xE0, 0xF0)
 _NO_LENGTH = frozenset({0x01, 0xD8})
+_BEFORE_SCAN = frozenset({*range(0xC0, 0xF0), _COMMENT}) - {0xC8, *range(0xD0, 0xDB)}
 
 
 def has_few_scans(data: bytes) -> bool:
@@ -36,12 +37,15 @@ def has_few_scans(data: bytes) -> bool:
 
 
 def scan_begins_within(data: bytes, size: int) -> bool:
-    """Tell whether a file is a JPEG whose coded data begin in its first ``size`` bytes."""
+    """Tell whether a file is a JPEG whose coded data begin in its first ``size`` bytes.
+
+    False where a marker comes before that no JPEG has there: Pillow takes it to have no length.
+    """
     if not data.startswith(b"\xff\xd8"):
         return False
     for place, marker in _segments(data):
-        if place > size or marker == _SCAN:
-            return place <= size
+        if place > size or marker not in _BEFORE_SCAN:
+            return place <= size and marker == _SCAN
     return False
 
 

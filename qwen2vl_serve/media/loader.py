@@ -78,6 +78,8 @@ READ_HERE = 4 * 1024
 HASHED_HERE = 64 * 1024
 """Bytes of a file up to which it is hashed there as well."""
 
+_PACKED = (b"zTXt", b"iTXt", b"iCCP")
+
 Medium = Picture | Video
 _Medium = TypeVar("_Medium", bound=Medium)
 
@@ -375,7 +377,10 @@ def _has_short_header(data: bytes) -> bool:
     """Tell whether no more than ``READ_HERE`` bytes are gone through until the pixels begin."""
     if len(data) > HASHED_HERE:
         return False
-    return len(data) <= READ_HERE or jpeg.scan_begins_within(data, READ_HERE)
+    if len(data) > READ_HERE:
+        return jpeg.scan_begins_within(data, READ_HERE)
+    # A PNG's text unpacks to a thousand times as many bytes, and Pillow looks at them all.
+    return not any(kind in data for kind in _PACKED)
 
 
 async def _all_of(work: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:

@@ -91,13 +91,16 @@ def _ships(profile: Profile) -> bool:
 
 
 def as_yaml(profile: Profile) -> str:
-    """Write a profile as ``load_profile`` reads it, without what is default and without keys."""
+    """Write a profile as ``load_profile`` reads it, without what is default and what is secret."""
     proxy = {"proxy"} if profile.media.proxy_is_secret else set()
-    secret = {"server": {"api_keys"}, "media": proxy}
+    storage = {"quota_storage"} if profile.server.quota_storage_is_secret else set()
+    secret = {"server": {"api_keys", *storage}, "media": proxy}
     values = profile.model_dump(mode="json", exclude_defaults=True, exclude=secret)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
     if proxy:
         text += "# media.proxy has a password and is not written here; add it\n"
+    if storage:
+        text += "# server.quota_storage has a password and is not written here; add it\n"
     if profile.server.api_keys:
         text += "# server.api_keys are not written here; add them, or use server.api_key_file\n"
     return text

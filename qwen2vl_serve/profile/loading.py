@@ -95,10 +95,11 @@ def _override(document: Document, override: str) -> None:
         value = parse_yaml(text, f"{source} {shown(key)}").values
     path: KeyPath = tuple(key.split("."))
     target = document.values
-    for part in path[:-1]:
+    for depth, part in enumerate(path[:-1], 1):
         inner = target.get(part)
         if inner is None:
             inner = target[part] = {}
+            document.places[path[:depth]] = source
         if not isinstance(inner, dict):
             raise ProfileError(f"{source}: {part} is a value, not a section")
         target = inner

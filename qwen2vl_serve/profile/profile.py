@@ -33,7 +33,7 @@ from qwen2vl_serve.profile.sections import (
 from qwen2vl_serve.profile.yaml import shown
 
 DEMO_PROFILE = "demo"
-SECRETS = frozenset({("server", "api_keys"), ("media", "proxy")})
+SECRETS = frozenset({("server", "api_keys"), ("server", "quota_storage"), ("media", "proxy")})
 # Options of ``--set``'s kin on the command line: plain text, not YAML.
 BARE_OVERRIDES = {"model": "model.model", "host": "server.host", "port": "server.port"}
 

@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -356,6 +357,16 @@ class ServerSection(Section):
         description="File that keeps the engine's whole log; no two servers may share it. Unset: "
         "`serve-PORT.log` in `$XDG_STATE_HOME/qwen2vl-serve` (`~/.local/state/qwen2vl-serve`).",
     )
+
+    @property
+    def quota_storage_is_secret(self) -> bool:
+        """Whether ``quota_storage`` has a user or a password in it."""
+        return self.quota_storage is not None and "@" in self.quota_storage
+
+    @field_serializer("quota_storage", when_used="json-unless-none")
+    def _without_password(self, storage: str) -> str:
+        _, at, place = storage.rpartition("@")
+        return f"…@{place}" if at else place
 
     @field_validator("api_keys")
     @classmethod

@@ -73,9 +73,6 @@ def _wrapped(picture: Picture) -> Any:
 class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type information
     """vLLM's request object, which carries what was counted for it back to us."""
 
-    # vLLM's own field warns whenever it is read, into nowhere and for a fiftieth of a request.
-    max_tokens: int | None = None
-
     _usage: Usage = PrivateAttr(default_factory=Usage)
     _counted: RequestResponseMetadata | None = PrivateAttr(default=None)
     _adapter: LoRARequest | None = PrivateAttr(default=None)
@@ -112,6 +109,11 @@ class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type 
             return None
         tokens: int = self._counted.final_usage_info.completion_tokens
         return tokens
+
+
+# vLLM's own field warns whenever it is read, into nowhere and for a fiftieth of a request: by a
+# descriptor of its class, which a field of ours by that name would leave in place.
+Asked.max_tokens = None
 
 
 def as_vllm(

@@ -33,6 +33,9 @@ def test_a_package_that_cannot_be_had_skips_with_its_reason(
         debian.program("no-such-program", "no-such-package")
 
 
-def test_what_is_installed_is_taken_as_it_is() -> None:
-    """Every machine has ``sh``, so a path that ends in its name comes back."""
-    assert debian.program("sh", "dash").name == "sh"
+def test_what_is_installed_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every machine has ``sh``, so its own comes back and no package is unpacked."""
+    monkeypatch.setattr(debian, "unpacked", lambda *_: pytest.fail("a package is unpacked"))
+    found = debian.program("sh", "dash")
+    assert (found.name, found.is_file()) == ("sh", True)
+    assert not found.is_relative_to(debian.FOLDER)

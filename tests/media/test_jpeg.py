@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from qwen2vl_serve.errors import InvalidImage
 from qwen2vl_serve.media.image import decode
@@ -183,3 +187,42 @@ def test_where_the_coded_data_begin_is_told_without_reading_on() -> None:
     assert not scan_begins_within(data, begin - 1)
     assert not scan_begins_within(b"GIF89a" + data, len(data))
     assert not scan_begins_within(data[:begin], len(data))
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return b"\xff" + bytes([marker]) + (len(content) + 2).to_bytes(2) + content
+
+
+SCAN, LONG = segment(0xDA, b""), b"\xff\xe0\x01\x00"
+WORDS = st.sampled_from([SCAN, LONG, b"\xff", b"\0"]) | st.binary(max_size=2)
+PIECES = st.builds(segment, st.integers(0, 255), st.lists(WORDS, max_size=4).map(b"".join)) | WORDS
+"""Of which the beginning of a JPEG is made; ``LONG`` begins a segment that is not all there."""
+
+
+REST = jpeg("4:2:0", SIZES["small"])[2:]
+
+
+class Watched(io.BytesIO):
+    """Takes note of the last place from which it was read."""
+
+    last = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.last = self.tell()
+        return super().read(size)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(PIECES, max_size=8).map(b"".join))
+@example(segment(0xF0, LONG) + SCAN)
+@example(segment(0xC8, LONG) + SCAN)
+def test_pillow_goes_no_farther_than_told(head: bytes) -> None:
+    """Coded data that are said to begin within a bound: there Pillow has found them or given up.
+
+    Behind a marker that it does not know it looks for the next at once, whatever its length.
+    """
+    data = b"\xff\xd8" + head + REST
+    source, bound = Watched(data), 2 + len(head)
+    with contextlib.suppress(Exception):
+        JpegImageFile(source)
+    assert source.last <= bound + len(SCAN) or not scan_begins_within(data, bound)

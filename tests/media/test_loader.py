@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from qwen2vl_serve.errors import InvalidImage, InvalidImageURL, MediaTooLarge, RequestError
 from qwen2vl_serve.line import Line
@@ -221,16 +221,20 @@ def test_a_header_is_read_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(loading.loader, "inspect", watched)
     samples = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
     noise = Image.fromarray(samples)
+    packed = PngImagePlugin.PngInfo()
+    packed.add_text("a", "a" * 1_000_000, zip=True)
     sent = {
         "short": data_url("red"),
         "png": encoded(noise.resize((60, 60)), "PNG"),
+        "png with a text that unpacks": encoded(noise.resize((9, 9)), "PNG", pnginfo=packed),
         "jpeg": encoded(noise, "JPEG", quality=90),
         "jpeg with much before its pixels": encoded(noise, "JPEG", comment=bytes(READ_HERE)),
         "large jpeg": encoded(noise.resize((400, 400)), "JPEG", quality=100),
     }
     found = dict(zip(sent, loading.load(*map(part, sent.values())), strict=True))
     sizes = {name: one.size_bytes for name, one in found.items()}
-    assert sizes["short"] <= READ_HERE < min(sizes["png"], sizes["jpeg"])
+    assert max(sizes["short"], sizes["png with a text that unpacks"]) <= READ_HERE
+    assert min(sizes["png"], sizes["jpeg"]) > READ_HERE
     assert sizes["jpeg"] < HASHED_HERE < sizes["large jpeg"]
     here = threading.current_thread().name
     told = {name for name, size in sizes.items() if seen[size] == here}

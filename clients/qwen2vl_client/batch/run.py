@@ -76,7 +76,7 @@ def batch(
             raise InvalidArgumentError(f"{name}={value!r} must be {least} or more")
     if inspect.iscoroutinefunction(client.chat):
         raise InvalidArgumentError(
-            f"batch() asks from threads: give it a Client, not a {type(client).__name__}"
+            "batch() asks from threads: give it a Client, not an AsyncClient"
         )
     source, total = opened(requests, each, encoding)
     if fields:

@@ -195,11 +195,14 @@ def _lines(
         ) from error
 
 
-def _rows(rows: Iterator[dict[str, str]], path: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
+def _rows(rows: csv.DictReader[str], path: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
     try:
         yield from rows
     except csv.Error as error:
-        raise InvalidArgumentError(f"{path} is no CSV: {error}") from error
+        raise InvalidArgumentError(
+            f"{path}, line {rows.line_num + 1}: {error}; is a quote left open? Longer texts go in "
+            "a .jsonl file"
+        ) from error
 
 
 def _from_mapping(item: Mapping[str, Any], index: int, folder: Path | None = None) -> Request:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -91,13 +91,13 @@ extract_fields = ExtractFields(_build)
 
 
 def _named(wanted: Any) -> dict[str, str]:
-    names = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted or (), "")
-    if isinstance(wanted, str) or not names or not all(isinstance(n, str) and n for n in names):
+    names = [] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
+    if not names or not all(isinstance(name, str) and name for name in names):
         raise InvalidArgumentError(
             f"the fields {wanted!r} must be a list of names, a mapping of names to what they "
             "mean, or a pydantic model"
         )
-    return names
+    return dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(names, "")
 
 
 def _said(schema: Mapping[str, Any]) -> dict[str, Any]:
