@@ -23,6 +23,7 @@ from limits.storage import Storage, storage_from_string
 from qwen2vl_serve.auth import Caller
 from qwen2vl_serve.engine import Usage
 from qwen2vl_serve.errors import APIError, PreflightError, QuotaUnavailable, RateLimited
+from qwen2vl_serve.profile import shown_storage
 from qwen2vl_serve.quota_sqlite import SQLiteStorage  # makes sqlite: an address of a storage
 
 logger = logging.getLogger("qwen2vl_serve.requests")
@@ -91,7 +92,7 @@ class Quotas:
     def open(self) -> Storage:
         """Open the storage; raises ``PreflightError`` when it cannot be used."""
         if self._storage is None:
-            place = self._address.rpartition("@")[2]  # without a password
+            place = shown_storage(self._address)
             bounds = {"socket_timeout": SOCKET_SECONDS} if self._address.startswith("redis") else {}
             try:
                 storage = storage_from_string(self._address, wrap_exceptions=True, **bounds)

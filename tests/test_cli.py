@@ -297,20 +297,28 @@ def test_a_proxy_is_shown_without_its_password(capfd):
     assert "proxy: environment" in as_yaml(load_profile("demo", ["media.proxy=environment"]))
 
 
-def test_a_quota_storage_is_shown_without_its_password(capfd):
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("redis://user:sesame@cache.test:6379/0", "…@cache.test:6379/0"),
+        ("redis://cache.test:6379/0?password=sesame", "redis://cache.test:6379/0?…"),
+        ("redis://user@cache.test/?password=sesame@1", "…@cache.test/?…"),
+    ],
+)
+def test_a_quota_storage_is_shown_without_its_password(address, shown, capfd):
     """As a proxy is; one without a user stands in the planner's YAML as it is."""
-    address = "redis://user:sesame@cache.test:6379/0"
     words = ["profiles", "show", "demo", "--set", f"server.quota_storage={address}"]
     assert cli.main(words) == 0
     output = capfd.readouterr().out
-    assert yaml.safe_load(output)["server"]["quota_storage"] == "…@cache.test:6379/0"
+    assert yaml.safe_load(output)["server"]["quota_storage"] == shown
     assert "sesame" not in output
     written = as_yaml(load_profile("demo", [f"server.quota_storage={address}"]))
     assert "sesame" not in written
     assert "server.quota_storage has a password" in written
-    plain = as_yaml(load_profile("demo", ["server.quota_storage=redis://cache.test:6379/0"]))
-    assert "quota_storage: redis://cache.test:6379/0" in plain
-    assert "password" not in plain
+    for plain in ("redis://cache.test:6379/0", "sqlite:////home/a@b/used?.db"):
+        written = as_yaml(load_profile("demo", [f"server.quota_storage={plain}"]))
+        assert yaml.safe_load(written)["server"]["quota_storage"] == plain
+        assert "password" not in written
 
 
 def test_ask_is_the_clients_command(capfd):
@@ -383,6 +391,15 @@ def test_refusal_is_told_where_nobody_reads_the_output():
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
         assert done.returncode == 2
         assert re.fullmatch(r"serve: no profile is named 'nonsense'[^\n]*\n", done.stderr)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_told_in_one_line():
+    """Of standard output, with status 1: a profile that was cut off must not pass for whole."""
+    line = f"{shlex.join(COMMAND)} profiles show multi-gpu > /dev/full"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.stderr == "serve: standard output cannot be written: its disk is full\n"
+    assert done.returncode == 1
 
 
 SIGNALLED = """

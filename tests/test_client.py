@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from qwen2vl_client import (
     SYSTEM_PROMPT,
     APIConnectionError,
+    APIResponseError,
     BadRequestError,
     Client,
     Conversation,
@@ -152,6 +153,12 @@ class TestChat:
         assert answer.request_id == stub.REQUEST_ID
         assert 0 < answer.seconds < 10
         assert answer.raw["id"] == "chatcmpl-1"
+
+    @pytest.mark.parametrize("count", ["x", [1], float("inf")])
+    def test_a_usage_without_counts_is_a_typed_error(self, count: object) -> None:
+        """Of whatever speaks OpenAI's API half: never Python's own ``ValueError``."""
+        with pytest.raises(APIResponseError, match="usage holds no counts"):
+            Usage.from_raw({"prompt_tokens": count})
 
     def test_sampling_overrides_defaults_and_none_leaves_out(self) -> None:
         """Zero is sent as it is; ``max_completion_tokens`` drops the default ``max_tokens``."""

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -287,6 +288,16 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
         assert process.wait(60) == 1
         assert process.stderr.read() == ""
         assert server.client_left.wait(60)
+
+
+def test_a_reader_of_the_help_that_leaves_ends_it_quietly() -> None:
+    """``ask --help | true``: status 1 and no complaint of Python's."""
+    line = f"{shlex.join(command('--help'))} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.returncode == 1
 
 
 def test_text_is_printed_as_it_arrives() -> None:

@@ -23,12 +23,18 @@ class Usage:
 
     @classmethod
     def from_raw(cls, raw: object) -> Usage | None:
-        """Read the ``usage`` object of an answer; None where the server sent none."""
+        """Read the ``usage`` object of an answer; None where the server sent none.
+
+        Raises ``APIResponseError`` where it holds no counts.
+        """
         if not isinstance(raw, Mapping):
             return None
-        prompt = int(raw.get("prompt_tokens") or 0)
-        completion = int(raw.get("completion_tokens") or 0)
-        return cls(prompt, completion, int(raw.get("total_tokens") or prompt + completion))
+        try:
+            prompt = int(raw.get("prompt_tokens") or 0)
+            completion = int(raw.get("completion_tokens") or 0)
+            return cls(prompt, completion, int(raw.get("total_tokens") or prompt + completion))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise APIResponseError(f"the answer's usage holds no counts: {raw!r:.120}") from error
 
 
 @dataclass(frozen=True)

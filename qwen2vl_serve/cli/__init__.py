@@ -10,6 +10,7 @@ does not fit, ``doctor`` where something is fatal.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -70,8 +71,13 @@ def _run(command: Callable[[], int]) -> int:
             return 130
         finally:
             print(end="", flush=True)  # nothing where standard output is closed
-    except BrokenPipeError:  # `profiles | head`; Python would complain again while it exits
+    except OSError as error:  # of standard output: `profiles | head`, a disk that is full
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # Python would complain again while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.ENOSPC:
+            print("serve: standard output cannot be written: its disk is full", file=sys.stderr)
         return 1
 
 

@@ -15,6 +15,7 @@ from qwen2vl_serve.profile.profile import (
     Profile,
     default_keys_path,
 )
+from qwen2vl_serve.profile.sections import shown_storage
 
 __all__ = [
     "BARE_OVERRIDES",
@@ -29,4 +30,5 @@ __all__ = [
     "profile_names",
     "profiles_folder",
     "section_of",
+    "shown_storage",
 ]

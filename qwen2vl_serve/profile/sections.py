@@ -271,6 +271,15 @@ class EngineSection(Section):
     )
 
 
+def shown_storage(address: str) -> str:
+    """Return a ``quota_storage`` without user, password and query, which may hold either."""
+    if address.startswith("sqlite"):
+        return address  # a path
+    place, query, _ = address.partition("?")
+    _, at, place = place.rpartition("@")
+    return ("…@" if at else "") + place + ("?…" if query else "")
+
+
 class ServerSection(Section):
     """The HTTP server."""
 
@@ -361,12 +370,12 @@ class ServerSection(Section):
     @property
     def quota_storage_is_secret(self) -> bool:
         """Whether ``quota_storage`` has a user or a password in it."""
-        return self.quota_storage is not None and "@" in self.quota_storage
+        storage = self.quota_storage
+        return storage is not None and shown_storage(storage) != storage
 
     @field_serializer("quota_storage", when_used="json-unless-none")
     def _without_password(self, storage: str) -> str:
-        _, at, place = storage.rpartition("@")
-        return f"…@{place}" if at else place
+        return shown_storage(storage)
 
     @field_validator("api_keys")
     @classmethod

@@ -152,13 +152,14 @@ def run(
 ) -> int:
     """Parse, run and return the exit status; whatever fails is one line on standard error."""
     try:
-        arguments = parser.parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without Chinese must not end it
-    try:
+        try:
+            arguments = parser.parse_args(argv)
+        except SystemExit as stop:
+            sys.stdout.flush()
+            return int(stop.code or 0)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal without Chinese must not end it
         status = command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader (head, less) has gone, and what it wanted it has
