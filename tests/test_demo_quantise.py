@@ -62,6 +62,19 @@ def test_a_weight_is_at_most_half_a_step_away(
     assert int(found.codes.max()) < 2**bits
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_few_directions_make_up_is_rounded_all_the_same(seed: int) -> None:
+    """One direction a million times as strong as all others, which float32 hardly inverts."""
+    torch.manual_seed(seed)
+    strong = torch.randn(768)
+    read = torch.randn(40, 1) * strong * 1e3 + torch.randn(40, 768) * 1e-3
+    weight = torch.randn(768, 8)
+    found = quantise.fed_back(weight, read.T @ read / 40, 4, 32, symmetric=True)
+    plain = packing.rounded(weight, 4, 32, symmetric=True)
+    nearer, rounded = (((one.matrix() - weight).T @ strong).norm() for one in (found, plain))
+    assert nearer < rounded / 2
+
+
 def random_codes(bits: int) -> packing.Codes:
     torch.manual_seed(bits)
     top = 2**bits

@@ -116,7 +116,9 @@ def fed_back(weight: Tensor, squares: Tensor, bits: int, group: int, *, symmetri
     """
     left, (inputs, outputs) = weight.float().clone(), weight.shape
     damped = squares + DAMPING * squares.diagonal().mean() * torch.eye(inputs)
-    spread = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    # In float32 the inverse of what few directions make up most of is no longer definite.
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped.double()))
+    spread = torch.linalg.cholesky(inverse, upper=True).float()
     codes = torch.empty_like(left)
     scales, zeros = torch.empty(2, inputs // group, outputs)
     for number in range(inputs):
