@@ -76,7 +76,7 @@ FURTHER = (
     Plan(
         pictures=30_000, videos=4_000, first_seed=800_000, crowds=10_000, crowded_steps=1_200,
         see_rate=1e-3, looked_at=16_000, watched=2_000, speak_steps=1_200, both_steps=500,
-        speak_rate=8e-4, both_rate=4e-4, kept=0.3,
+        speak_rate=8e-4, both_rate=4e-4, kept=0.5,
     ),
 )  # fmt: skip
 REHEARSAL = Plan(
