@@ -98,7 +98,10 @@ class Quotas:
                 storage = storage_from_string(self._address, wrap_exceptions=True, **bounds)
                 if not isinstance(storage, Storage) or not storage.check():
                     raise PreflightError(f"server.quota_storage: {place} does not answer")
-            except (ConfigurationError, StorageError, OSError, ValueError) as error:
+            except ValueError as error:  # it repeats parts of the address
+                told = str(error) if place == self._address else "it is no address"
+                raise PreflightError(f"server.quota_storage: cannot use {place}: {told}") from None
+            except (ConfigurationError, StorageError, OSError) as error:
                 raise PreflightError(f"server.quota_storage: cannot use {place}: {error}") from None
             except Exception as error:
                 raise PreflightError(

@@ -290,7 +290,7 @@ def test_a_proxy_is_shown_without_its_password(capfd):
     assert cli.main(["profiles", "show", "demo", "--set", f"media.proxy={address}"]) == 0
     output = capfd.readouterr().out
     assert yaml.safe_load(output)["media"]["proxy"] == "…@proxy.test:3128"
-    assert "sesame" not in output
+    assert "sesa" not in output
     written = as_yaml(load_profile("demo", [f"media.proxy={address}"]))
     assert "sesame" not in written
     assert "media.proxy has a password" in written
@@ -302,7 +302,8 @@ def test_a_proxy_is_shown_without_its_password(capfd):
     [
         ("redis://user:sesame@cache.test:6379/0", "…@cache.test:6379/0"),
         ("redis://cache.test:6379/0?password=sesame", "redis://cache.test:6379/0?…"),
-        ("redis://user@cache.test/?password=sesame@1", "…@cache.test/?…"),
+        ("redis://user@cache.test/?password=sesame@1", "redis://…"),
+        ("redis://user:sesa?me@cache.test/", "redis://…"),
     ],
 )
 def test_a_quota_storage_is_shown_without_its_password(address, shown, capfd):
@@ -311,9 +312,9 @@ def test_a_quota_storage_is_shown_without_its_password(address, shown, capfd):
     assert cli.main(words) == 0
     output = capfd.readouterr().out
     assert yaml.safe_load(output)["server"]["quota_storage"] == shown
-    assert "sesame" not in output
+    assert "sesa" not in output
     written = as_yaml(load_profile("demo", [f"server.quota_storage={address}"]))
-    assert "sesame" not in written
+    assert "sesa" not in written
     assert "server.quota_storage has a password" in written
     for plain in ("redis://cache.test:6379/0", "sqlite:////home/a@b/used?.db"):
         written = as_yaml(load_profile("demo", [f"server.quota_storage={plain}"]))

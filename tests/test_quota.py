@@ -612,3 +612,10 @@ def test_what_cannot_be_counted_is_not_served(quotas: Quotas, address: str) -> N
     with pytest.raises(QuotaUnavailable):
         use(quotas, who, 0, None)
     assert not quotas.inside
+
+
+def test_an_address_that_cannot_be_read_is_told_without_its_password() -> None:
+    """A question mark in it has to be written as %3F; Python's words about it hold its parts."""
+    with pytest.raises(PreflightError) as refused:
+        Quotas("redis://user:sesa?me@cache.test/").open()
+    assert str(refused.value) == "server.quota_storage: cannot use redis://…: it is no address"

@@ -275,7 +275,9 @@ def shown_storage(address: str) -> str:
     """Return a ``quota_storage`` without user, password and query, which may hold either."""
     if address.startswith("sqlite"):
         return address  # a path
-    place, query, _ = address.partition("?")
+    place, query, rest = address.partition("?")
+    if "@" in rest:  # a password with a question mark in it, or a query: nobody can tell
+        return f"{address.partition(':')[0]}://…"
     _, at, place = place.rpartition("@")
     return ("…@" if at else "") + place + ("?…" if query else "")
 
