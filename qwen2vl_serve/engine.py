@@ -94,7 +94,17 @@ class Video(Item, Protocol):
 
     @property
     def key(self) -> str:
-        """Stands for the frames: equal keys have equal frames."""
+        """Stands for the frames and their rate: equal keys have equal ones."""
+        ...
+
+    @property
+    def frames_taken(self) -> int:
+        """How many frames there are, an even number; known before they are decoded."""
+        ...
+
+    @property
+    def sampled_fps(self) -> float:
+        """Frames a second of the video that were taken: Qwen2.5-VL counts its time by them."""
         ...
 
     def frames(self) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""The reference: transformers' Qwen2-VL with ``qwen_vl_utils``, greedy, in float32."""
+"""The reference: transformers' model with ``qwen_vl_utils``, greedy, in float32."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Reference:
         transformers: Any = importlib.import_module("transformers")
         self._vision: Any = importlib.import_module("qwen_vl_utils")
         self._processor = transformers.AutoProcessor.from_pretrained(checkpoint)
-        self._model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+        self._model = transformers.AutoModelForImageTextToText.from_pretrained(
             checkpoint, dtype=self._torch.float32
         ).eval()
         self._pictures, self._frames = pictures, frames
@@ -123,6 +123,7 @@ class Reference:
                 return {
                     "type": "video",
                     "video": [frame.open() for frame in part.frames],
+                    "sample_fps": part.fps,
                     "min_pixels": least,
                     "max_pixels": most,
                 }
@@ -145,5 +146,5 @@ def _media(prompt: Prompt) -> tuple[list[Any] | None, list[tuple[Any, dict[str, 
             elif isinstance(part, Clip):
                 frames = np.stack([np.asarray(frame.open()) for frame in part.frames])
                 count = len(frames)
-                clips.append((frames, {"total_num_frames": count, "fps": 2.0}))
+                clips.append((frames, {"total_num_frames": count, "fps": part.fps}))
     return images or None, clips

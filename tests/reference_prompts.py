@@ -53,9 +53,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video as a list of JPEG frames of one size."""
+    """A video as a list of JPEG frames of one size, ``fps`` of them a second."""
 
     frames: tuple[Picture, ...]
+    fps: float = 2.0
 
     @property
     def url(self) -> str:

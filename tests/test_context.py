@@ -54,7 +54,7 @@ def videos(*sizes: tuple[int, int], frames: int = 8) -> list[Video]:
     made = []
     for number, (width, height) in enumerate(sizes):
         sizing = Sizing(*smart_resize(height, width, FRAME), clamped=False)
-        sampling = Sampling(frames, (height, width), sizing, listed=False)
+        sampling = Sampling(frames, 2.0, (height, width), sizing, listed=False)
         header = VideoHeader(width, height, 100, 25.0)
         made.append(Video([b""], header, sampling, DEFAULT_LIMITS, f"film{number}", "film"))
     return made

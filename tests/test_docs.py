@@ -222,7 +222,7 @@ def test_the_media_report(document: Document) -> None:
     """Every key of an entry of ``media`` is told."""
     picture = Picture(b"", Header("JPEG", 1, 1), Sizing(28, 28, clamped=False), "key", "param")
     shape, limits = Sizing(28, 28, clamped=False), VideoLimits()
-    sampling = Sampling(2, (28, 28), shape, listed=False)
+    sampling = Sampling(2, 2.0, (28, 28), shape, listed=False)
     video = Video([b""], VideoHeader(1, 1, 2, 1.0), sampling, limits, "key", "param")
     for medium in (picture, video):
         assert medium.info().keys() - {"type"} <= {*document.codes}

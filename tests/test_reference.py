@@ -78,7 +78,7 @@ def test_200_mixed_prompts_get_the_answers_of_the_reference(
     """At least 99 % of the greedy answers are equal, and each other one has a known cause."""
     asked = prompts(SEED, KINDS)
     assert len(asked) == 200
-    differences, expected = _compare(server, reference, asked, "qwen_vl_utils")
+    differences, expected = compare(server, reference, asked, "qwen_vl_utils")
     answers = len({answer.text for answer in expected})
     kinds = ", ".join(f"{count} {kind}" for kind, count in KINDS.items())
     report = [
@@ -107,15 +107,15 @@ def test_frames_of_any_size_get_the_answers_of_the_reference(
         Prompt("frames", (("user", (draw_clip(rng, size, rng.randint(2, 9)), "What moves?")),))
         for size in sizes
     ]
-    differences, _ = _compare(server, reference, asked, "qwen_vl_utils")
+    differences, _ = compare(server, reference, asked, "qwen_vl_utils")
     assert all(difference.margin < NEAR_TIE for difference in differences), differences
 
 
-def _compare(
+def compare(
     server: ServerProcess, reference: Reference, asked: list[Prompt], resizer: Resizer
 ) -> tuple[list[Difference], list[Answer]]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        served = list(pool.map(lambda prompt: _ask(server, prompt), asked))
+        served = list(pool.map(lambda prompt: ask(server, prompt), asked))
     differences, answers = [], []
     for prompt, text in zip(asked, served, strict=True):
         answer = reference.answer(prompt, MAX_TOKENS, resizer)
@@ -128,7 +128,7 @@ def _compare(
     return differences, answers
 
 
-def _ask(server: ServerProcess, prompt: Prompt) -> str:
+def ask(server: ServerProcess, prompt: Prompt) -> str:
     response = requests.post(
         f"{server.url}/chat/completions",
         json={
@@ -154,7 +154,8 @@ def _part(part: Part) -> dict[str, Any]:
             # The reference is told of the bounds as well, and sizes listed frames by them first.
             frames = load_profile("demo").media.videos_kwargs
             bounds = {"min_pixels": frames.min_pixels, "max_pixels": frames.max_pixels}
-            return {"type": "video_url", "video_url": {"url": part.url}, **bounds}
+            video = {"type": "video_url", "video_url": {"url": part.url}, **bounds}
+            return video if part.fps == Clip.fps else video | {"fps": part.fps}
 
 
 def _margins(answers: list[Answer]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwen2vl_serve.demo import hollow
 from qwen2vl_serve.errors import InternalError
 from qwen2vl_serve.media.clip import Video
+from qwen2vl_serve.plan.architectures import published
 from qwen2vl_serve.profile import load_profile
 from qwen2vl_serve.resources import media_loader
 from qwen2vl_serve.validation import RequestLimits, parse_chat
@@ -49,18 +52,38 @@ class Front:
         return self.processor._apply_hf_processor_main(items, {})
 
 
-@pytest.fixture(scope="module")
-def front() -> Any:
+LATER = "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+@pytest.fixture(scope="module", params=["Qwen2-VL", LATER])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The demo model, or a folder as Qwen2.5-VL's, without weights."""
+    if request.param != LATER:
+        return str(PROFILE.engine_args()["model"])
+    folder = tmp_path_factory.mktemp("later")
+    published_model = published(LATER)
+    assert published_model is not None
+    hollow.write(folder, published_model)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["patches of ours", "transformers'"])
+def front(model: str, request: pytest.FixtureRequest) -> Iterator[Front]:
+    """What stands before a model, with our patches and without."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
     from qwen2vl_serve.vllm_engine import connector
+    from qwen2vl_serve.vllm_engine.patches import make_patches
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_MEDIA_CONNECTOR", connector.MEDIA_CONNECTOR)
         connector.register()
-        config = AsyncEngineArgs(**PROFILE.engine_args()).create_model_config()
-        yield Front(config, MULTIMODAL_REGISTRY.create_processor(config))
+        config = AsyncEngineArgs(**PROFILE.engine_args() | {"model": model}).create_model_config()
+        processor = MULTIMODAL_REGISTRY.create_processor(config)
+        if request.param:
+            make_patches(processor)
+        yield Front(config, processor)
 
 
 def image_url(number: int) -> str:
@@ -84,12 +107,13 @@ def request(*parts: dict[str, Any]) -> tuple[list[Any], list[Any]]:
 
 
 FILM = {"type": "video_url", "video_url": {"url": data_url(movie(50, (320, 240)))}}
-PARTS = [
+PARTS: list[dict[str, Any]] = [
     {"type": "image_url", "image_url": {"url": image_url(0)}},
     {**FILM, "max_pixels": 100_000},
     {**FILM, "resized_height": 28, "resized_width": 140},
     {**FILM, "nframes": 2, "min_pixels": 100_352},
     {"type": "video", "video": [image_url(number) for number in range(3)]},
+    {"type": "video", "video": [image_url(number) for number in range(3)], "fps": 0.3},
 ]
 
 
@@ -120,6 +144,23 @@ def test_the_processor_takes_the_frames_as_they_are(front: Front) -> None:
         own = patches[start : start + t * h * w]
         start += t * h * w
         assert np.array_equal(unpatched(own, t, h, w), video.frames())
+
+
+def test_the_time_of_two_frames_is_that_of_the_video(front: Front) -> None:
+    """Qwen2.5-VL places frames in time: by the rate they were taken at, not by a guess of 24.
+
+    To float32, where vLLM's own way rounds it to a bfloat16.
+    """
+    media, messages = request(*PARTS)
+    rates = [one.sampled_fps for one in media if isinstance(one, Video)]
+    assert rates == pytest.approx([2.0, 2.0, 0.4, 2.0, 0.3], rel=1e-9)
+    made = front.process(front.parse(messages)[0])
+    if front.config.hf_config.model_type == "qwen2_vl":  # it counts frames, and no time
+        assert "second_per_grid_ts" not in made
+        return
+    rounded = made["second_per_grid_ts"].dtype.itemsize < 4
+    seconds = made["second_per_grid_ts"].tolist()
+    assert seconds == pytest.approx([2 / rate for rate in rates], rel=0.004 if rounded else 1e-7)
 
 
 def unpatched(patches: Any, t: int, h: int, w: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.errors import InvalidImage
+from qwen2vl_serve.vllm_engine.connector import Sampled
 from qwen2vl_serve.vllm_engine.patches import make_patches
 from qwen2vl_serve.vllm_engine.request import Pixels
 
@@ -103,7 +104,31 @@ def test_arithmetic_is_left_to_the_processor() -> None:
     assert_same(ours._call_hf_processor({"images": lazy(pictures)}, {}), expected)
 
 
-def test_videos_beside_pictures_are_left_to_the_processor() -> None:
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 7), SIDES, SIDES), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+    beside=st.booleans(),
+)
+def test_videos_are_those_of_the_processor(
+    sizes: list[tuple[int, int, int]], seed: int, beside: bool
+) -> None:
+    """Of any number of frames, alone and beside a picture: the same, bit for bit."""
+    plain, ours = processors()
+    videos = [
+        np.stack([drawn(seed + n * 9 + frame, height, width) for frame in range(count)])
+        for n, (count, height, width) in enumerate(sizes)
+    ]
+    picture = [drawn(seed, 2 * CELL, CELL)]
+    theirs: dict[str, Any] = {"videos": videos}
+    shown: dict[str, Any] = {"videos": [video.view(Sampled) for video in videos]}
+    if beside:
+        theirs, shown = theirs | {"images": pillow(picture)}, shown | {"images": lazy(picture)}
+    expected = plain._call_hf_processor(theirs, {})
+    assert_same(ours._call_hf_processor(shown, {}), expected)
+
+
+def test_videos_of_others_beside_pictures_are_left_to_the_processor() -> None:
     """A request with both gets both, each as the processor makes it."""
     plain, ours = processors()
     picture = drawn(1, 2 * CELL, 3 * CELL)

@@ -19,6 +19,8 @@ from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.plan.architectures import Architecture, published, published_names
 
 _ROPE = {"rope_type": "default", "type": "mrope", "mrope_section": [16, 24, 24]}
+# As published, where transformers' defaults are others.
+_WINDOWS = {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2}
 _TOKENS = (
     "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
     "bos_token_id", "eos_token_id", "pad_token_id",
@@ -32,13 +34,17 @@ def shortened(model: Architecture, layers: int) -> Architecture:
     return replace(model, text=text, vision=vision)
 
 
+def _class_name(model: Architecture) -> str:
+    """How the names of transformers' classes for it begin."""
+    return "Qwen2_5_VL" if model.vision and model.vision.gated else "Qwen2VL"
+
+
 def config_of(model: Architecture) -> dict[str, Any]:
     """The content of config.json, in the form that the hub has it, with the demo's token ids."""
     text, vision = model.text, model.vision
     if vision is None:
         raise ValueError(f"{model.name}: has no vision tower")
     demo = json.loads((MODEL_FOLDER / "config.json").read_text("utf-8"))
-    kind = "Qwen2_5_VL" if vision.gated else "Qwen2VL"
     tower: dict[str, Any] = {
         "model_type": model.kind,
         "depth": vision.depth,
@@ -50,12 +56,12 @@ def config_of(model: Architecture) -> dict[str, Any]:
     }
     if vision.gated:
         tower |= {"hidden_size": vision.embed, "intermediate_size": vision.intermediate,
-                  "out_hidden_size": vision.out, "hidden_act": "silu"}  # fmt: skip
+                  "out_hidden_size": vision.out, "hidden_act": "silu", **_WINDOWS}  # fmt: skip
     else:
         tower |= {"embed_dim": vision.embed, "mlp_ratio": vision.intermediate // vision.embed,
                   "hidden_size": vision.out, "hidden_act": "quick_gelu"}  # fmt: skip
     config: dict[str, Any] = {
-        "architectures": [f"{kind}ForConditionalGeneration"],
+        "architectures": [f"{_class_name(model)}ForConditionalGeneration"],
         "model_type": model.kind,
         "torch_dtype": model.dtype,
         "vocab_size": text.vocabulary,
@@ -95,6 +101,10 @@ def write(folder: Path, model: Architecture) -> None:
     for file in MODEL_FOLDER.iterdir():
         if file.suffix not in (".safetensors", ".md"):
             shutil.copy(file, folder / file.name)
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        sizes = json.loads((MODEL_FOLDER / name).read_text("utf-8"))
+        sizes["processor_class"] = f"{_class_name(model)}Processor"
+        (folder / name).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
     text = json.dumps(config_of(model), indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 

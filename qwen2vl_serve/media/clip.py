@@ -65,6 +65,11 @@ class Video:
         """How many frames are shown to the model."""
         return self.sampling.frames
 
+    @property
+    def sampled_fps(self) -> float:
+        """Frames a second of the video that are shown."""
+        return self.sampling.fps
+
     def decode(self) -> None:
         """Have ``frames`` ready."""
         self.frames()

@@ -80,11 +80,13 @@ def frame_rules(media: MediaSection) -> FrameRules:
 class Sampling:
     """What the model sees of a video: ``frames``, an even number, at ``sizing``.
 
-    ``shape`` is the (height, width) that was sized: of a file its own, of a list the one to
-    which Pillow brings each frame first. ``fewer`` where the profile's cap lowered ``frames``.
+    ``fps`` are frames a second, of the video's time, that are taken. ``shape`` is the (height,
+    width) that was sized: of a file its own, of a list the one to which Pillow brings each frame
+    first. ``fewer`` where the profile's cap lowered ``frames``.
     """
 
     frames: int
+    fps: float
     shape: tuple[int, int]
     sizing: Sizing
     listed: bool
@@ -98,7 +100,8 @@ class Sampling:
     @property
     def key(self) -> str:
         """Tells samplings of the same bytes apart."""
-        first = "{}x{}-".format(*self.shape) if self.listed else ""
+        # A file and how many of its frames are taken say at which rate that is; a list does not.
+        first = "{}x{}-{!r}-".format(*self.shape, self.fps) if self.listed else ""
         return f"{first}{self.frames}x{self.sizing.height}x{self.sizing.width}"
 
     @property
@@ -149,6 +152,8 @@ def wishes(
 def sample_file(header: VideoHeader, wish: VideoFields, rules: FrameRules, param: str) -> Sampling:
     """Return the sampling of a video file.
 
+    Its rate is ``sample_fps`` of qwen_vl_utils 0.0.14.
+
     Raises:
         InvalidVideo: fewer than 2 frames, or an aspect ratio beyond 200.
         InvalidValue: ``nframes`` beyond the video's.
@@ -156,11 +161,14 @@ def sample_file(header: VideoHeader, wish: VideoFields, rules: FrameRules, param
     count, fewer = frame_count(header, wish, rules, param)
     shape = header.height, header.width
     sizing = _frame_size(shape, count, wish, rules, param)
-    return Sampling(count, shape, sizing, listed=False, fewer=fewer)
+    fps = count / header.frames * header.fps
+    return Sampling(count, fps, shape, sizing, listed=False, fewer=fewer)
 
 
 def sample_list(header: VideoHeader, wish: VideoFields, rules: FrameRules, param: str) -> Sampling:
     """Return the sampling of a list of frames: all of them, the last twice to be even.
+
+    Where nobody says at which rate they were taken, it is qwen_vl_utils' own.
 
     Raises:
         InvalidVideo: an aspect ratio beyond 200.
@@ -175,7 +183,8 @@ def sample_list(header: VideoHeader, wish: VideoFields, rules: FrameRules, param
             )
     count = _up(header.frames)
     shape = listed_size((header.height, header.width), wish, rules, param)
-    return Sampling(count, shape, _frame_size(shape, count, wish, rules, param), listed=True)
+    sizing = _frame_size(shape, count, wish, rules, param)
+    return Sampling(count, wish.fps or FPS, shape, sizing, listed=True)
 
 
 def frame_count(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from vllm.multimodal.media.base import MediaWithBytes
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
@@ -17,6 +19,10 @@ MEDIA_CONNECTOR = "qwen2vl_serve"
 def register() -> None:
     """Let vLLM know the connector."""
     MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)(Connector)
+
+
+class Sampled(np.ndarray):
+    """Frames of ours, at the model's size already: uint8 [frames, height, width, 3]."""
 
 
 class Frames(MediaWithBytes):  # type: ignore[misc]  # vLLM ships no type information
@@ -37,9 +43,22 @@ class Frames(MediaWithBytes):  # type: ignore[misc]  # vLLM ships no type inform
         return f"Frames({self._video.key})"
 
     @property
-    def media(self) -> Any:
-        """Frames, uint8 [frames, height, width, 3]."""
-        return self._video.frames()
+    def media(self) -> NDArray[np.uint8]:
+        """The frames; decodes them once."""
+        return self._video.frames().view(Sampled)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What transformers' ``VideoMetadata`` holds: by it Qwen2.5-VL knows the frames' time.
+
+        As if the video had no other frames, so that nobody samples once more.
+        """
+        count = self._video.frames_taken
+        return {
+            "total_num_frames": count,
+            "fps": self._video.sampled_fps,
+            "frames_indices": list(range(count)),
+        }
 
 
 class Connector(MediaConnector):  # type: ignore[misc]  # vLLM ships no type information
@@ -49,8 +68,7 @@ class Connector(MediaConnector):  # type: ignore[misc]  # vLLM ships no type inf
         """Return a video as (frames, metadata), without a look at the frames."""
         if not isinstance(video_url, Frames):
             raise self._refusal()
-        # Without metadata there is nothing that the processor could sample by once more.
-        return video_url, {}
+        return video_url, video_url.metadata
 
     async def load_from_url_async(self, *_: Any, **__: Any) -> Any:
         """Refuse: addresses are fetched before vLLM is asked."""

@@ -1,7 +1,8 @@
-"""From pictures at the model's size to the patches that its vision tower takes.
+"""From pictures and frames at the model's size to the patches that its vision tower takes.
 
 vLLM leaves the arithmetic to the device, so that nothing but the order of the bytes is to be
-changed. transformers finds that out anew for every request, in a millisecond.
+changed. transformers finds that out anew for every request, in a millisecond, and copies a video
+several times.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from transformers import BatchFeature
 from vllm.model_executor.models.qwen2_vl import Qwen2VLMultiModalProcessor
 from vllm.multimodal.processing import BaseMultiModalProcessor
 
+from qwen2vl_serve.vllm_engine.connector import Sampled
 from qwen2vl_serve.vllm_engine.request import Pixels
 
 COLOURS = 3
 
 
 def make_patches(processor: BaseMultiModalProcessor[Any] | None) -> None:
-    """Have vLLM's processor of the family make patches of our pictures here.
+    """Have vLLM's processor of the family make patches of our pictures and videos here.
 
     What it does with anything else is left to it, and so is all that other processors do.
     """
@@ -31,43 +33,60 @@ def make_patches(processor: BaseMultiModalProcessor[Any] | None) -> None:
         return
     if not processor.info.ctx.get_mm_config().mm_device_do_normalize:
         return
-    call, images = processor._call_hf_processor, processor.info.get_image_processor()
+    call, sizes = processor._call_hf_processor, processor.info.get_image_processor()
+    side, merge, together = sizes.patch_size, sizes.merge_size, sizes.temporal_patch_size
+
+    def patched(shown: list[NDArray[np.uint8]]) -> tuple[torch.Tensor, torch.Tensor]:
+        made = [patches(frames, side, merge, together) for frames in shown]
+        grids = [
+            [-(-len(frames) // together), frames.shape[1] // side, frames.shape[2] // side]
+            for frames in shown
+        ]
+        return made[0] if len(made) == 1 else torch.cat(made), torch.tensor(grids)
 
     def call_hf_processor(data: Mapping[str, Any], options: Mapping[str, object]) -> BatchFeature:
-        pictures = data.get("images", ())
-        if not pictures or not all(isinstance(one, Pixels) for one in pictures):
-            return call(data, options)
-        rest = {name: given for name, given in data.items() if name != "images"}
+        pictures, videos = data.get("images", ()), data.get("videos", ())
+        done: dict[str, torch.Tensor] = {}
+        rest = dict(data)
+        if pictures and all(isinstance(one, Pixels) for one in pictures):
+            shown = [one.array[np.newaxis] for one in pictures]
+            done["pixel_values"], done["image_grid_thw"] = patched(shown)
+            del rest["images"]
+        if videos and all(isinstance(one, Sampled) for one in videos):
+            done["pixel_values_videos"], done["video_grid_thw"] = patched(videos)
+            del rest["videos"]
+            if (told := rest.pop("video_metadata", None)) is not None:  # Qwen2.5-VL's
+                seconds = [together / metadata.sampled_fps for metadata in told]
+                done["second_per_grid_ts"] = torch.tensor(seconds)
         processed = call(rest, options) if rest else BatchFeature()
-        made = [
-            patches(one.array, images.patch_size, images.merge_size, images.temporal_patch_size)
-            for one in pictures
-        ]
-        processed["pixel_values"] = made[0] if len(made) == 1 else torch.cat(made)
-        processed["image_grid_thw"] = torch.tensor(
-            [[1, *(side // images.patch_size for side in one.array.shape[:2])] for one in pictures]
-        )
+        processed.update(done)
         return processed
 
     processor._call_hf_processor = call_hf_processor
 
 
-def patches(pixels: NDArray[np.uint8], side: int, merge: int, frames: int) -> torch.Tensor:
-    """Return the patches of pixels [height, width, 3]: [patches, 3 × frames × side × side], uint8.
+def patches(frames: NDArray[np.uint8], side: int, merge: int, together: int) -> torch.Tensor:
+    """Return the patches of frames [frames, height, width, 3], uint8.
 
-    The ``merge`` × ``merge`` patches of a visual token are next to one another; a picture's frames
-    are all the same.
+    [patches, 3 × together × side × side]: ``together`` frames make one layer, of which a picture's
+    are all the same, and the last of an uneven video. The ``merge`` × ``merge`` patches of a
+    visual token are next to one another.
     """
-    height, width, _ = pixels.shape
+    count, height, width, _ = frames.shape
     rows, columns = height // side, width // side
-    made = np.empty((rows * columns, COLOURS * frames * side**2), np.uint8)
+    layers = -(-count // together)
+    made = np.empty((layers * rows * columns, COLOURS * together * side**2), np.uint8)
     places = made.reshape(
-        rows // merge, columns // merge, merge, merge, COLOURS, frames, side, side
+        layers, rows // merge, columns // merge, merge, merge, COLOURS, together, side, side
     )
-    # A plane at a time, for the bytes of a row of a patch are then next to one another.
-    for colour, plane in enumerate(cv2.split(pixels)):
-        found = plane.reshape(rows // merge, merge, side, columns // merge, merge, side)
-        by_patch = found.transpose(0, 3, 1, 4, 2, 5)
-        for frame in range(frames):
-            places[:, :, :, :, colour, frame] = by_patch
+    for number in range(layers * together):
+        layer, within = divmod(number, together)
+        if number < count:
+            # A plane at a time, for the bytes of a row of a patch are then next to one another.
+            planes = [
+                plane.reshape(rows // merge, merge, side, columns // merge, merge, side)
+                for plane in cv2.split(np.asarray(frames[number]))
+            ]
+        for colour, plane in enumerate(planes):
+            places[layer, :, :, :, :, colour, within] = plane.transpose(0, 3, 1, 4, 2, 5)
     return torch.from_numpy(made)
