@@ -26,6 +26,7 @@ from qwen2vl_serve.context import (
     measure,
     refusal,
     refuse_large_items,
+    refuse_long_videos,
 )
 from qwen2vl_serve.engine import Engine, ServedModel, Usage
 from qwen2vl_serve.envelope import Metrics
@@ -172,6 +173,7 @@ class API:
                 call.done("fetch")
                 await self.loader.ready(media)
                 call.done("decode")
+                refuse_long_videos(media, self.engine.max_video_seconds)
                 context = await self._measure(chat, media)
         budget = None if context.fits else largest_max_pixels(context, self.loader)
         return JSONResponse(
@@ -258,6 +260,7 @@ class API:
             kind = "image" if isinstance(one, Picture) else "video"
             self.metrics.media.labels(kind, "decoded" if one.decoded else "known").inc()
             self.metrics.media_bytes.labels(kind).inc(one.size_bytes)
+        refuse_long_videos(media, self.engine.max_video_seconds)
         if policy == "error":
             # The engine counts anyway; its refusal is explained when it comes.
             refuse_large_items(media, self.engine.max_item_tokens)

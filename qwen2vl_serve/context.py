@@ -5,6 +5,7 @@ Pure arithmetic over sizes that are already known; nothing here decodes or gener
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -108,6 +109,27 @@ def refuse_large_items(media: Sequence[Medium], item: int) -> None:
                 "engine.max_num_batched_tokens in the server's profile.",
                 param=medium.param,
             )
+
+
+def refuse_long_videos(media: Sequence[Medium], seconds: float) -> None:
+    """Raise where the videos of a request span more than ``seconds`` together.
+
+    Raises:
+        VideoTooLarge: they do.
+    """
+    videos = [medium for medium in media if not isinstance(medium, Picture)]
+    if math.isinf(seconds) or not videos:
+        return
+    spans = [video.frames_taken / video.sampled_fps for video in videos]
+    if sum(spans) <= seconds:
+        return
+    longest = videos[spans.index(max(spans))]
+    raise VideoTooLarge(
+        f"{longest.param} spans {max(spans):.0f} seconds ({longest.sampled_fps:g} frames of each "
+        f"are shown), all videos of the request {sum(spans):.0f}; this model tells at most "
+        f"{seconds:.0f} apart: send a shorter video, or give a list of frames a larger fps.",
+        param=longest.param,
+    )
 
 
 def refusal(context: Context, loader: MediaLoader) -> ContextLengthExceeded:

@@ -140,6 +140,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def max_video_seconds(self) -> float:
+        """Most seconds that all videos of a request span; infinite for a model without time."""
+        ...
+
+    @property
     def progress(self) -> int:
         """A number that grows with every step that brings some request forward."""
         ...

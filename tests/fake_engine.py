@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class FakeEngine:
     requests: list[ChatRequest] = field(default_factory=list)
     media: list[Sequence[Medium]] = field(default_factory=list)
     max_item_tokens: int = 100_000
+    max_video_seconds: float = math.inf
     adapters: dict[str, Adapter] = field(default_factory=dict)
 
     @property

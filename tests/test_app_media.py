@@ -506,6 +506,27 @@ def test_what_the_engine_does_not_take_does_not_fit() -> None:
         assert api.chat(body).status_code == 200
 
 
+def test_videos_beyond_the_models_time_are_refused() -> None:
+    """All of a request together, by the rate that a list is given; ``explain`` says so too."""
+    frames = [image_url(encoded(np.zeros((64, 64, 3), np.uint8)))["image_url"]["url"]] * 2
+    hours, brief = ({"type": "video", "video": frames, "fps": fps} for fps in (0.001, 1.0))
+    several = "media.limit_mm_per_prompt={image: 1, video: 3}"
+    with server(several, engine=FakeEngine(max_video_seconds=4.5)) as api:
+        for parts, param in (((hours,), 0), ((brief, hours), 1), ((brief,) * 3, 0)):
+            body = asked(*parts)
+            explained = requests.post(
+                f"{api.root}/v1/chat/completions/explain", json=body, timeout=30
+            )
+            for answer in (api.chat(body), explained):
+                error = error_of(answer)
+                assert (answer.status_code, error["code"]) == (400, "video_too_large")
+                assert error["param"] == f"messages[0].content[{param}].video"
+                assert "at most 4 " in error["message"]
+        assert api.chat(asked(brief, brief)).status_code == 200
+    with server() as api:
+        assert api.chat(asked(hours)).status_code == 200
+
+
 def test_a_picture_beyond_the_engine_is_told_as_one() -> None:
     """With a code of its own; shrinking makes it fit."""
     body = asked(image_url(encoded(photograph(800, 800))))

@@ -132,7 +132,7 @@ def ask(server: ServerProcess, prompt: Prompt) -> str:
     response = requests.post(
         f"{server.url}/chat/completions",
         json={
-            "messages": prompt.messages(_part),
+            "messages": prompt.messages(part),
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
             "skip_special_tokens": False,
@@ -144,18 +144,18 @@ def ask(server: ServerProcess, prompt: Prompt) -> str:
     return text
 
 
-def _part(part: Part) -> dict[str, Any]:
-    match part:
+def part(shown: Part) -> dict[str, Any]:
+    match shown:
         case str():
-            return {"type": "text", "text": part}
+            return {"type": "text", "text": shown}
         case Picture():
-            return {"type": "image_url", "image_url": {"url": part.url}}
+            return {"type": "image_url", "image_url": {"url": shown.url}}
         case Clip():
             # The reference is told of the bounds as well, and sizes listed frames by them first.
             frames = load_profile("demo").media.videos_kwargs
             bounds = {"min_pixels": frames.min_pixels, "max_pixels": frames.max_pixels}
-            video = {"type": "video_url", "video_url": {"url": part.url}, **bounds}
-            return video if part.fps == Clip.fps else video | {"fps": part.fps}
+            video = {"type": "video_url", "video_url": {"url": shown.url}, **bounds}
+            return video if shown.fps == Clip.fps else video | {"fps": shown.fps}
 
 
 def _margins(answers: list[Answer]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from qwen2vl_serve.demo import hollow
 from qwen2vl_serve.plan.architectures import published
@@ -22,7 +23,7 @@ from qwen2vl_serve.torchvision_ops import declare_missing_operators
 from tests.conftest import ServerProcess, demo_server
 from tests.reference import Reference
 from tests.reference_prompts import Clip, Prompt, draw_clip, prompts
-from tests.test_reference import MAX_TOKENS, SEED, ask, compare
+from tests.test_reference import MAX_TOKENS, SEED, ask, compare, part
 
 # Every eighth block of the tower looks at the whole picture, the others at windows.
 LAYERS, BLOCKS = 2, 8
@@ -126,6 +127,24 @@ def test_another_rate_is_no_hit_in_a_cache(later: Later) -> None:
     expected = [later.reference.answer(film, MAX_TOKENS).text for film in (first, second)]
     assert said == [*expected, expected[0]]
     assert expected[0] != expected[1]
+
+
+def test_frames_hours_apart_are_refused(later: Later) -> None:
+    """Beyond the positions that vLLM's table has, a request would end the engine."""
+    answer, longest = (told(later, length) for length in (16, 4))
+    assert answer["code"] == "video_too_large"
+    assert "at most 14336 " in answer["message"]
+    assert longest == {}
+
+
+def told(later: Later, frames: int) -> dict[str, Any]:
+    """The error for a clip of so many frames, one in a thousand seconds; empty if answered."""
+    clip = replace(draw_clip(random.Random(SEED), (112, 112), frames), fps=0.001)
+    messages = Prompt("frames", (("user", (clip, "What moves?")),)).messages(part)
+    body = {"messages": messages, "max_tokens": 4}
+    answer = requests.post(f"{later.server.url}/chat/completions", json=body, timeout=60).json()
+    error: dict[str, Any] = answer.get("error", {})
+    return error
 
 
 def rate(film: Prompt) -> float:

@@ -96,6 +96,11 @@ class Engines:
         return self._any.max_item_tokens
 
     @property
+    def max_video_seconds(self) -> float:
+        """Most seconds that all videos of a request span."""
+        return self._any.max_video_seconds
+
+    @property
     def progress(self) -> int:
         """The steps of all engines that are up."""
         return sum(member.engine.progress for member in self._living)
