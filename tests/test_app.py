@@ -57,9 +57,14 @@ def running(
 ) -> Iterator[Running]:
     engine = engine or FakeEngine()
     profile = profile or load_profile("demo")
-    app = build_app(engine, media_loader(profile), profile, Keys(keys))
-    with served(app, engine, wrapped) as one:
-        yield one
+    loader = media_loader(profile)
+    app = build_app(engine, loader, profile, Keys(keys))
+    try:
+        with served(app, engine, wrapped) as one:
+            yield one
+    finally:
+        if loader.sources.files is not None:  # the launcher closes all of the loader, on its loop
+            loader.sources.files.close()
 
 
 @contextmanager

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from inspect import signature
 from typing import Any, NoReturn
 
 from pydantic_core import from_json
@@ -20,7 +18,6 @@ from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.inputs import TokensPrompt
-from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -39,6 +36,7 @@ from qwen2vl_serve.vllm_engine import tools
 from qwen2vl_serve.vllm_engine.adapters import Adapters
 from qwen2vl_serve.vllm_engine.chunks import is_plain, plain_chunks
 from qwen2vl_serve.vllm_engine.encoding import PromptEncoder
+from qwen2vl_serve.vllm_engine.positions import most_seconds
 from qwen2vl_serve.vllm_engine.progress import Progress
 from qwen2vl_serve.vllm_engine.request import Asked, as_template_message, as_vllm
 
@@ -99,18 +97,8 @@ class VLLMEngine:
 
     @property
     def max_video_seconds(self) -> float:
-        """Most seconds that all videos of a request span.
-
-        Qwen2.5-VL has ``tokens_per_second`` positions for each. A position beyond vLLM's rotary
-        table, which is as long as that of ``get_rope``, is the engine's end.
-        """
-        config = self._chat.model_config.hf_config
-        each = getattr(getattr(config, "vision_config", None), "tokens_per_second", None)
-        if each is None:
-            return math.inf
-        factor = signature(get_rope).parameters["mrope_positions_factor"].default
-        positions = config.get_text_config().max_position_embeddings * factor
-        return float((positions - self._window) / each)
+        """Most seconds that all videos of a request span."""
+        return most_seconds(self._chat.model_config.hf_config, self._window)
 
     @property
     def progress(self) -> int:
