@@ -120,6 +120,16 @@ def test_videos_are_answered_at_their_rate(later: Later) -> None:
     assert len({answer.text for answer in expected[: len(RATES)]}) > len(RATES) // 2
 
 
+def test_explain_counts_as_the_engine(later: Later) -> None:
+    """The prompt of every kind of request, videos at any rate among them."""
+    for prompt in (*prompts(SEED, KINDS), *films()):
+        body = {"messages": prompt.messages(part), "max_tokens": 1}
+        url = f"{later.server.url}/chat/completions"
+        explained = requests.post(f"{url}/explain", json=body, timeout=60).json()
+        counted = requests.post(url, json=body, timeout=60).json()["usage"]
+        assert explained["prompt_tokens"] == counted["prompt_tokens"]
+
+
 def test_another_rate_is_no_hit_in_a_cache(later: Later) -> None:
     """What was kept of the same frames, taken at another rate, is not shown in their place."""
     first, second = [film for film in films() if rate(film) in {4.0, 12.0}][:2]

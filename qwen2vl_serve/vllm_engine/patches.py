@@ -77,16 +77,16 @@ def patches(frames: NDArray[np.uint8], side: int, merge: int, together: int) -> 
     layers = -(-count // together)
     made = np.empty((layers * rows * columns, COLOURS * together * side**2), np.uint8)
     places = made.reshape(
-        layers, rows // merge, columns // merge, merge, merge, COLOURS, together, side, side
+        layers, rows // merge, columns // merge, merge, merge, COLOURS, together, side * side
     )
-    for number in range(layers * together):
+    # A row of a patch is moved as one value: its bytes, of one plane, are next to one another.
+    row = np.dtype((np.void, side))
+    to = made.view(row).reshape(*places.shape[:-1], side)
+    for number, frame in enumerate(frames):
         layer, within = divmod(number, together)
-        if number < count:
-            # A plane at a time, for the bytes of a row of a patch are then next to one another.
-            planes = [
-                plane.reshape(rows // merge, merge, side, columns // merge, merge, side)
-                for plane in cv2.split(np.asarray(frames[number]))
-            ]
-        for colour, plane in enumerate(planes):
-            places[layer, :, :, :, :, colour, within] = plane.transpose(0, 3, 1, 4, 2, 5)
+        for colour, plane in enumerate(cv2.split(np.asarray(frame))):
+            found = plane.view(row).reshape(rows // merge, merge, side, columns // merge, merge)
+            to[layer, :, :, :, :, colour, within] = found.transpose(0, 3, 1, 4, 2)
+    last = (count - 1) % together
+    places[-1, ..., last + 1 :, :] = places[-1, ..., last : last + 1, :]
     return torch.from_numpy(made)
