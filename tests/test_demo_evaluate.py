@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from qwen2vl_serve.demo.evaluate import BARS, evaluate
 from tests.conftest import ServerProcess
 
 PER_TASK = 40
+ROOT = Path(__file__).parents[1]
 _ROW = re.compile(
     r"^\| ([a-z-]+) \| ([\d.]+) \| ([\d.]+) / ([\d.]+) \| (reached|\*\*missed\*\*) \|",
     re.MULTILINE,
@@ -33,6 +35,21 @@ def test_the_card_names_every_task_and_its_verdict():
     assert {name: bar for name, (bar, _, _) in told.items()} == BARS
     for name, (bar, shares, reached) in told.items():
         assert reached == all(share >= bar for share in shares), name
+
+
+NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS_ZH = "零一二三四五六七八九十"
+
+
+def test_the_readme_tells_how_many_are_missed():
+    """In words, in both languages, as the card does."""
+    missed = sum(not reached for _, _, reached in card().values())
+    assert len(BARS) == 14
+    english, chinese = (
+        (ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh-CN.md")
+    )
+    assert f"{NUMBERS[missed]} of fourteen tasks" in english
+    assert f"十四项任务中还有{NUMBERS_ZH[missed]}项" in chinese
 
 
 @pytest.mark.parametrize("task", BARS)

@@ -37,6 +37,7 @@ Rng = np.random.Generator
 TEXT = "<text>"  # stands for the spelt letters while JSON is written
 # Two things drawn by chance seldom agree: whether they do is asked less where they do not.
 UNLIKE_LEFT_OUT = 0.5
+OF_SHAPE = 0.56  # of the counts that are not of all things
 
 
 def ask(rng: Rng, language: Language, english: tuple[str, ...], chinese: tuple[str, ...],
@@ -106,17 +107,19 @@ def shape_answer(thing: Thing, language: Language, picture: int = 0) -> str:
     return f"{look}这是{shape_name(thing.kind, language)}。"
 
 
-def count_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
-    """How many are there: of all, of one shape, of one colour?"""
+def count_question(
+    rng: Rng, scene: Scene, language: Language, of_all: float = 0.5
+) -> Dialogue | None:
+    """How many are there: of all (with the chance ``of_all``), of one shape, of one colour?"""
     if any(t.kind == "text" for t in scene.things):
         return None
     english = language == "en"
     way = rng.random()
-    if way < 0.5:
+    if way < of_all:
         what = pick(rng, ("shapes", "objects", "things", "figures", "items") if english
                     else ("图形", "物体", "形状", "东西"))  # fmt: skip
         counted, named, noun_one = list(scene.things), what, what[:-1]
-    elif way < 0.78:
+    elif way < of_all + OF_SHAPE * (1 - of_all):
         absent = rng.random() < 0.12
         shape = str(rng.choice(SHAPES)) if absent else one(rng, scene.things).kind
         counted = [t for t in scene.things if t.kind == shape]

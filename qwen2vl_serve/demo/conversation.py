@@ -11,6 +11,7 @@ from qwen2vl_serve.demo.draw import Scene
 from qwen2vl_serve.demo.eyes import Shown
 from qwen2vl_serve.demo.imagined import imagined
 from qwen2vl_serve.demo.lesson import about_picture, about_pictures, about_video, language_of
+from qwen2vl_serve.demo.names import Language
 from qwen2vl_serve.demo.pictures import Grid, Store
 from qwen2vl_serve.demo.rows import SYSTEM_SHARES, SYSTEMS, Encoder, Media, Packed, Row, pack
 from qwen2vl_serve.demo.talk import talk_question
@@ -19,12 +20,14 @@ from qwen2vl_serve.demo.wording import Dialogue
 ROW_TOKENS = 304
 # Shares of a step's rows by what they are about.
 KINDS = ("picture", "pictures", "video", "question first", "talk", "imagined")
-KIND_SHARES = (0.42, 0.22, 0.09, 0.09, 0.03, 0.15)
+KIND_SHARES = (0.39, 0.21, 0.09, 0.09, 0.05, 0.17)
 PICTURES, PICTURES_SHARES = (2, 3, 4), (0.65, 0.25, 0.10)
 # Four pictures fill a row of the usual length before anything is asked about them. In these steps
 # rows are longer and fewer, and all of them of several pictures.
 LONG_STEPS, LONG_ROW_TOKENS, LONG_SHARES = 0.2, 432, (0.1, 0.3, 0.6)
 IMAGINED_SHARE = 0.06  # of the questions about pictures
+# Most Chinese names of shapes end in the same token, so that two are harder to tell apart.
+IMAGINED_CHINESE = 0.62
 SHOUTED_SHARE = 0.03  # of all questions, beside those that are asked so
 
 
@@ -115,7 +118,8 @@ class Step:
     def _asked(self, kind: str, scenes: list[Scene], clip: Clip | None) -> Dialogue | None:
         rng = self._rng
         if kind == "imagined" or (scenes and rng.random() < IMAGINED_SHARE):
-            dialogue = imagined(rng, language_of(rng), len(scenes) or int(rng.integers(1, 5)))
+            language: Language = "zh" if rng.random() < IMAGINED_CHINESE else "en"
+            dialogue = imagined(rng, language, len(scenes) or int(rng.integers(1, 5)))
         elif kind == "picture":
             dialogue = about_picture(rng, scenes[0])
         elif kind == "pictures":

@@ -48,7 +48,8 @@ class Plan:
     kept: float = 0.0  # the share of the weights that it started from, in those it ends with
 
 
-# Rounds that train a checkpoint further; the third and fifth with the pictures of the one before.
+# Rounds that train a checkpoint further; the third, fifth and seventh with the pictures of the one
+# before, the seventh with another --seed.
 FURTHER = (
     Plan(
         pictures=32_000, videos=6_000, first_seed=200_000, crowds=12_000, crowded_steps=2_300,
@@ -77,6 +78,11 @@ FURTHER = (
         pictures=30_000, videos=4_000, first_seed=800_000, crowds=10_000, crowded_steps=1_200,
         see_rate=1e-3, looked_at=16_000, watched=2_000, speak_steps=1_200, both_steps=500,
         speak_rate=8e-4, both_rate=4e-4, kept=0.5,
+    ),
+    Plan(
+        pictures=30_000, videos=4_000, first_seed=800_000, crowds=10_000, crowded_steps=1_300,
+        see_rate=7e-4, looked_at=16_000, watched=2_000, speak_steps=1_700, both_steps=700,
+        speak_rate=8e-4, both_rate=4e-4, kept=0.65,
     ),
 )  # fmt: skip
 REHEARSAL = Plan(
