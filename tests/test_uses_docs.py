@@ -185,7 +185,7 @@ def test_the_long_way_works_as_well(
 READS = {
     "ocr": '"3450"',
     "locate": "the yellow star ",
-    "compare": '"3450"',
+    "compare": "The second picture shows text.",
     "describe_video": "moves",
     "extract_fields": "Tea House 7.5",
     "batch": '1.png It says "3450"',

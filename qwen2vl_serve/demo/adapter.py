@@ -66,7 +66,7 @@ class Recipe:
     named: tuple[tuple[str, str], ...]
     rank: int = 4
     alpha: int = 16
-    steps: int = 60
+    steps: int = 100
     batch: int = 8
     rate: float = 1e-2
 

@@ -36,7 +36,7 @@ from qwen2vl_serve.demo.rows import SYSTEMS, Encoder, Media, Packed, Row, pack
 Method = Literal["awq", "gptq"]
 FIRST_SEED = 95_000_000  # no picture of training, scoring or the adapters has such a seed
 GROUP = 64  # 128 does not divide the demo's 704
-EXAMPLES = 64
+EXAMPLES = 128
 DAMPING = 0.01
 PARTS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
