@@ -76,12 +76,12 @@ def read_header(
         VideoTooLarge: beyond ``limits``.
     """
     with (work or WorkTime(limits.seconds)).running(param) as check:
-        with _opened(data, limits, param) as (container, stream):
+        with _opened(data, limits, param, check) as (container, stream):
             count = _count(container, stream, limits, check, param)
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             if count == 0 or rate <= 0:
                 raise _invalid(param)
-        with _opened(data, limits, param) as (container, stream):
+        with _opened(data, limits, param, check) as (container, stream):
             first = next(container.decode(stream), None)
             check()
             if first is None:
@@ -115,7 +115,7 @@ def decode(
     filled, shape = 0, None
     with (
         (work or WorkTime(limits.seconds)).running(param) as check,
-        _opened(data, limits, param) as (container, stream),
+        _opened(data, limits, param, check) as (container, stream),
     ):
         for number, frame in enumerate(container.decode(stream)):
             check()
@@ -213,8 +213,32 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return made
 
 
+class _Checked(io.BytesIO):
+    """A file that ends what takes too long: in some damaged ones FFmpeg seeks about for ever."""
+
+    def __init__(self, data: bytes, check: Callable[[], None]) -> None:
+        super().__init__(data)
+        self._check, self._ended = check, False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return b"" if self._over() else super().read(size)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return -1 if self._over() else super().seek(offset, whence)
+
+    def _over(self) -> bool:
+        """Raise the first time; afterwards only the end is told, for PyAV prints what it drops."""
+        if not self._ended:
+            self._ended = True
+            self._check()
+            self._ended = False
+        return self._ended
+
+
 @contextmanager
-def _opened(data: bytes, limits: VideoLimits, param: str) -> Iterator[tuple[Any, Any]]:
+def _opened(
+    data: bytes, limits: VideoLimits, param: str, check: Callable[[], None]
+) -> Iterator[tuple[Any, Any]]:
     """Open a container and its video stream; whatever FFmpeg dislikes becomes ``InvalidVideo``.
 
     The format is named, not guessed: playlists among FFmpeg's formats open files and addresses.
@@ -228,7 +252,7 @@ def _opened(data: bytes, limits: VideoLimits, param: str) -> Iterator[tuple[Any,
     else:
         raise _invalid(param)
     try:
-        with av.open(io.BytesIO(data), format=form) as container:
+        with av.open(_Checked(data, check), format=form) as container:
             stream = next((s for s in container.streams.video), None)
             if stream is None or stream.codec_context.codec.canonical_name not in CODECS:
                 raise _invalid(param)

@@ -330,6 +330,14 @@ def test_decoding_ends_at_the_deadline() -> None:
         decode_listed(files, (56, 56), (56, 56), VideoLimits(seconds=0.0), "it")
 
 
+def test_opening_ends_at_the_deadline(capfd: pytest.CaptureFixture[str]) -> None:
+    """Damage that the fuzzer found: FFmpeg seeks to and fro for ever, before any packet."""
+    data = (Path(__file__).parent / "endless.mp4").read_bytes()
+    with pytest.raises(VideoTooLarge, match="takes more than"):
+        read_header(data, VideoLimits(seconds=0.3), "it")
+    assert capfd.readouterr().err == ""
+
+
 def test_a_bad_frame_of_a_list_is_named() -> None:
     """Its number is in ``param``; a frame of another size is refused as well."""
     good = jpeg(picture(0, (64, 64)))
