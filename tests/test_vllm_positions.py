@@ -15,6 +15,7 @@ pytest.importorskip("vllm")
 
 MROPE = {"mrope_section": [16, 24, 24], "rope_theta": 1e6}
 ROPES = [
+    MROPE | {"type": "mrope"},  # as published
     MROPE | {"rope_type": "default"},
     MROPE | {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1000},
     MROPE | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 500},
@@ -28,7 +29,7 @@ def later(rope: dict[str, Any]) -> Any:
     return transformers.Qwen2_5_VLConfig(text_config=text, vision_config={"tokens_per_second": 2})
 
 
-@pytest.mark.parametrize("rope", ROPES, ids=["default", "yarn by 2", "yarn by 4"])
+@pytest.mark.parametrize("rope", ROPES, ids=["published", "default", "yarn by 2", "yarn by 4"])
 def test_the_table_is_as_long_as_vllms(rope: dict[str, Any]) -> None:
     """Whatever stretches it: vLLM makes one from the same configuration."""
     from vllm.config import VllmConfig, set_current_vllm_config

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import cached_property
 from typing import Any, NoReturn
 
 from pydantic_core import from_json
@@ -95,7 +96,7 @@ class VLLMEngine:
         """
         return int(self._client.input_processor.mm_encoder_cache_size)
 
-    @property
+    @cached_property
     def max_video_seconds(self) -> float:
         """Most seconds that all videos of a request span."""
         return most_seconds(self._chat.model_config.hf_config, self._window)
