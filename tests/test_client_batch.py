@@ -43,8 +43,13 @@ def echo(handler: stub.Handler) -> None:
 class Echo:
     """A client that answers at once, and remembers how many it answered at a time."""
 
-    def __init__(self, failures: dict[str, int] | None = None, pause: float = 0.0) -> None:
-        self.failures, self.pause = failures or {}, pause
+    def __init__(
+        self,
+        failures: dict[str, int] | None = None,
+        pause: float = 0.0,
+        meeting: threading.Barrier | None = None,
+    ) -> None:
+        self.failures, self.pause, self.meeting = failures or {}, pause, meeting
         self.running = self.most = 0
         self.asked: list[str] = []
         self._lock = threading.Lock()
@@ -57,6 +62,8 @@ class Echo:
             fails = self.failures.get(text, 0)
             self.failures[text] = fails - 1
         time.sleep(self.pause)
+        if self.meeting:
+            self.meeting.wait()
         with self._lock:
             self.running -= 1
         if fails > 0:
@@ -98,8 +105,11 @@ def test_answers_come_in_the_order_of_the_questions(tmp_path: Path) -> None:
 
 
 def test_a_generator_is_read_no_further_than_there_are_places() -> None:
-    """What has been read never exceeds what has been answered by more than ``concurrency``."""
-    client, read = Echo(pause=0.002), 0
+    """What has been read never exceeds what has been answered by more than ``concurrency``.
+
+    And that many do run at a time: each waits until four others wait as well.
+    """
+    client, read = Echo(meeting=threading.Barrier(5, timeout=30)), 0
     ahead = []
 
     def questions() -> Iterator[str]:
