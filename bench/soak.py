@@ -125,9 +125,12 @@ class Soak:
                 self.faults.append(f"held though nobody asks: {still}")
                 return
             time.sleep(0.2)
-        time.sleep(0.5)  # the log's last lines
         last = len(self.supervisor.lives) - 1
-        told, counted = self.supervisor.lives[last].counted(), self.scraped.get(last, Counter())
+        counted = self.scraped.get(last, Counter())
+        while (told := self.supervisor.lives[last].counted()) != counted:
+            if time.monotonic() > end:  # the log's last lines are long there
+                break
+            time.sleep(0.2)
         if told != counted:
             self.faults.append(f"/metrics counts {dict(counted)}, the log tells {dict(told)}")
 

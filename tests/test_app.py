@@ -202,7 +202,10 @@ def test_the_stages_of_an_answer_are_told_in_its_head() -> None:
             told = server_timings({"server-timing": answer.headers["server-timing"]})
             assert list(told) == [*before, last, "total"]
             stages = sum(told.values()) - told["total"]
-            assert stages == pytest.approx(told["total"], abs=0.001)
+            # A stream's head is written a moment after its first token.
+            assert stages <= told["total"] + 0.001
+            if last == "answer":
+                assert stages == pytest.approx(told["total"], abs=0.001)
             # Each word of three takes 20 ms; a stream's head waits for the first only.
             assert told[last] >= (0.05 if last == "answer" else 0.015)
             assert answer.elapsed.total_seconds() >= told["total"] - 0.001
@@ -294,7 +297,7 @@ def test_a_stream_that_breaks_ends_with_an_error_and_without_done() -> None:
 def test_a_client_that_leaves_stops_the_generation(stream: bool, pause: float) -> None:
     """Within a second of a closed connection the engine's request is aborted.
 
-    A hundred looks are the second: they stand still where the machine does.
+    The second is counted in the engine's words, twenty of 50 ms: they stand still where it does.
     """
     with running(FakeEngine(words=["word "] * 2000, pause=pause)) as api:
         body = json.dumps({**HELLO, "stream": stream}).encode()
@@ -305,7 +308,9 @@ def test_a_client_that_leaves_stops_the_generation(stream: bool, pause: float) -
         with socket.create_connection(("127.0.0.1", api.port)) as client:
             client.sendall(head.encode() + body)
             eventually(lambda: api.engine.running == 1)
-        eventually(lambda: api.engine.running == 0, seconds=1)
+            before = api.engine.progress
+        eventually(lambda: api.engine.running == 0)
+        assert api.engine.progress - before <= 20
         assert api.engine.aborted == 1
         eventually(lambda: "qwen2vl_requests_in_flight 0.0" in api.metrics())
 

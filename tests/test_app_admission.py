@@ -15,6 +15,7 @@ import pytest
 import requests
 from PIL import Image
 
+from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.profile import load_profile
 from tests.fake_engine import FakeEngine
 from tests.test_app import HELLO, Running, error_of, eventually, running
@@ -103,14 +104,26 @@ def test_leaving_while_fetching_frees_the_place() -> None:
             assert api.engine.requests == []
 
 
-def test_leaving_while_decoding_frees_the_place() -> None:
+def test_leaving_while_decoding_frees_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread ends its picture, for which nobody waits: the place is free before that."""
+    begins, ends = threading.Event(), threading.Event()
+    decode = Picture.decode
+
+    def slowly(self: Picture) -> None:
+        begins.set()
+        ends.wait(60)
+        decode(self)
+
+    monkeypatch.setattr(Picture, "decode", slowly)
     with limited(FakeEngine()) as api:
         state = api.app.state.api
-        line = begun(api, picture(3500))
-        eventually(lambda: state.loader.decoding.held > 0)
+        line = begun(api, picture())
+        assert begins.wait(60)
         line.close()
         eventually(lambda: idle(api))
+        assert state.loader.decoding.held > 0
+        ends.set()
+        eventually(lambda: state.loader.decoding.held == 0)
         assert api.engine.requests == []
 
 

@@ -212,6 +212,8 @@ def test_a_line_in_the_log_is_a_sign_of_life(log: Path, clock: Clock) -> None:
             append(log, f"step {step}\n")
             eventually(lambda step=step: f"step {step}" in lines)  # type: ignore[misc]
         assert stalls(lines) == []
+        append(log, "the last\n")
+        eventually(lambda: "the last" in lines and boot._alive_at == clock.now)
         clock.now += 61
         eventually(lambda: len(stalls(lines)) == 1)
 

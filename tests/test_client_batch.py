@@ -116,7 +116,8 @@ def test_a_generator_is_read_no_further_than_there_are_places() -> None:
         nonlocal read
         for number in range(60):
             read += 1
-            answered = len(client.asked) - client.running
+            with client._lock:
+                answered = len(client.asked) - client.running
             ahead.append(read - answered)
             yield f"q{number}"
 
@@ -184,7 +185,8 @@ def test_a_server_that_is_gone_ends_the_batch(tmp_path: Path) -> None:
     questions = (f"q{number}" for number in range(1000))
     with pytest.raises(BatchError, match="more than max_failures=10"):
         batch(client, questions, output=tmp_path / "o.jsonl", max_failures=10, concurrency=2)
-    assert len(client.asked) < 25
+    # Five answered, ten failed; an answer that comes late begins the row anew; two were under way.
+    assert len(client.asked) <= 5 + 10 + 11 + 2
     kept = {line["text"] for line in lines_of(tmp_path / "o.jsonl")}
     assert kept == {f"answer to q{number}" for number in range(5)}
 

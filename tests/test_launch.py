@@ -128,7 +128,7 @@ def test_a_second_sigterm_ends_at_once(launch: Launch) -> None:
 
 def test_while_it_drains_newcomers_are_told_to_go_elsewhere(launch: Launch) -> None:
     """Between SIGTERM and the last answer: readiness red, liveness green, 503 with Retry-After."""
-    server = launch("up", "server.shutdown_timeout=300", "server.hang_seconds=0")
+    server = launch("long", "server.shutdown_timeout=300", "server.hang_seconds=0")
     server.wait_ready()
     answer = start_stream(server)
     server.process.send_signal(signal.SIGUSR1)  # or the stream could end before we have looked
@@ -177,7 +177,7 @@ def test_a_hung_engine_ends_the_server_with_status_1(launch: Launch) -> None:
 
 def test_a_hung_engine_may_be_waited_for(launch: Launch) -> None:
     """Without ``exit_on_hang`` readiness turns red, new requests are refused, until it moves."""
-    server = launch("long", "server.hang_seconds=1", "server.exit_on_hang=false")
+    server = launch("long", "server.hang_seconds=5", "server.exit_on_hang=false")
     server.wait_ready()
     answer = start_stream(server)
     server.process.send_signal(signal.SIGUSR1)
@@ -277,13 +277,13 @@ def test_a_terminal_that_goes_ends_the_server(launch_server: Launch, tmp_path: P
 
 def test_lines_may_be_json(launch: Launch) -> None:
     """Every line is an object: phases, requests with their figures, the end."""
-    server = launch("up", "server.log_format=json")
+    server = launch("long", "server.log_format=json")
     eventually(lambda: any('"event":"ready ' in line for line in server.lines))
     url = re.search(r"http://\S+/v1", next(line for line in server.lines if "/v1" in line))
     assert url is not None
     server.url = url[0]
     start_stream(server).close()
-    body = {**STREAM, "stream": False, "user": "x"}
+    body = {**STREAM, "stream": False, "user": "x", "max_tokens": 40}
     answer = requests.post(f"{server.url}/chat/completions?key=hidden", json=body, timeout=60)
     assert server.stop() == 0
     assert any("exit 0" in line for line in server.lines)

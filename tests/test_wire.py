@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +34,7 @@ def api() -> Iterator[Served]:
     with served(load_profile("demo", limits), Keys()) as one:
         yield one
         # Whatever was sent: the next good request is served.
-        assert one.chat().status_code == 200
+        eventually(lambda: answered(one))
 
 
 @pytest.fixture
@@ -41,6 +42,14 @@ def patient() -> Iterator[Served]:
     """With the profile's own times: for what is not to be cut, however slow this machine is."""
     with served(load_profile("demo", ["limits.max_header_bytes=4096"]), Keys()) as one:
         yield one
+
+
+def answered(one: Served) -> bool:
+    """Whether a good request is; it is cut where this process stands still in the middle of it."""
+    try:
+        return one.chat().status_code == 200
+    except requests.RequestException:
+        return False
 
 
 def refused(answer: bytes) -> tuple[int, str]:
@@ -240,15 +249,15 @@ def test_a_slow_body_is_cut(api: Served) -> None:
 
 def test_a_long_answer_outlives_the_time_of_heads() -> None:
     """Deadlines end with the head; a line end behind the body, or a next head, changes nothing."""
-    profile = load_profile("demo", ["limits.header_seconds=0.3"])
-    engine = FakeEngine(words=["word "] * 12, pause=0.1)
+    profile = load_profile("demo", ["limits.header_seconds=1.5"])
+    engine = FakeEngine(words=["word "] * 8, pause=0.3)
     with served(profile, Keys(), engine) as api:
         for behind in (b"", b"\r\n", b"GET /v1"):
             with socket.create_connection(("127.0.0.1", api.port), 60) as client:
                 client.sendall(CHAT + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY + behind)
                 answer = drained(client)
             assert answer.startswith(b"HTTP/1.1 200 ")
-            assert answer.count(b"word ") == 12
+            assert answer.count(b"word ") == 8
 
 
 def test_a_client_that_does_not_read_is_cut_off() -> None:
@@ -298,7 +307,7 @@ def lasting() -> Iterator[Served]:
     bounds = ["limits.header_seconds=0.3", "limits.body_seconds=0.3"]
     with served(load_profile("demo", bounds), Keys()) as one:
         yield one
-        assert one.chat().status_code == 200
+        eventually(lambda: answered(one))
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -326,15 +335,17 @@ def test_pipelined_requests_are_answered_in_order(api: Served) -> None:
     assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answer)] == [200, 404]
 
 
-def test_hundreds_of_slow_connections_do_not_stop_a_good_one(api: Served) -> None:
+def test_hundreds_of_slow_connections_do_not_stop_a_good_one() -> None:
     """While they hold their sockets, and after they have lost them."""
-    clients = [socket.create_connection(("127.0.0.1", api.port), 60) for _ in range(400)]
-    for client in clients:
-        client.sendall(GET)
-    assert api.chat().status_code == 200
-    for client in clients:
-        drained(client)
-        client.close()
+    with served(load_profile("demo", ["limits.header_seconds=5"]), Keys()) as api:
+        clients = [socket.create_connection(("127.0.0.1", api.port), 60) for _ in range(400)]
+        for client in clients:
+            client.sendall(GET)
+        assert api.chat().status_code == 200
+        for client in clients:
+            drained(client)
+            client.close()
+        eventually(lambda: answered(api))
 
 
 def test_no_websocket_is_opened(api: Served) -> None:

@@ -534,7 +534,7 @@ def test_slow_hosts_take_no_connection_from_others() -> None:
             await reader.read()
             writer.close()
 
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=256)
         port = server.sockets[0].getsockname()[1]
         settings = {"allowed_networks": LOOPBACK, "ports": frozenset({port})}
         fetcher = Fetcher(FetchPolicy(**settings, idle_seconds=60, total_seconds=60))
