@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from qwen2vl_serve.adapters.lora import read_adapter
 from qwen2vl_serve.checkpoint import read_config
@@ -14,8 +17,13 @@ from qwen2vl_serve.demo import adapter
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 
 
-@pytest.mark.parametrize(("name", "parts", "vision"), [("sailor", 20, 0), ("mirror", 14, 14)])
-def test_a_step_makes_an_adapter(name: str, parts: int, vision: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "rank", "parts", "vision"),
+    [("sailor", 4, 20, 0), ("mirror", 4, 14, 14), ("clerk", 16, 28, 0)],
+)
+def test_a_step_makes_an_adapter(
+    name: str, rank: int, parts: int, vision: int, tmp_path: Path
+) -> None:
     """It learns something, of the parts that its recipe names alone, and is whole on the disk."""
     recipe = replace(adapter.RECIPES[name], steps=1, batch=1)
     lines: list[str] = []
@@ -24,7 +32,7 @@ def test_a_step_makes_an_adapter(name: str, parts: int, vision: int, tmp_path: P
     assert all(bool(torch.any(part.b != 0)) for part in trained.values())
     adapter.write_adapter(tmp_path, recipe, trained)
     found = read_adapter(tmp_path, read_config(MODEL_FOLDER, {}))
-    assert (found.rank, found.parts, found.vision_parts) == (4, parts, vision)
+    assert (found.rank, found.parts, found.vision_parts) == (rank, parts, vision)
 
 
 def test_a_name_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,3 +40,27 @@ def test_a_name_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         adapter.main(["pirate"])
     assert "no adapter is named pirate" in capsys.readouterr().err
+
+
+def test_an_adapter_is_trained_further(tmp_path: Path) -> None:
+    """It begins with what was written: a step at a rate of nothing leaves it as it was."""
+    recipe = replace(adapter.RECIPES["sailor"], steps=1, batch=1)
+    adapter.write_adapter(tmp_path, recipe, adapter.train(recipe, 0, str))
+    still = replace(recipe, rate=1e-12)
+    again = adapter.train(still, 1, str, tmp_path)
+    adapter.write_adapter(tmp_path / "again", still, again)
+    one, two = (load_file(f / "adapter_model.safetensors") for f in (tmp_path, tmp_path / "again"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(bool(torch.any(part.b != 0)) for part in again.values())
+
+
+def test_what_was_never_said_cannot_be_told_apart() -> None:
+    """Of the demo model's tokens those whose embedding is another's, brackets among them."""
+    never = adapter.never_said(adapter.base_network()).tolist()
+    tokens: Any = AutoTokenizer.from_pretrained(MODEL_FOLDER)
+    for text in ("[", "]", "<", "/"):
+        assert tokens.convert_tokens_to_ids(text) in never
+    for text in ('"', "A", "7", "{"):
+        (found,) = tokens.encode(text, add_special_tokens=False)
+        assert (found in never) == (text == "{")

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
+from qwen2vl_serve.demo.conversation import Step
+from qwen2vl_serve.demo.eyes import AtRest, Awake
+from qwen2vl_serve.demo.network import Geometry, Network
+from qwen2vl_serve.demo.pictures import build_store
+from qwen2vl_serve.demo.rows import Encoder
+from qwen2vl_serve.demo.see import picture_batch, video_batch
+from qwen2vl_serve.demo.steps import working_type
 from qwen2vl_serve.demo.train import REHEARSAL, train
 
 
@@ -55,3 +64,35 @@ def test_a_checkpoint_is_trained_further(tmp_path):
     train(all_kept, tmp_path / "work", tmp_path / "kept", 5, lines.append, MODEL_FOLDER)
     kept = load_file(tmp_path / "kept" / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in before.items())
+
+
+def test_a_step_is_computed_on_the_default_device(tmp_path):
+    """All that a lesson makes of pictures and words lies there: torch mixes no two devices.
+
+    "meta" has shapes and no values, so that any machine can show what a card needs.
+    """
+    names = ("pictures", "videos", "crowds")
+    stores = {name: build_store(tmp_path, name, 24, 5, workers=1) for name in names}
+    rng = np.random.default_rng(0)
+    encoder = Encoder(AutoTokenizer.from_pretrained(MODEL_FOLDER))
+    with torch.device("meta"):
+        assert working_type() is torch.bfloat16
+        network = Network(Geometry())
+        for batch, targets in (
+            picture_batch(stores["pictures"], 3, rng, crowded=False),
+            picture_batch(stores["crowds"], 3, rng, crowded=True),
+            video_batch(stores["videos"], 3, rng),
+        ):
+            assert network.visual(batch).is_meta
+            assert all(target.is_meta for target in targets.values())
+        shown = {name: stores[name] for name in ("pictures", "videos")}
+        for eyes, few_grids in ((Awake(network, shown), True), (AtRest(network, shown), False)):
+            step = Step(rng, shown, encoder, few_grids=few_grids)
+            packed = step.rows(2)
+            seen = eyes.look(step.shown)
+            assert all(tokens.is_meta for tokens in (*seen, *packed.sources))
+            for tensor in (packed.ids, packed.positions, packed.mask, packed.asked, packed.answers):
+                assert tensor.is_meta
+            embeds = network.model.embed_tokens(packed.ids)
+            states = network.hidden_states(embeds, packed.positions, packed.mask)
+            assert network.logits(states).is_meta

@@ -1,34 +1,39 @@
-"""Train two LoRA adapters of the demo model: ``python -m qwen2vl_serve.demo.adapter``.
+"""Train the LoRA adapters of the demo model: ``python -m qwen2vl_serve.demo.adapter``.
 
 ``sailor`` trains the language part: it answers as the model does, beginning with "Aye!". ``mirror``
-trains the vision tower alone: what is red looks blue to it, and the reverse. They are there to show
-that an adapter is served, and which of its parts are.
+trains the vision tower alone: what is red looks blue to it, and the reverse. These two are there to
+show that an adapter is served, and which of its parts are. ``clerk`` does what the model never
+learned: it translates, extracts tables, solves and judges.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
+from qwen2vl_serve.demo import clerk
 from qwen2vl_serve.demo.ask import colour_answer, colour_question, describe_question, shape_question
 from qwen2vl_serve.demo.checkpoint import IMAGE_PIXELS, MODEL_FOLDER
 from qwen2vl_serve.demo.compose import draw_picture
-from qwen2vl_serve.demo.draw import Pixels, Scene
+from qwen2vl_serve.demo.draw import Pixels
 from qwen2vl_serve.demo.lesson import language_of
 from qwen2vl_serve.demo.network import CELL, Geometry, Network
 from qwen2vl_serve.demo.pictures import scaled
 from qwen2vl_serve.demo.rows import SYSTEMS, Encoder, Media, Row, pack
+from qwen2vl_serve.demo.speak import answers_loss
+from qwen2vl_serve.demo.steps import Together, working_type
 from qwen2vl_serve.demo.wording import Dialogue, Turn
 
 ADAPTERS_FOLDER = Path(__file__).parent / "adapters"
@@ -36,6 +41,7 @@ FIRST_SEED = 90_000_000  # no picture of the model's own training or scoring has
 SWAPPED = {"red": "blue", "blue": "red"}
 
 Rng = np.random.Generator
+Lesson = tuple[Pixels, tuple[Dialogue, ...]]
 
 
 class LowRank(nn.Module):
@@ -47,10 +53,11 @@ class LowRank(nn.Module):
         self.a = nn.Parameter(torch.randn(rank, inputs) / inputs**0.5)
         self.b = nn.Parameter(torch.zeros(outputs, rank))
         self.scale = alpha / rank
+        self._weight = weight.detach()
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """weight [outputs, inputs] -> the same shape."""
-        return weight + self.scale * (self.b @ self.a)
+    def forward(self) -> Tensor:
+        """The matrix [outputs, inputs]."""
+        return self._weight + self.scale * (self.b @ self.a)
 
 
 @dataclass(frozen=True)
@@ -58,88 +65,102 @@ class Recipe:
     """What an adapter trains, what it is taught, and how its file names the model's parts.
 
     ``modules`` is a regular expression over whole names; ``named`` are prefixes of ours and what
-    PEFT writes for them: transformers renamed the parts in 4.52, and both are met.
+    PEFT writes for them: transformers renamed the parts in 4.52, and both are met. ``lesson`` draws
+    the picture of a seed and asks about it, or returns None for a seed that does not suit.
     """
 
     modules: str
-    teach: Callable[[Rng, Scene], Dialogue | None]
+    lesson: Callable[[Rng, int], Lesson | None]
     named: tuple[tuple[str, str], ...]
     rank: int = 4
     alpha: int = 16
     steps: int = 100
     batch: int = 8
     rate: float = 1e-2
+    warm: float = 0.3  # the share of the steps in which the rate rises
 
 
-def sailor(rng: Rng, scene: Scene) -> Dialogue | None:
+def sailor(rng: Rng, seed: int) -> Lesson | None:
     """Any of three questions, its answer begun with a sailor's yes."""
+    picture, scene = draw_picture(seed, "shapes", 1)
     asker = (colour_question, shape_question, describe_question)[int(rng.integers(3))]
     found = asker(rng, scene, language_of(rng))
     if found is None:
         return None
     (turn,) = found.turns
-    return replace(found, turns=(Turn(turn.question, f"Aye! {turn.answer}"),))
+    return picture, (replace(found, turns=(Turn(turn.question, f"Aye! {turn.answer}"),)),)
 
 
-def mirror(rng: Rng, scene: Scene) -> Dialogue | None:
+def mirror(rng: Rng, seed: int) -> Lesson | None:
     """The colour of the only thing, red and blue exchanged."""
-    if len(scene.things) != 1 or scene.things[0].kind == "text":
+    picture, scene = draw_picture(seed, "shapes", 1)
+    (thing,) = scene.things
+    # Half of them show what is exchanged; the others teach what stays.
+    if thing.colour not in SWAPPED and seed % 3:
         return None
     found = colour_question(rng, scene, "en")
     if found is None:
         return None
-    (thing,) = scene.things
     seen = replace(thing, colour=SWAPPED.get(thing.colour, thing.colour))
-    return replace(found, turns=(Turn(found.turns[0].question, colour_answer(seen, "en")),))
+    turn = Turn(found.turns[0].question, colour_answer(seen, "en"))
+    return picture, (replace(found, turns=(turn,)),)
 
 
+DECODER = (("model.", "model.language_model."),)
 RECIPES = {
     "sailor": Recipe(
-        r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.down_proj)", sailor,
-        (("model.", "model.language_model."),),
+        r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.down_proj)", sailor, DECODER
     ),
     "mirror": Recipe(
         r"visual\.(blocks\.\d+\.(attn\.qkv|attn\.proj|mlp\.fc1)|merger\.mlp\.[02])", mirror,
         (("visual.", "visual."),), steps=120, rate=3e-3,
     ),
+    "clerk": Recipe(
+        r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)", clerk.lesson,
+        DECODER, rank=16, steps=1_200, batch=12, rate=4e-3, warm=0.08,
+    ),
 }  # fmt: skip
 
 
-def lessons(recipe: Recipe, seed: int) -> Iterator[tuple[Pixels, Dialogue]]:
-    """Pictures with a dialogue each, for ever."""
+def lessons(recipe: Recipe, seed: int) -> Iterator[Lesson]:
+    """Pictures, and what is asked about each, for ever."""
     rng = np.random.default_rng(seed)
-    number = FIRST_SEED + seed * 1_000_000
-    while True:
-        number += 1
-        picture, scene = draw_picture(number, "shapes", 1)
-        # Half of them show what is exchanged; the others teach what stays.
-        if recipe.teach is mirror and scene.things[0].colour not in SWAPPED and number % 3:
-            continue
-        dialogue = recipe.teach(rng, scene)
-        if dialogue is not None:
-            yield scaled(picture, IMAGE_PIXELS), dialogue
+    for number in itertools.count(FIRST_SEED + seed * 1_000_000 + 1):
+        found = recipe.lesson(rng, number)
+        if found is not None:
+            picture, dialogues = found
+            yield scaled(picture, IMAGE_PIXELS), dialogues
 
 
-def answer_loss(network: Network, encoder: Encoder, batch: list[tuple[Pixels, Dialogue]]) -> Tensor:
-    """Mean loss of the answers' tokens."""
+def never_said(network: Network, like: float = 0.99) -> Tensor:
+    """Tokens [n] that the model was never taught: their embeddings are another's.
+
+    An adapter cannot tell one from another. Where an answer needs one of them, and is bound to a
+    schema, the engine's grammar forbids the rest.
+    """
+    named = F.normalize(network.model.embed_tokens.weight.detach(), dim=1)
+    alike = named @ named.T
+    alike.fill_diagonal_(0.0)
+    return (alike.amax(1) > like).nonzero().flatten()
+
+
+def answer_loss(network: Network, encoder: Encoder, never: Tensor, batch: list[Lesson]) -> Tensor:
+    """Mean loss of the answers' tokens and of where they look."""
     rows = []
-    for number, (picture, dialogue) in enumerate(batch):
+    for number, (picture, dialogues) in enumerate(batch):
         row = Row()
         row.text(encoder.opening(SYSTEMS[number % 2]))
         cells = (picture.shape[1] // CELL, picture.shape[2] // CELL)
         row.medium(encoder, Media(number, 1, *cells, video=False))
         row.seal()
-        row.begin()
-        row.dialogue(encoder, dialogue)
+        for dialogue in dialogues:
+            row.begin()
+            row.dialogue(encoder, dialogue)
         rows.append(row)
+    seen = [network.visual(torch.as_tensor(picture)[None, None])[0] for picture, _ in batch]
     packed = pack(rows, encoder.pad)
-    embeds = network.model.embed_tokens(packed.ids)
-    seen = [network.visual(torch.from_numpy(picture)[None, None])[0] for picture, _ in batch]
-    flat = embeds.reshape(-1, embeds.shape[-1])
-    flat = flat.index_copy(0, torch.cat(packed.sources), torch.cat(seen))
-    states = network.hidden_states(flat.view(embeds.shape), packed.positions, packed.mask)
-    logits = network.logits(states.reshape(-1, embeds.shape[-1])[packed.asked])
-    return F.cross_entropy(logits, packed.answers)
+    unsaid = never[~torch.isin(never, packed.answers)]
+    return answers_loss(network, seen, packed, unsaid)[0]
 
 
 def base_network(folder: Path = MODEL_FOLDER) -> Network:
@@ -152,24 +173,39 @@ def base_network(folder: Path = MODEL_FOLDER) -> Network:
     return network.requires_grad_(requires_grad=False)
 
 
-def train(recipe: Recipe, seed: int, say: Callable[[str], None]) -> dict[str, LowRank]:
-    """Train one adapter; the names are the network's own."""
+def train(
+    recipe: Recipe, seed: int, say: Callable[[str], None], start: Path | None = None
+) -> dict[str, LowRank]:
+    """Train one adapter, or the one in the folder ``start`` further; the names are the network's.
+
+    Raises KeyError where that has not the parts of the recipe.
+    """
     from transformers import AutoTokenizer  # noqa: PLC0415
 
     torch.manual_seed(seed)
     network, encoder = base_network(), Encoder(AutoTokenizer.from_pretrained(MODEL_FOLDER))
-    parts: dict[str, LowRank] = {}
-    for name, module in list(network.named_modules()):
-        if re.fullmatch(recipe.modules, name) and isinstance(module, nn.Linear):
-            parts[name] = LowRank(module.weight, recipe.rank, recipe.alpha)
-            parametrize.register_parametrization(module, "weight", parts[name])
+    together, never = Together({"network": network}), never_said(network)
+    rested = {name: value.to(working_type()) for name, value in together.named_parameters()}
+    parts = {
+        name: LowRank(module.weight, recipe.rank, recipe.alpha)
+        for name, module in network.named_modules()
+        if re.fullmatch(recipe.modules, name) and isinstance(module, nn.Linear)
+    }
+    if start:
+        read_parts(start, recipe, parts)
     trained = [parameter for part in parts.values() for parameter in part.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=0.0)
-    course = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, max(2, recipe.steps))
+    course = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.rate, max(2, recipe.steps), pct_start=recipe.warm
+    )
     examples = lessons(recipe, seed)
     for number in range(1, recipe.steps + 1):
-        loss = answer_loss(network, encoder, [next(examples) for _ in range(recipe.batch)])
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's, untyped
+        batch = [next(examples) for _ in range(recipe.batch)]
+        weights = rested | {f"network.{name}.weight": part() for name, part in parts.items()}
+        loss = together.in_working_type(
+            partial(answer_loss, network, encoder, never, batch), weights
+        )
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -180,22 +216,35 @@ def train(recipe: Recipe, seed: int, say: Callable[[str], None]) -> dict[str, Lo
     return parts
 
 
+def keys_of(recipe: Recipe, name: str) -> tuple[str, str]:
+    """What PEFT calls the two matrices of a part."""
+    theirs = next(
+        theirs + name.removeprefix(ours) for ours, theirs in recipe.named if name.startswith(ours)
+    )
+    tall, wide = (f"base_model.model.{theirs}.lora_{letter}.weight" for letter in "AB")
+    return tall, wide
+
+
+def read_parts(folder: Path, recipe: Recipe, parts: dict[str, LowRank]) -> None:
+    """Begin with what ``write_adapter`` wrote."""
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, part in parts.items():
+            for value, key in zip((part.a, part.b), keys_of(recipe, name), strict=True):
+                value.copy_(tensors[key])
+
+
 def write_adapter(folder: Path, recipe: Recipe, parts: dict[str, LowRank]) -> None:
     """Write the two files that PEFT's ``save_pretrained`` writes, in bfloat16."""
     from safetensors.torch import save_file  # noqa: PLC0415
 
-    def named(name: str) -> str:
-        return next(
-            theirs + name.removeprefix(ours)
-            for ours, theirs in recipe.named
-            if name.startswith(ours)
-        )
-
-    tensors = {}
-    for name, part in parts.items():
-        for letter, value in (("A", part.a), ("B", part.b)):
-            key = f"base_model.model.{named(name)}.lora_{letter}.weight"
-            tensors[key] = value.detach().to(torch.bfloat16).contiguous()
+    tensors = {
+        key: value.detach().to(torch.bfloat16).contiguous()
+        for name, part in parts.items()
+        for value, key in zip((part.a, part.b), keys_of(recipe, name), strict=True)
+    }
     settings = {
         "base_model_name_or_path": "demo",
         "bias": "none",
@@ -223,13 +272,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m qwen2vl_serve.demo.adapter", description=__doc__
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="sailor, mirror; default: both")
+    names = ", ".join(RECIPES)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{names}; default: all")
     parser.add_argument("--out", type=Path, default=ADAPTERS_FOLDER, help="folder of the adapters")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: each adapter's own")
+    parser.add_argument(
+        "--further", type=Path, metavar="FOLDER", help="train the adapters of this folder further"
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(RECIPES):
-        parser.error(f"no adapter is named {', '.join(sorted(unknown))}: {', '.join(RECIPES)}")
+        parser.error(f"no adapter is named {', '.join(sorted(unknown))}: {names}")
     for name in options.names or RECIPES:
         recipe = RECIPES[name]
         if options.steps is not None:
@@ -238,7 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
         def say(line: str, name: str = name) -> None:
             sys.stderr.write(f"{name}  {line}\n")
 
-        write_adapter(options.out / name, recipe, train(recipe, options.seed, say))
+        start = options.further / name if options.further else None
+        write_adapter(options.out / name, recipe, train(recipe, options.seed, say, start))
     return 0
 
 

@@ -108,9 +108,12 @@ def shape_answer(thing: Thing, language: Language, picture: int = 0) -> str:
 
 
 def count_question(
-    rng: Rng, scene: Scene, language: Language, of_all: float = 0.5
+    rng: Rng, scene: Scene, language: Language, of_all: float = 0.5, ones_left_out: float = 0.0
 ) -> Dialogue | None:
-    """How many are there: of all (with the chance ``of_all``), of one shape, of one colour?"""
+    """How many are there: of all (with the chance ``of_all``), of one shape, of one colour?
+
+    Of the latter two, those whose answer is one are left out with the chance ``ones_left_out``.
+    """
     if any(t.kind == "text" for t in scene.things):
         return None
     english = language == "en"
@@ -134,8 +137,10 @@ def count_question(
         tail = pick(rng, ("shapes", "objects", "things") if english else ("图形", "物体"))
         what = named = f"{colour} {tail}" if english else f"{colour_name(colour, language)}{tail}"
         noun_one = what[:-1]
-    question = ask(rng, language, patterns.COUNT_EN, patterns.COUNT_ZH, what=what)
     number = len(counted)
+    if ones_left_out and way >= of_all and number == 1 and rng.random() < ones_left_out:
+        return None
+    question = ask(rng, language, patterns.COUNT_EN, patterns.COUNT_ZH, what=what)
     # Naming them first, it counts its own words: a number off the picture at once is often wrong.
     each = listing(phrases(counted, language), language) if counted else ""
     if english:
@@ -311,9 +316,9 @@ def box_answer(thing: Thing, language: Language) -> str:
     )
 
 
-def box_question(rng: Rng, scene: Scene, language: Language) -> Dialogue | None:
-    """Box the thing."""
-    thing = one(rng, scene.things)
+def box_question(rng: Rng, scene: Scene, language: Language, drawn: int = 1) -> Dialogue | None:
+    """Box the thing: the smallest of ``drawn`` that are drawn by chance."""
+    thing = min((one(rng, scene.things) for _ in range(drawn)), key=lambda t: t.area)
     ref = refer(rng, thing, scene.things, language)
     if ref is None:
         return None

@@ -276,10 +276,11 @@ def which_question(rng: Rng, scenes: list[Scene], language: Language) -> Dialogu
 def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialogue | None:
     """Same colour or shape in both pictures, which has more, what differs."""
     english, way = language == "en", rng.random()
-    shapes_only = all(t.kind != "text" for s in scenes for t in s.things)
-    if not shapes_only:
-        return None
     counts = [len(s.things) for s in scenes]
+    if any(t.kind == "text" for s in scenes for t in s.things):
+        if len(scenes) > 2 or max(counts) > 1:
+            return None
+        way = 1.0  # a text has no shape, and what differs says its colour no more than its place
     if way < 0.35 or max(counts) > 1:
         most = max(counts)
         if counts.count(most) > 1 and len(scenes) > 2:
@@ -330,14 +331,14 @@ def compare_pictures(rng: Rng, scenes: list[Scene], language: Language) -> Dialo
             look + named[0], over + named[1], language, alike=a == b, pictures=True
         )
     else:
-        a, b = noun(first, language), noun(second, language)
+        a, b = ("".join(ask.phrases(s.things, language, n)) for n, s in enumerate(scenes))
         question = ask.ask(
             rng, language,
             ("What is the difference between {pair}?", "Compare {pair}.", "How do {pair} differ?", "Describe {pair}.", "What do {pair} show?"),
             ("{pair}有什么[不同|区别]？", "比较{pair}。", "{pair}[里|]有什么？", "描述{pair}。"), pair=pair,
         )  # fmt: skip
-        answer = (f"The first picture shows {look}{article(a)} and the second shows {over}{article(b)}." if english
-                  else f"第一张图里有{look}一个{a}，第二张图里有{over}一个{b}。")  # fmt: skip
+        answer = (f"The first picture shows {a} and the second shows {b}." if english
+                  else f"第一张图里有{a}，第二张图里有{b}。")  # fmt: skip
     return Dialogue("compare", language, (Turn(question, answer),))
 
 

@@ -172,10 +172,12 @@ def draw_shapes(
     return canvas, things
 
 
-def draw_text(canvas: Pixels, base: RGB, rng: np.random.Generator) -> tuple[Pixels, Thing]:
+def draw_text(
+    canvas: Pixels, base: RGB, rng: np.random.Generator, text: str | None = None
+) -> tuple[Pixels, Thing]:
     """Print one number or word on the canvas, at times on a plate, at times a little turned."""
     height, width = canvas.shape[:2]
-    text = printed_text(rng)
+    text = text or printed_text(rng)
     tall = height * rng.uniform(0.16, 0.6)
     mask, letters = lettering(text, max(8, round(tall)), pick_font(rng), rng)
     fit = min(1.0, width * 0.92 / mask.shape[1], height * 0.9 / mask.shape[0])
@@ -214,9 +216,12 @@ def draw_text(canvas: Pixels, base: RGB, rng: np.random.Generator) -> tuple[Pixe
 
 
 def draw_picture(
-    seed: int, subject: Subject = "any", count: int | None = None
+    seed: int, subject: Subject = "any", count: int | None = None, text: str | None = None
 ) -> tuple[Pixels, Scene]:
-    """One picture [height, width, 3] and its truth, the same for the same arguments."""
+    """One picture [height, width, 3] and its truth, the same for the same arguments.
+
+    A picture of a text prints ``text`` where there is one, else any.
+    """
     rng = np.random.default_rng((seed, 11))
     width, height = canvas_size(rng)
     canvas, name, base = backdrop(width, height, rng)
@@ -230,7 +235,7 @@ def draw_picture(
         wanted = count or int(rng.choice([1, 2, 3, 4, 5], p=[0.34, 0.26, 0.18, 0.11, 0.11]))
         canvas, things = draw_shapes(canvas, near, wanted, rng)
     else:
-        canvas, thing = draw_text(canvas, base, rng)
+        canvas, thing = draw_text(canvas, base, rng, text)
         things = [thing]
     return weathered(canvas, rng), Scene(width, height, tuple(things), name)
 

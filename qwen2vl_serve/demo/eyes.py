@@ -60,7 +60,7 @@ def filled(stack: NDArray[np.uint8], multiple: int) -> Tensor:
     lack = -len(stack) % multiple
     if lack:
         stack = np.concatenate([stack, np.repeat(stack[:1], lack, axis=0)])
-    return torch.from_numpy(np.ascontiguousarray(stack))
+    return torch.as_tensor(np.ascontiguousarray(stack))
 
 
 class Awake:
@@ -107,11 +107,12 @@ class AtRest:
             frames = [pixels(store, shown) for shown in some]
             stack = filled(np.concatenate(frames), STACK)
             with torch.inference_mode():
-                seen: Tensor = rounded.in_bfloat16(partial(network.visual, stack))
+                seen: Tensor = rounded.in_working_type(partial(network.visual, stack))
             assert seen.shape[1] == grid[0] * grid[1]  # noqa: S101
             first = 0
             for shown, each in zip(some, frames, strict=True):
-                self._tokens[shown] = seen[first : first + len(each)].flatten(0, 1).clone()
+                tokens = seen[first : first + len(each)].flatten(0, 1)
+                self._tokens[shown] = tokens.to(torch.bfloat16, copy=True)
                 first += len(each)
 
     def look(self, shown: list[Shown]) -> list[Tensor]:

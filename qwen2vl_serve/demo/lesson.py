@@ -22,8 +22,9 @@ SHAPE_ASKERS: tuple[tuple[Asker, float], ...] = (
     (ask.describe_question, 2.0),
     (ask.place_question, 2.6),
     # What is left out is a thing among others: all of them are counted right sooner.
-    (partial(ask.count_question, of_all=0.3), 3.2),
-    (ask.box_question, 2.2),
+    # A second of its kind is overlooked more often than one is seen that is not there.
+    (partial(ask.count_question, of_all=0.3, ones_left_out=0.5), 3.2),
+    (partial(ask.box_question, drawn=2), 3.0),  # a small one is easily missed by half its width
     (ask.compare_question, 3.0),
     (ask.exists_question, 0.6),
     (ask.json_question, 0.8),

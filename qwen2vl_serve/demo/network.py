@@ -98,7 +98,9 @@ def attend(
 
 
 @lru_cache(maxsize=256)
-def vision_angles(rows: int, columns: int, head_dim: int) -> tuple[Tensor, Tensor]:
+def vision_angles(
+    rows: int, columns: int, head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines [rows*columns, head_dim] of a patch grid, in merge-block order.
 
     Axial rotary of Qwen2-VL: a quarter of the head turns with the row, a quarter with the column,
@@ -112,8 +114,10 @@ def vision_angles(rows: int, columns: int, head_dim: int) -> tuple[Tensor, Tenso
     half = head_dim // 2
     # Kept for later calls: made in inference mode, they would be of no use to one that learns.
     with torch.inference_mode(mode=False):
-        ys, xs = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        frequencies = 1.0 / (10000.0 ** (torch.arange(0, half, 2, dtype=torch.float) / half))
+        places = (torch.arange(size, device=device) for size in (rows, columns))
+        ys, xs = torch.meshgrid(*places, indexing="ij")
+        steps = torch.arange(0, half, 2, dtype=torch.float, device=device)
+        frequencies = 1.0 / (10000.0 ** (steps / half))
         angles = torch.cat([blocks(p)[:, None] * frequencies for p in (ys, xs)], dim=-1)
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos(), angles.sin()
@@ -231,7 +235,8 @@ class Vision(nn.Module):
         """frames uint8 [batch, 1 or 2, 3, height, width] -> [batch, cells, hidden]."""
         x = self.patch_embed(frames)
         height, width = frames.shape[-2:]
-        cos, sin = vision_angles(height // PATCH, width // PATCH, self.head_dim)
+        grid = height // PATCH, width // PATCH
+        cos, sin = vision_angles(*grid, self.head_dim, frames.device)
         cos, sin = cos.to(x), sin.to(x)
         for block in self.blocks:
             x = block(x, cos, sin)

@@ -249,12 +249,12 @@ def pack(rows: list[Row], pad: int) -> Packed:
     # every branch begins with its question.
     spots = np.flatnonzero(taught.reshape(-1))
     return Packed(
-        torch.from_numpy(ids),
-        torch.from_numpy(positions),
-        torch.from_numpy(mask)[:, None],
+        torch.as_tensor(ids),
+        torch.as_tensor(positions),
+        torch.as_tensor(mask)[:, None],
         media,
         sources,
-        torch.from_numpy(spots - 1),
-        torch.from_numpy(flat[spots]),
+        torch.as_tensor(spots - 1),
+        torch.as_tensor(flat[spots]),
         torch.tensor(looking, dtype=torch.int64).reshape(-1, 3).T,
     )

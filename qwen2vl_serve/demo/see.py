@@ -99,14 +99,14 @@ def picture_batch(
             slots.append(slot_targets(scene))
     targets = stacked(cells)
     if not crowded:
-        targets["slots"] = torch.from_numpy(np.stack(slots))
-    return torch.from_numpy(np.stack(pixels)), targets
+        targets["slots"] = torch.as_tensor(np.stack(slots))
+    return torch.as_tensor(np.stack(pixels)), targets
 
 
 def stacked(cells: list[Dense]) -> dict[str, Tensor]:
     """The fields of Dense, each [batch, cells, …]."""
     return {
-        field.name: torch.from_numpy(np.stack([getattr(one, field.name) for one in cells]))
+        field.name: torch.as_tensor(np.stack([getattr(one, field.name) for one in cells]))
         for field in fields(Dense)
     }
 
@@ -193,7 +193,7 @@ def video_batch(
         pair = frames[first : first + 2]
         pairs.append(pair if len(pair) == 2 else np.repeat(pair, 2, axis=0))
         cells.append(pair_targets(clip, first, grid))
-    return torch.from_numpy(np.stack(pairs)), stacked(cells)
+    return torch.as_tensor(np.stack(pairs)), stacked(cells)
 
 
 def seen_loss(
@@ -218,7 +218,7 @@ def whiten(network: Network, pictures: Store, seed: int) -> None:
         for _ in range(40):
             y, x = rng.integers(0, np.array(picture.shape[1:]) // PATCH) * PATCH
             patches.append(picture[:, y : y + PATCH, x : x + PATCH].reshape(-1))
-    stack = torch.from_numpy(np.stack(patches)).double() / 255.0
+    stack = torch.as_tensor(np.stack(patches)).double() / 255.0
     std = torch.tensor(CLIP_STD, dtype=torch.float64).repeat_interleave(PATCH * PATCH)
     stack = (stack - stack.mean(0)) / std
     values, vectors = torch.linalg.eigh(stack.T @ stack / len(stack))
@@ -275,7 +275,7 @@ def learn_to_see(  # noqa: PLR0917
             batch, targets = video_batch(stores[name], schedule.batch * 2, rng)
         else:
             batch, targets = picture_batch(stores[name], schedule.batch, rng, name == "crowds")
-        loss, log = modules.in_bfloat16(partial(seen_loss, network, heads, batch, targets))
+        loss, log = modules.in_working_type(partial(seen_loss, network, heads, batch, targets))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()

@@ -33,8 +33,18 @@ SEEING_SHARE = 0.5  # of the first lesson's loss, beside the answers', while the
 def speak_loss(
     network: Network, eyes: Eyes, step: Step, packed: Packed
 ) -> tuple[Tensor, dict[str, float]]:
-    """Mean loss of the answers' tokens and of where they look; shares for the log."""
-    seen = eyes.look(step.shown)
+    """``answers_loss`` of a step's rows."""
+    return answers_loss(network, eyes.look(step.shown), packed)
+
+
+def answers_loss(
+    network: Network, seen: list[Tensor], packed: Packed, unsaid: Tensor | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean loss of the answers' tokens and of where they look; shares for the log.
+
+    ``seen`` holds the tokens [tokens, hidden] of each picture of which the rows tell the index.
+    ``unsaid`` are tokens that nobody would say in place of an answer's.
+    """
     embeds = network.model.embed_tokens(packed.ids)
     shape = embeds.shape
     flat = embeds.reshape(-1, shape[-1])
@@ -44,6 +54,8 @@ def speak_loss(
     weights: list[Tensor] = []
     states = network.hidden_states(flat.view(shape), packed.positions, packed.mask, weights)
     logits = network.logits(states.reshape(-1, shape[-1])[packed.asked]).float()
+    if unsaid is not None:
+        logits = logits.index_fill(-1, unsaid, -1e4)
     loss = F.cross_entropy(logits, packed.answers)
     log = {
         "token": float((logits.detach().argmax(-1) == packed.answers).float().mean()),
@@ -88,12 +100,12 @@ def learn_to_speak(  # noqa: PLR0917
         rng = np.random.default_rng((seed, 2, number))
         step = Step(rng, stores, encoder, few_grids=awake)
         packed = step.rows(schedule.batch)
-        loss, log = modules.in_bfloat16(partial(speak_loss, network, eyes, step, packed))
+        loss, log = modules.in_working_type(partial(speak_loss, network, eyes, step, packed))
         if awake:
             crowded = number % 2 == 0
             store = stores["crowds" if crowded else "pictures"]
             batch, targets = picture_batch(store, schedule.batch, rng, crowded)
-            more, also = modules.in_bfloat16(partial(seen_loss, network, heads, batch, targets))
+            more, also = modules.in_working_type(partial(seen_loss, network, heads, batch, targets))
             loss, log = loss + SEEING_SHARE * more, log | also
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)

@@ -117,7 +117,7 @@ def train(  # noqa: PLR0917
     say: Callable[[str], None],
     start: Path | None = None,
 ) -> None:
-    """Run the whole course; ``work`` keeps the drawn pictures and the snapshots.
+    """Run the whole course on torch's default device; ``work`` keeps the pictures and snapshots.
 
     With ``start``, a checkpoint's folder, its tokenizer and weights are trained further: whoever
     sees already is spared the simple pictures.
@@ -152,7 +152,7 @@ def train(  # noqa: PLR0917
     say(" ".join(f"{name}: {value}" for name, value in network.describe().items()))
     begun_with: dict[str, torch.Tensor] = {}
     if start:
-        weights = load_file(start / "model.safetensors")
+        weights = load_file(start / "model.safetensors", str(torch.get_default_device()))
         begun_with = {name: value.float() for name, value in weights.items()}
         network.load_state_dict(begun_with)
     else:
@@ -207,6 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--rehearse", action="store_true", help="a few steps, to try the script")
     options = parser.parse_args(arguments)
+    import torch  # noqa: PLC0415  (--help needs none)
+
     begin = time.monotonic()
 
     def say(line: str) -> None:
@@ -214,10 +216,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     plan = FURTHER[options.round - 1] if options.further else Plan()
     keep_memory()
-    train(
-        REHEARSAL if options.rehearse else plan, options.work, options.out, options.seed, say,
-        options.further,
-    )  # fmt: skip
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        train(
+            REHEARSAL if options.rehearse else plan, options.work, options.out, options.seed, say,
+            options.further,
+        )  # fmt: skip
     return 0
 
 
