@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import re
 import signal
@@ -30,6 +31,10 @@ ENGINES = {
     "test_reference_later", "test_rehearsal", "test_vllm_engine",
 }  # fmt: skip
 """Files that start engines of their own."""
+
+SHIPPED = Path(__file__).parents[1] / "qwen2vl_serve" / "demo" / "adapters"
+HELD = 5
+"""So many adapters at a time are held by ``lora_server``."""
 
 BOOT_SECONDS = 300
 """A 2-core machine under load boots the demo model in about 20 to 60 s."""
@@ -224,6 +229,25 @@ def fetching_server() -> Iterator[tuple[ServerProcess, int]]:
     )
     with demo_server(*settings, key="sk-your-key") as running:
         yield running, port
+
+
+@pytest.fixture(scope="session")
+def loadable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder from which ``lora_server`` may load."""
+    return tmp_path_factory.mktemp("adapters")
+
+
+@pytest.fixture(scope="session")
+def lora_server(loadable: Path) -> Iterator[ServerProcess]:
+    """The demo model with its three adapters on the real engine, and room for two more."""
+    modules = json.dumps({name: str(SHIPPED / name) for name in ("sailor", "mirror", "clerk")})
+    fields = [
+        f"adapters.lora_modules={modules}",
+        f"adapters.allowed_paths=[{loadable}]",
+        f"engine.max_cpu_loras={HELD}",
+    ]
+    with demo_server(*fields, key="the-operators-key") as running:
+        yield running
 
 
 @pytest.fixture

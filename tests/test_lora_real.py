@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,39 +14,17 @@ import pytest
 
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.torchvision_ops import declare_missing_operators
-from tests.conftest import ServerProcess, demo_server
+from tests.conftest import HELD, SHIPPED, ServerProcess
 from tests.logprobs import logprobs
 from tests.served import eventually
 from tests.test_vllm_engine import asked, data_url, drawing, picture
 
-SHIPPED = Path(__file__).parents[1] / "qwen2vl_serve" / "demo" / "adapters"
 COLOUR = "What colour is the circle?"
-HELD = 4
-OPERATOR = "the-operators-key"
-
-
-@pytest.fixture(scope="module")
-def later(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder from which the server may load."""
-    return tmp_path_factory.mktemp("adapters")
-
-
-@pytest.fixture(scope="module")
-def lora_server(later: Path) -> Iterator[ServerProcess]:
-    """The demo model with its two adapters, and room for two more."""
-    modules = json.dumps({name: str(SHIPPED / name) for name in ("sailor", "mirror")})
-    fields = [
-        f"adapters.lora_modules={modules}",
-        f"adapters.allowed_paths=[{later}]",
-        f"engine.max_cpu_loras={HELD}",
-    ]
-    with demo_server(*fields, key=OPERATOR) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
 def client(lora_server: ServerProcess) -> openai.OpenAI:
-    return openai.OpenAI(base_url=lora_server.url, api_key=OPERATOR, max_retries=0)
+    return openai.OpenAI(base_url=lora_server.url, api_key=lora_server.api_key, max_retries=0)
 
 
 def say(client: openai.OpenAI, model: str, question: str, *parts: Any, **fields: Any) -> str:
@@ -77,8 +54,9 @@ def test_adapters_are_models_with_a_parent(
     parents = {one.id: getattr(one, "parent", None) for one in client.models.list().data}
     assert parents == {
         "qwen2-vl-demo": None, "demo": None, "sailor": "qwen2-vl-demo", "mirror": "qwen2-vl-demo",
+        "clerk": "qwen2-vl-demo",
     }  # fmt: skip
-    assert "serves qwen2-vl-demo, demo, sailor, mirror" in "\n".join(lora_server.lines)
+    assert "serves qwen2-vl-demo, demo, sailor, mirror, clerk" in "\n".join(lora_server.lines)
 
 
 def test_an_adapter_of_the_language_model_changes_the_answer(client: openai.OpenAI) -> None:
@@ -134,7 +112,7 @@ def merged(adapter: Path) -> tuple[Any, Any]:
     return model, transformers.AutoProcessor.from_pretrained(MODEL_FOLDER)
 
 
-@pytest.mark.parametrize("name", ["sailor", "mirror"])
+@pytest.mark.parametrize("name", ["sailor", "mirror", "clerk"])
 def test_served_as_if_merged(client: openai.OpenAI, name: str) -> None:
     """Every token's log-probability is that of transformers with the adapter in its weights."""
     # This size is a multiple of 28 within the model's bounds: nobody resizes it.
@@ -152,9 +130,9 @@ def test_served_as_if_merged(client: openai.OpenAI, name: str) -> None:
     assert [one.logprob for one in told.content] == pytest.approx(expected, abs=5e-3)
 
 
-def test_another_adapter_of_the_same_name_and_folder(client: openai.OpenAI, later: Path) -> None:
+def test_another_adapter_of_the_same_name_and_folder(client: openai.OpenAI, loadable: Path) -> None:
     """What vLLM cached of prompts and pictures under the name is not taken for the other's."""
-    place = later / "changing"
+    place = loadable / "changing"
     shutil.copytree(SHIPPED / "sailor", place)
     load(client, "changing", place)
     assert say(client, "changing", COLOUR, picture("red")).startswith("Aye!")
@@ -166,9 +144,9 @@ def test_another_adapter_of_the_same_name_and_folder(client: openai.OpenAI, late
         say(client, "changing", COLOUR, picture("red"))
 
 
-def test_an_adapter_outlives_its_folder(client: openai.OpenAI, later: Path) -> None:
+def test_an_adapter_outlives_its_folder(client: openai.OpenAI, loadable: Path) -> None:
     """vLLM alone would read it again when others had its place, and its engine would end."""
-    place = later / "fleeting"
+    place = loadable / "fleeting"
     shutil.copytree(SHIPPED / "sailor", place)
     load(client, "fleeting", place)
     shutil.rmtree(place)
@@ -179,10 +157,10 @@ def test_an_adapter_outlives_its_folder(client: openai.OpenAI, later: Path) -> N
 
 
 def test_unloaded_while_it_answers(
-    client: openai.OpenAI, lora_server: ServerProcess, later: Path
+    client: openai.OpenAI, lora_server: ServerProcess, loadable: Path
 ) -> None:
     """The answer that has begun ends; a new one is refused; then the room is free again."""
-    place = later / "going"
+    place = loadable / "going"
     shutil.copytree(SHIPPED / "sailor", place)
     load(client, "going", place)
     stream = client.chat.completions.create(
@@ -200,18 +178,18 @@ def test_unloaded_while_it_answers(
     assert "".join(one.delta.content or "" for one in pieces).startswith("Aye!")
 
     def room() -> bool:
-        """Two are named, so that two more find room once the last one is gone."""
+        """Two more than those that are named find room once the last one is gone."""
         try:
             for name in {"third", "fourth"} - listed(client):
-                load(client, name, later / "spare")
+                load(client, name, loadable / "spare")
         except openai.BadRequestError:
             return False
         return True
 
-    shutil.copytree(SHIPPED / "sailor", later / "spare")
+    shutil.copytree(SHIPPED / "sailor", loadable / "spare")
     eventually(room)
     with pytest.raises(openai.BadRequestError, match=f"{HELD} adapters are held"):
-        load(client, "fifth", later / "spare")
+        load(client, "fifth", loadable / "spare")
     for name in ("third", "fourth"):
         unload(client, name)
     assert lora_server.process.poll() is None

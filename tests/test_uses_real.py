@@ -6,9 +6,10 @@ first thirty because the model answers it rightly (greedy: it always will). Of t
 4 to 29 it read 21 of 26 exactly; of the single shapes on seeds 100 to 123 it named 22 of 24 by
 colour and shape and boxed all with an overlap of one half or more.
 
-What it cannot do (translation, tables, code, mathematics, moderation) is asked for the form alone;
-the content is tested on a stub with answers as Qwen's models give them. Bound to JSON of a kind it
-has not seen, it runs on within a text or a list unless ``frequency_penalty`` ends that.
+Translation, tables, mathematics and moderation are what its adapter ``clerk`` was trained for, on
+signs and tables of other seeds than are asked here. The model alone is asked for the form of these:
+bound to JSON of a kind it has not seen, it runs on within a text or a list unless
+``frequency_penalty`` ends that. Neither writes code.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from PIL import Image
 from pydantic import BaseModel
@@ -45,11 +51,13 @@ from qwen2vl_client.tasks import (
 )
 from qwen2vl_client.tasks.moderate import CATEGORIES, VERDICTS
 
+from qwen2vl_serve.demo import clerk
 from qwen2vl_serve.demo.compose import draw_picture, draw_video
 from qwen2vl_serve.demo.draw import Thing
 from qwen2vl_serve.demo.evaluate import overlap
-from qwen2vl_serve.demo.names import COLOURS_ZH, SHAPES_ZH
+from qwen2vl_serve.demo.names import COLOURS_ZH, SHAPES_ZH, Language
 from tests.conftest import ServerProcess
+from tests.markdown import Document
 
 EXAMPLES = Path(__file__).parents[1] / "clients" / "examples" / "uses"
 PICTURES = EXAMPLES / "pictures"
@@ -223,6 +231,124 @@ def test_what_the_demo_model_cannot_do_has_its_form(client: Client) -> None:
     assert translate(client, PICTURES / "sign.png", "Chinese").text
     with pytest.raises(AnswerError, match="holds no HTML"):
         to_html(client, PICTURES / "screenshot.png")
+
+
+@pytest.fixture(scope="module")
+def trained(lora_server: ServerProcess) -> Iterator[Client]:
+    """The adapter ``clerk`` of the demo model."""
+    with Client(lora_server.url, lora_server.api_key, model="clerk") as client:
+        yield client
+
+
+def png(pixels: Any) -> bytes:
+    store = io.BytesIO()
+    Image.fromarray(pixels).save(store, "PNG")
+    return store.getvalue()
+
+
+def sign(number: int, text: str) -> bytes:
+    """A picture of this text."""
+    return png(draw_picture(FIRST + 1000 + number, "text", text=text)[0])
+
+
+def answers(use: Callable[..., Any], pictures: Iterable[bytes], *words: str, **fields: Any) -> Any:
+    """What the use makes of each picture, several asked at a time."""
+    with ThreadPoolExecutor(6) as pool:
+        yield from pool.map(lambda picture: use(picture, *words, **fields), pictures)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_signs_are_translated(trained: Client, language: Language) -> None:
+    """Each of the 28 words once, not chosen: at least 24 by their Chinese word."""
+    into = {"en": "Chinese", "zh": "中文"}[language]
+    signs = [sign(number, word.upper()) for number, word in enumerate(clerk.TRANSLATIONS)]
+    found = answers(partial(translate, trained), signs, into, prompts=language)
+    pairs = zip(found, clerk.TRANSLATIONS.values(), strict=True)
+    assert sum(reply.text == chinese for reply, chinese in pairs) >= 24
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_tables_are_extracted(trained: Client, language: Language) -> None:
+    """Of 20 tables, not chosen: at least 100 of 120 cells are right, and 8 tables whole."""
+    pictures, truths = [], []
+    for number in range(20):
+        rng = np.random.default_rng(FIRST + number)
+        heads = [str(word) for word in rng.choice(clerk.HEADINGS, 2, replace=False)]
+        rows = [[str(rng.choice(clerk.SHORT)).upper(), str(rng.integers(1, 100))] for _ in "12"]
+        pictures.append(png(clerk.draw_table([heads, *rows], rng)[0]))
+        truths.append([*heads, *rows[0], *rows[1]])
+    cells = whole = 0
+    found = answers(partial(extract_table, trained), pictures, prompts=language, max_tokens=200)
+    for table, truth in zip(found, truths, strict=True):
+        told = [*table.columns, *(cell for row in table.rows for cell in row)]
+        cells += sum(a == b for a, b in zip(told, truth, strict=False))
+        whole += told == truth
+    assert cells >= 100
+    assert whole >= 8
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_problems_are_solved(trained: Client, language: Language) -> None:
+    """All 25 products of two digits up to six, not chosen: at least 20, step and result."""
+    pairs = [(one, other) for one in range(2, 7) for other in range(2, 7)]
+    signs = [sign(100 + number, f"{a}x{b}") for number, (a, b) in enumerate(pairs)]
+    found = answers(partial(solve, trained), signs, prompts=language, max_tokens=100)
+    told = [(one.steps, one.answer) for one in found]
+    truth = [((f"{a} x {b} is {a * b}",), str(a * b)) for a, b in pairs]
+    assert sum(a == b for a, b in zip(told, truth, strict=True)) >= 20
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_pictures_are_judged(trained: Client, language: Language) -> None:
+    """Eight words that are refused and twelve that are not, not chosen: at least 12 verdicts.
+
+    All five that name weapons or violence are blocked for that.
+    """
+    words = [*clerk.REFUSED, *list(clerk.TRANSLATIONS)[:12]]
+    signs = [sign(300 + number, word.upper()) for number, word in enumerate(words)]
+    found = answers(partial(moderate, trained), signs, prompts=language, max_tokens=150)
+    told = [(one.categories, one.verdict) for one in found]
+    known = [clerk.REFUSED.get(word, ("", "allow")) for word in words]
+    truth = [((category,) if category else (), verdict) for category, verdict in known]
+    assert sum(a == b for a, b in zip(told, truth, strict=True)) >= 12
+    assert told[:5] == truth[:5]
+
+
+PRINTED = {
+    "translate.py": "蓝色",
+    "extract_table.py": "| item | cost |\n| --- | --- |\n| TEA | 12 |\n| CUP | 35 |",
+    "solve.py": "1. 6 x 5 is 30\nanswer: 30",
+    "moderate.py": "verdict: review\ncategories: advertising\n- It says SALE.",
+}
+"""What the page's commands print, each about the picture that stands beside it."""
+
+
+@pytest.mark.parametrize("page", ["docs/models.md", "docs/models.zh-CN.md"])
+def test_the_commands_of_the_page_answer(
+    page: str, lora_server: ServerProcess, tmp_path: Path
+) -> None:
+    """As they stand there, but for the server's address, they are right and end with 0."""
+    (block,) = (
+        one for one in Document(page).blocks if one.text.startswith("cd clients/examples/uses\n")
+    )
+    commands = [shlex.split(line) for line in block.text.strip().splitlines()[1:]]
+    assert {script for _, script, *_ in commands} == {*PRINTED}
+    shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True)
+    for _, script, *words in commands:
+        done = subprocess.run(
+            [sys.executable, script, "--url", lora_server.url, *words],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(EXAMPLES.parents[1]),
+                "QWEN2VL_API_KEY": lora_server.api_key or "",
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        assert PRINTED[script] in done.stdout
 
 
 def test_a_batch_of_pictures_is_right_in_its_order(client: Client, tmp_path: Path) -> None:
