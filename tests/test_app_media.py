@@ -544,8 +544,13 @@ def test_the_log_tells_the_visual_tokens_that_were_sent(caplog: pytest.LogCaptur
     body = asked(image_url(encoded(photograph(800, 800))))
     with server(engine=FakeEngine(max_item_tokens=40)) as api:
         (report,) = api.chat({**body, "overflow": "shrink"}).json()["media"]
-        told = [getattr(record, "request", {}) for record in caplog.records]
-    assert [line.get("visual_tokens") for line in told if line] == [report["visual_tokens"]]
+
+        def told() -> list[int | None]:
+            lines = [getattr(record, "request", {}) for record in caplog.records]
+            return [line.get("visual_tokens") for line in lines if line]
+
+        eventually(told)  # the line is written when the answer has been sent
+    assert told() == [report["visual_tokens"]]
 
 
 # Control tokens.

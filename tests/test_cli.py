@@ -342,8 +342,12 @@ def run(*words: str) -> tuple[subprocess.CompletedProcess[str], float]:
 
     Processor seconds stay the same on a busy machine, where wall seconds do not.
     """
+    return timed(*COMMAND, *words)
+
+
+def timed(*command: str) -> tuple[subprocess.CompletedProcess[str], float]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command], capture_output=True, text=True, timeout=120)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -368,11 +372,15 @@ def test_busy_port_ends_within_3_seconds():
     assert seconds < 3
 
 
-def test_listing_takes_less_than_a_second():
-    """Of processor time, Python's own start included: to look at the profiles costs no wait."""
-    done, seconds = run("profiles")
-    assert done.returncode == 0
-    assert seconds < 1
+def test_listing_costs_no_wait():
+    """Less than seven times what Python takes to start with pydantic: a second, or less.
+
+    Both of processor time, for a slow machine is slow at both; the least of three.
+    """
+    bare = min(timed(sys.executable, "-c", "import pydantic, yaml")[1] for _ in range(3))
+    listed = [run("profiles") for _ in range(3)]
+    assert all(done.returncode == 0 for done, _ in listed)
+    assert min(seconds for _, seconds in listed) < 7 * bare
 
 
 @pytest.mark.parametrize("words", [["profiles", "show", "multi-gpu"], ["--help"], ["--version"]])

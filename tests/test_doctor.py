@@ -39,6 +39,10 @@ MIB = 1024**2
 
 @pytest.fixture
 def lab(monkeypatch, tmp_path) -> Lab:
+    """Of a processor with AVX-512, whatever this one has."""
+    info = tmp_path / "wide"
+    info.write_text("flags : avx512f avx512bw avx512dq avx512vl\n")
+    monkeypatch.setattr("qwen2vl_serve.hardware._CPUINFO", info)
     return Lab(monkeypatch, tmp_path)
 
 
