@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
 
 
 @cache
-def made(method: Method, bits: int = 4, *, plain: bool = False) -> quantise.Quantised:
+def made(method: Method, bits: int, *, plain: bool = False) -> quantise.Quantised:
     return quantise.quantise_demo(method, bits, plain=plain)
 
 
@@ -186,7 +186,7 @@ def test_the_folder_is_a_checkpoint_as_qwens(method: Method, bits: int, tmp_path
 
 def test_the_planner_counts_what_the_file_holds(tmp_path: Path) -> None:
     """Weights and scales of the packed layers, within a hundredth."""
-    quantise.write(tmp_path, made("awq"))
+    quantise.write(tmp_path, made("awq", 4))
     profile = load_profile("demo", [f"model={tmp_path}", "model.dtype=half"])
     model = architecture_of(profile)
     (stage,) = stage_weights(model, tensor_parallel=1, stages=1, dtype_bytes=2)
