@@ -74,15 +74,24 @@ class Optimizers:
             {"params": members, "weight_decay": 0.02 if wide else 0.0, "peak": peak(rate, held)}
             for (wide, held), members in other.items()
         ]
+        # Torch's Muon computes in bfloat16 whatever it is given: seconds a step where that is slow.
+        if working_type() is torch.float32:
+            adamw += [
+                {"params": members, "weight_decay": 0.02, "peak": peak(rate, held)}
+                for held, members in hidden.items()
+            ]
+            hidden = {}
         muon = [
             {"params": members, "peak": peak(rate * 2.0, held)} for held, members in hidden.items()
         ]
         self.parts: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.AdamW(adamw, lr=rate, betas=(0.9, 0.98), fused=True),
-            torch.optim.Muon(
-                muon, lr=rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-            ),
         )
+        if muon:
+            second = torch.optim.Muon(
+                muon, lr=rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            )
+            self.parts += (second,)
 
     def step(self) -> None:
         """Take a step and clear the gradients."""
