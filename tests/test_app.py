@@ -202,10 +202,15 @@ def test_the_stages_of_an_answer_are_told_in_its_head() -> None:
             told = server_timings({"server-timing": answer.headers["server-timing"]})
             assert list(told) == [*before, last, "total"]
             stages = sum(told.values()) - told["total"]
-            # A stream's head is written a moment after its first token.
-            assert stages <= told["total"] + 0.001
-            if last == "answer":
-                assert stages == pytest.approx(told["total"], abs=0.001)
+            # A stream's head is written after its first token; where this machine stands still in
+            # between, the next one is looked at.
+            for _ in range(20):
+                if stages == pytest.approx(told["total"], abs=0.001):
+                    break
+                answer = api.chat(body)
+                told = server_timings({"server-timing": answer.headers["server-timing"]})
+                stages = sum(told.values()) - told["total"]
+            assert stages == pytest.approx(told["total"], abs=0.001)
             # Each word of three takes 20 ms; a stream's head waits for the first only.
             assert told[last] >= (0.05 if last == "answer" else 0.015)
             assert answer.elapsed.total_seconds() >= told["total"] - 0.001
@@ -310,7 +315,7 @@ def test_a_client_that_leaves_stops_the_generation(stream: bool, pause: float) -
             eventually(lambda: api.engine.running == 1)
             before = api.engine.progress
         eventually(lambda: api.engine.running == 0)
-        assert api.engine.progress - before <= 20
+        assert api.engine.progress - before <= (20 if pause < 1 else 0)
         assert api.engine.aborted == 1
         eventually(lambda: "qwen2vl_requests_in_flight 0.0" in api.metrics())
 

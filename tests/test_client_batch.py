@@ -184,9 +184,8 @@ def test_a_server_that_is_gone_ends_the_batch(tmp_path: Path) -> None:
     client = Echo(failures={f"q{number}": 99 for number in range(5, 1000)})
     questions = (f"q{number}" for number in range(1000))
     with pytest.raises(BatchError, match="more than max_failures=10"):
-        batch(client, questions, output=tmp_path / "o.jsonl", max_failures=10, concurrency=2)
-    # Five answered, ten failed; an answer that comes late begins the row anew; two were under way.
-    assert len(client.asked) <= 5 + 10 + 11 + 2
+        batch(client, questions, output=tmp_path / "o.jsonl", max_failures=10, concurrency=1)
+    assert len(client.asked) < 25
     kept = {line["text"] for line in lines_of(tmp_path / "o.jsonl")}
     assert kept == {f"answer to q{number}" for number in range(5)}
 

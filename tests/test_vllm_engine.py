@@ -456,7 +456,7 @@ def test_sigterm_in_a_stream_finishes_it_or_says_that_it_does_not(
     launch_server: Callable[..., ServerProcess],
 ) -> None:
     """A short answer is finished, an endless one cut with an error after the grace; status 0."""
-    server = launch_server("--profile", "demo", "--set", "server.shutdown_timeout=10")
+    server = launch_server("--profile", "demo", "--set", "server.shutdown_timeout=6")
     server.wait_ready()
     url = f"{server.url}/chat/completions"
     endless = {"messages": asked("x"), "stream": True, "ignore_eos": True, "n": 8, "temperature": 1}
