@@ -373,14 +373,14 @@ def test_busy_port_ends_within_3_seconds():
 
 
 def test_listing_costs_no_wait():
-    """Less than five and a half times what Python takes to start with pydantic.
+    """Less than seven times what Python takes to start with pydantic.
 
     Both of processor time, for a slow machine is slow at both; the least of three.
     """
     bare = min(timed(sys.executable, "-c", "import pydantic, yaml")[1] for _ in range(3))
     listed = [run("profiles") for _ in range(3)]
     assert all(done.returncode == 0 for done, _ in listed)
-    assert min(seconds for _, seconds in listed) < 5.5 * bare
+    assert min(seconds for _, seconds in listed) < 7 * bare
 
 
 @pytest.mark.parametrize("words", [["profiles", "show", "multi-gpu"], ["--help"], ["--version"]])
