@@ -17,7 +17,8 @@ from qwen2vl_serve.context import (
     shrunk,
 )
 from qwen2vl_serve.media.loader import MediaLoader, Medium
-from qwen2vl_serve.protocol import ChatRequest, Message, Overflow
+from qwen2vl_serve.profile import Overflow
+from qwen2vl_serve.protocol import ChatRequest, Message
 from qwen2vl_serve.turns import BYTES_PER_TOKEN, Turns, count_media
 
 REMOVED = "[picture removed]"

@@ -24,6 +24,7 @@ from qwen2vl_serve.content import (
     VideoFields,
     text_or_parts,
 )
+from qwen2vl_serve.profile import Overflow
 from qwen2vl_serve.tools import MOST_TOOLS, NamedTool, Tool, ToolCall
 
 # Fields of OpenAI's and vLLM's request that would change the answer, the schedule or the
@@ -187,9 +188,6 @@ class MediaIOKwargs(Strict):
 
     video: VideoIOKwargs | None = None
 
-
-Overflow = Literal["error", "shrink", "drop_oldest_images", "drop_oldest_turns", "summarise"]
-"""What to do with a request that does not fit into the context window."""
 
 Natural = Annotated[int, Field(ge=0, le=MOST)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]

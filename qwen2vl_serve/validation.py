@@ -25,7 +25,8 @@ from qwen2vl_serve.errors import (
     TooManyItems,
     UnsupportedParameter,
 )
-from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest, Overflow
+from qwen2vl_serve.profile import Overflow
+from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,8 @@ from qwen2vl_serve.media.sampling import FrameRules, Sampling
 from qwen2vl_serve.media.sizing import Bounds, Sizing
 from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoHeader
 from qwen2vl_serve.overflow import REMOVED, Fitted
-from qwen2vl_serve.protocol import ChatRequest, Overflow
+from qwen2vl_serve.profile import Overflow
+from qwen2vl_serve.protocol import ChatRequest
 from qwen2vl_serve.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget, smart_resize
 from tests.fake_engine import FakeEngine

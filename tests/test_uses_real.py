@@ -384,7 +384,7 @@ SAID = {
     "describe_video.py": r"The yellow square moves to the right\.",
     "locate.py": r"the yellow star( \d+){4}\n1 boxes are drawn in located\.png",
     "batch_folder.py": (
-        rf'(?s)sign\.png: It says "3450"\..*\n{len(list(PICTURES.glob("*.png")))} answered, 0 failed'
+        rf'(?s)sign\.png: It says "3450"\..*\n{len([*PICTURES.glob("*.png")])} answered, 0 failed'
     ),
 }
 """What each example prints. Its pictures: seeds 4, 112, 105 and 300, chosen as above."""

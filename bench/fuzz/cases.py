@@ -14,7 +14,7 @@ from bench.fuzz.document import drawn_requests
 from bench.fuzz.mutation import mutated
 from bench.fuzz.seeds import VIDEOS, seeds
 from bench.fuzz.site import Script, hostile
-from qwen2vl_serve.protocol import Overflow
+from qwen2vl_serve.profile import Overflow
 
 BATCH, DOCUMENT_BATCH = 100, 25
 """How many bodies, and how many requests by the document, are drawn at a time."""

@@ -13,12 +13,22 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from qwen2vl_serve import __version__
 from qwen2vl_serve.cli import doctor, download, keys, plan, profiles, serve
-from qwen2vl_serve.cli.options import Parser, parse
+from qwen2vl_serve.cli.options import Commands, Parser, parse
 from qwen2vl_serve.errors import BootError, ServeError, SetupError
+
+COMMANDS: Mapping[str, Callable[[Commands], None]] = {
+    "serve": serve.add,
+    "doctor": doctor.add,
+    "profiles": profiles.add,
+    "plan": plan.add,
+    "download": download.add,
+    "keys": keys.add,
+}
+"""What adds each command of the server; the client's package has its own."""
 
 
 def serve_main(argv: Sequence[str] | None = None) -> int:
@@ -35,10 +45,13 @@ def serve_main(argv: Sequence[str] | None = None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command ``qwen2vl-serve`` and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    from qwen2vl_client import cli as client  # noqa: PLC0415 -- a package of its own
+    of_client: Mapping[str, str] = {}
+    if not words or words[0] not in COMMANDS:
+        from qwen2vl_client import cli as client  # noqa: PLC0415 -- takes as long as all the rest
 
-    if words[:1] and words[0] in client.COMMANDS:
-        return client.main(words)
+        if words and words[0] in client.COMMANDS:
+            return client.main(words)
+        of_client = client.COMMANDS
     parser = Parser(
         prog="qwen2vl-serve",
         description="Serve the Qwen2-VL family on vLLM with OpenAI's API.",
@@ -46,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"qwen2vl-serve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (serve, doctor, profiles, plan, download, keys):
-        command.add(commands)
-    for name, purpose in client.COMMANDS.items():
+    for add in COMMANDS.values():
+        add(commands)
+    for name, purpose in of_client.items():
         commands.add_parser(name, help=purpose, add_help=False)
 
     def run() -> int:

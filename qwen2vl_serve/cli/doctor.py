@@ -9,9 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from qwen2vl_serve import doctor, preflight
 from qwen2vl_serve.cli.options import Commands, add_overrides, add_profile, choose, load
-from qwen2vl_serve.doctor import mend, report
 
 
 def add(commands: Commands) -> None:
@@ -33,6 +31,9 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what was found; 1 where something is fatal."""
+    from qwen2vl_serve import doctor, preflight  # noqa: PLC0415 -- as in options
+    from qwen2vl_serve.doctor import mend, report  # noqa: PLC0415
+
     name = choose(arguments.profile, lambda line: print(line, file=sys.stderr, flush=True))
     profile = load(arguments, name)
     world = doctor.World(profile, preflight.vllm_build(), arguments.adapter)

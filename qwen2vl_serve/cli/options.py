@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
 
-from qwen2vl_serve import hardware, preflight
 from qwen2vl_serve.errors import SetupError
 from qwen2vl_serve.profile import BARE_OVERRIDES, Profile, load_profile, section_of
 from qwen2vl_serve.profile.rehearsal import rehearsal
@@ -85,6 +84,8 @@ def load(arguments: argparse.Namespace, name: str) -> Profile:
     profile = load_profile(name, [*arguments.overrides, *bare])
     if not arguments.rehearse:
         return profile
+    from qwen2vl_serve import preflight  # noqa: PLC0415 -- the checks, which a listing never runs
+
     preflight.check_topology(profile)
     return rehearsal(profile)
 
@@ -93,6 +94,8 @@ def choose(name: str, say: Callable[[str], None]) -> str:
     """Return the profile's name, or that of the one that suits this machine's cards."""
     if name != AUTO:
         return name
+    from qwen2vl_serve import hardware, preflight  # noqa: PLC0415 -- as above
+
     found = hardware.cards()
     name = preflight.suitable_profile(found, preflight.vllm_build())
     say(f"profile {name}, for a machine with {hardware.describe(found)} (--profile to choose)")

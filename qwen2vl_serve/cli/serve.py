@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import TextIO
 
-from qwen2vl_serve import __version__, preflight
+from qwen2vl_serve import __version__
 from qwen2vl_serve.cli.options import Commands, add_overrides, add_profile, choose, load
 
 _STANDARD_INPUT = 0
@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         # A supervisor's SIGHUP finds nothing to reload for as long as checks and downloads take;
         # `launch` handles it from then on. A terminal that goes may end this.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    from qwen2vl_serve import preflight  # noqa: PLC0415 -- as in options
+
     name = choose(arguments.profile, lambda line: print(line, flush=True))
     profile = load(arguments, name)
     warnings = preflight.check(profile)

@@ -1,6 +1,7 @@
 """Deployment profiles: which model, on which cards, within which limits."""
 
 from qwen2vl_serve.profile.cpus import equal_shares, one_cpu_each
+from qwen2vl_serve.profile.limits import Overflow
 from qwen2vl_serve.profile.loading import (
     load_profile,
     make_profile,
@@ -21,6 +22,7 @@ __all__ = [
     "BARE_OVERRIDES",
     "DEMO_PROFILE",
     "SECRETS",
+    "Overflow",
     "Profile",
     "default_keys_path",
     "equal_shares",

@@ -7,7 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from qwen2vl_serve.profile.sections import Positive, Section, Text, contradiction
-from qwen2vl_serve.protocol import Overflow
+
+Overflow = Literal["error", "shrink", "drop_oldest_images", "drop_oldest_turns", "summarise"]
+"""What to do with a request that does not fit into the context window."""
 
 
 class LimitsSection(Section):
