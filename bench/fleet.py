@@ -15,29 +15,58 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn, TypeVar, get_args
 
 from bench.fleet_client import measured, replayed
 from bench.fleet_model import POLICIES, Outcome, Service, fewest, simulate
-from bench.fleet_traffic import DAY_SECONDS, Habits, trace
+from bench.fleet_traffic import DAY_SECONDS, Habits, Request, trace
+from bench.servers import BenchError
+from qwen2vl_serve.fleet.options import Routing
 
 SIZES = (10, 100, 1000)
 
+Number = TypeVar("Number", int, float)
 
-def service_of(path: Path) -> Service:
+
+class Unusable(Exception):
+    """An option that does not go with the others."""
+
+
+def service_of(name: str) -> Service:
     """Return the times that ``measure`` wrote.
 
     Raises:
-        SystemExit: the file is not one of its.
+        argparse.ArgumentTypeError: the file is not one of its.
     """
     try:
-        return Service(**json.loads(path.read_text())["service"])
+        service = Service(**json.loads(Path(name).read_text())["service"])
+        service.require()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"fleet: {path}: not a file of bench.fleet measure ({error!r})") from None
+        raise argparse.ArgumentTypeError(
+            f"must be a file that measure wrote, is {name} ({error!r})"
+        ) from None
+    return service
+
+
+def traffic(habits: Habits, arguments: argparse.Namespace) -> Sequence[Request]:
+    """Return the requests of the seconds that are asked for.
+
+    Raises:
+        Unusable: there are none.
+    """
+    requests = trace(habits, arguments.seconds, arguments.seed)
+    if not requests:
+        raise Unusable(
+            f"argument --seconds: must be enough for a request at {habits.requests:g} a second, "
+            f"is {arguments.seconds:g}"
+        )
+    return requests
 
 
 def row(outcome: Outcome, *more: str) -> str:
@@ -50,11 +79,11 @@ def row(outcome: Outcome, *more: str) -> str:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Print what each policy does with fleets of several sizes, and what it costs."""
-    service = service_of(arguments.service)
+    service = arguments.service
     habits = Habits.of_users(
         arguments.users, arguments.peak, turns=arguments.turns, popular=arguments.popular
     )
-    requests = trace(habits, arguments.seconds, arguments.seed)
+    requests = traffic(habits, arguments)
     busiest = f"{habits.requests:.1f} requests a second at the busiest time"
     print(f"{arguments.users:g} users a day, {busiest} (peak {arguments.peak:g})")
     print(f"{len(requests)} requests simulated\n")
@@ -90,10 +119,9 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def replay(arguments: argparse.Namespace) -> None:
     """Print what a running fleet does with conversations, beside the prediction."""
-    service = service_of(arguments.service)
     habits = Habits(arguments.rate / arguments.turns, arguments.turns, arguments.pause, 0.2, 20)
-    requests = trace(habits, arguments.seconds, arguments.seed)
-    predicted = simulate(requests, arguments.replicas, service, arguments.routing)
+    requests = traffic(habits, arguments)
+    predicted = simulate(requests, arguments.replicas, arguments.service, arguments.routing)
     found = asyncio.run(replayed(arguments.port, arguments.model, requests))
     found.policy, found.replicas = arguments.routing, arguments.replicas
     print("| replicas | routing | hit rate | p50, s | p99, s | most at one | |")
@@ -103,14 +131,28 @@ def replay(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what is asked; 0."""
-    arguments = _parser().parse_args(argv)
-    arguments.run(arguments)
+    """Do what is asked; 0, or 1 where a server does not answer."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except Unusable as error:
+        parser.error(str(error))
+    except (BenchError, OSError) as error:
+        print(f"fleet: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"fleet: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog="python -m bench.fleet",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -118,49 +160,61 @@ def _parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser("measure", help="measure a running server's answers")
     one.set_defaults(run=measure)
-    one.add_argument("port", type=int)
     one.add_argument("--requests", type=_whole, default=40, help="new pictures (40)")
     one.add_argument("--places", type=_whole, default=8, help="answers it gives at once (8)")
     one.add_argument("--cached", type=_whole, default=2000, help="pictures it caches (2000)")
     one.add_argument("--json", type=Path, metavar="FILE", help="where the times are kept")
     two = commands.add_parser("replay", help="compare a running fleet with the model")
     two.set_defaults(run=replay)
-    two.add_argument("port", type=int)
-    two.add_argument("--replicas", type=_whole, required=True)
-    two.add_argument("--routing", choices=[*POLICIES], default="affinity")
+    two.add_argument("--replicas", type=_whole, required=True, help="that the fleet has")
+    two.add_argument(
+        "--routing", choices=get_args(Routing), default="affinity", help="the fleet's (affinity)"
+    )
     two.add_argument("--rate", type=_above, default=4.0, help="requests a second (4)")
-    two.add_argument("--pause", type=_above, default=5.0, help="seconds between turns (5)")
+    two.add_argument("--pause", type=_one, default=5.0, help="seconds between turns (5)")
     three = commands.add_parser("simulate", help="compare policies and sizes")
     three.set_defaults(run=compare)
     three.add_argument("--users", type=_above, default=1e6, help="a day (1e6)")
     three.add_argument("--peak", type=_above, default=3.0, help="busiest time over mean (3)")
-    three.add_argument("--popular", type=float, default=0.2, help="share of shared pictures (0.2)")
+    three.add_argument("--popular", type=_share, default=0.2, help="share of shared pictures (0.2)")
     three.add_argument("--sizes", type=_whole, nargs="+", default=list(SIZES))
     three.add_argument("--p99", type=_above, default=1.0, help="seconds, to be kept (1)")
     three.add_argument("--price", type=_above, default=1.0, help="of a replica an hour (1)")
     for command in (one, two):
+        command.add_argument("port", type=_port)
         command.add_argument("--model", default="demo")
     for command in (two, three):
         command.add_argument(
-            "--service", type=Path, required=True, metavar="FILE", help="as measure wrote it"
+            "--service", type=service_of, required=True, metavar="FILE", help="as measure wrote it"
         )
         command.add_argument("--seconds", type=_above, default=300.0, help="of traffic (300)")
-        command.add_argument("--turns", type=_above, default=3.0, help="a conversation (3)")
+        command.add_argument("--turns", type=_one, default=3.0, help="a conversation (3)")
         command.add_argument("--seed", type=int, default=1)
     return made
 
 
-def _whole(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, is {text}")
-    return number
+def _within(
+    kind: type[Number], fits: Callable[[Number], bool], limit: str
+) -> Callable[[str], Number]:
+    """Return what reads a number that fits, and refuses another by its limit."""
+
+    def read(text: str) -> Number:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = None
+        if number is None or not fits(number):
+            raise argparse.ArgumentTypeError(f"must be {limit}, is {text}")
+        return number
+
+    return read
 
 
-def _above(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be more than 0, is {text}")
-    return number
+_whole = _within(int, lambda number: number >= 1, "a whole number from 1")
+_port = _within(int, lambda number: 1 <= number <= 65535, "a port from 1 to 65535")
+_above = _within(float, lambda number: 0 < number < math.inf, "more than 0")
+_one = _within(float, lambda number: 1 <= number < math.inf, "at least 1")
+_share = _within(float, lambda number: 0 <= number <= 1, "a share from 0 to 1")
 
 
 if __name__ == "__main__":

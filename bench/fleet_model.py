@@ -1,12 +1,15 @@
 """A fleet as a queueing model: replicas with places and a cache, and who chooses among them.
 
 A replica answers ``places`` requests at once, the others wait in turn. An answer takes one of the
-times that were measured, of pictures that are cached or of new ones, longer by ``slowdown`` for
-each other that is being given meanwhile. The cache keeps the pictures used last.
+times that were measured, of pictures that are cached or of new ones. While others are being given
+all of them are slower, by ``slowdown`` for each other, from its beginning to its end: processor
+sharing. The cache keeps the pictures used last.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +33,8 @@ PREFERRED = 8
 class Service:
     """Measured times of an answer in seconds, with one client; see ``bench.fleet measure``.
 
-    ``hit`` are those of a picture that was asked about before, ``miss`` of new ones.
+    ``hit`` are those of a picture that was asked about before, ``miss`` of new ones. ``slowdown``
+    is the share by which each other answer lengthens one, measured with ``places`` clients.
     """
 
     hit: Sequence[float]
@@ -39,16 +43,76 @@ class Service:
     places: int
     cached: int
 
-    def draw(self, rng: random.Random, *, hit: bool, others: int) -> float:
-        """Return how long an answer takes beside so many others."""
-        return rng.choice(self.hit if hit else self.miss) * (1 + self.slowdown * others)
+    def require(self) -> None:
+        """Return if answers can have taken these times.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        if not (self.hit and self.miss and min(*self.hit, *self.miss) > 0):
+            raise ValueError("hit and miss must have times of more than 0 s")
+        if not (self.slowdown >= 0 and min(self.places, self.cached) >= 1):
+            raise ValueError("slowdown must be at least 0, places and cached at least 1")
+
+    def draw(self, rng: random.Random, *, hit: bool) -> float:
+        """Return how long an answer takes alone."""
+        return rng.choice(self.hit if hit else self.miss)
+
+    def speed(self, answers: int) -> float:
+        """Return how fast each of so many answers is given; of one it is 1."""
+        return 1 / (1 + self.slowdown * (answers - 1))
+
+
+class Shared:
+    """An engine's time, shared by the answers that it gives.
+
+    Its clock counts seconds of an answer that is alone, and so goes at the speed of each; an
+    answer that takes so many ends when it has gone on by as many, whoever comes or ends before.
+    """
+
+    def __init__(self, env: Any, speed: Callable[[int], float]) -> None:
+        self._env = env
+        self._speed = speed
+        self._ends: list[tuple[float, int, Any]] = []
+        self._numbers = itertools.count()
+        self._clock = self._looked = 0.0
+        self._planned: Any = None
+
+    def answer(self, seconds: float) -> Any:
+        """Return the event that an answer has ended which takes so long alone."""
+        self._go_on()
+        ended = self._env.event()
+        heapq.heappush(self._ends, (self._clock + seconds, next(self._numbers), ended))
+        self._plan()
+        return ended
+
+    def _go_on(self) -> None:
+        if self._ends:
+            self._clock += (self._env.now - self._looked) * self._speed(len(self._ends))
+        self._looked = self._env.now
+
+    def _plan(self) -> None:
+        """Wait for the next end; a plan made before is outdated."""
+        self._planned = None
+        if self._ends:
+            left = max(self._ends[0][0] - self._clock, 0.0) / self._speed(len(self._ends))
+            self._planned = self._env.timeout(left)
+            self._planned.callbacks.append(self._end)
+
+    def _end(self, plan: Any) -> None:
+        if plan is self._planned:
+            self._go_on()
+            self._clock, _, ended = heapq.heappop(self._ends)  # exactly, not by a sum of shares
+            ended.succeed()
+            self._plan()
 
 
 class Replica:
-    """One engine: its places, and the pictures that it has cached."""
+    """One engine: its places, its time, and the pictures that it has cached."""
 
     def __init__(self, env: Any, service: Service) -> None:
         self.places = simpy.Resource(env, service.places)
+        self.time = Shared(env, service.speed)
         self._most = service.cached
         self._cache: OrderedDict[str, None] = OrderedDict()
 
@@ -167,8 +231,7 @@ def simulate(
         with replica.places.request() as turn:
             yield turn
             hit = replica.shown(request.key)
-            others = replica.places.count - 1
-            yield env.timeout(service.draw(rng, hit=hit, others=others))
+            yield replica.time.answer(service.draw(rng, hit=hit))
         loads.add(number, -1)
         if request.at >= told_from:
             outcome.hits += hit

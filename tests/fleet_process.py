@@ -20,7 +20,8 @@ def main(port: str, given: str) -> int:
     import ray
     from ray import serve
 
-    from qwen2vl_serve.fleet.application import SEAM, FleetOptions, application
+    from qwen2vl_serve.fleet.application import SEAM, application
+    from qwen2vl_serve.fleet.options import FleetOptions
 
     seam = fields.pop("seam", SEAM)
     options = FleetOptions(**fields)

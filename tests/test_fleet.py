@@ -325,8 +325,8 @@ def test_a_fleet_that_others_reach_without_keys_is_not_made(
 ) -> None:
     """Deploying it fails, before a replica starts."""
     program = (
-        "from qwen2vl_serve.fleet.application import FleetOptions, fleet\n"
-        "fleet(FleetOptions(profile='demo', set=['files.max_files=0', 'server.host=0.0.0.0']))\n"
+        "from qwen2vl_serve.fleet.application import fleet\n"
+        "fleet({'profile': 'demo', 'set': ['files.max_files=0', 'server.host=0.0.0.0']})\n"
     )
     done = subprocess.run(
         [environment.python, "-c", program],
@@ -343,16 +343,18 @@ def test_a_fleet_that_others_reach_without_keys_is_not_made(
 def test_the_files_are_what_ray_and_we_read(
     environment: Environment, file: Path, tmp_path: Path
 ) -> None:
-    """Ray's schema takes each, and its application can be built where the file of keys is there."""
+    """Ray's schema takes each, and Ray builds its application where the file of keys is there."""
     keys, deployed = tmp_path / "keys", tmp_path / file.name
     keys.write_text("sk-1\n")
     deployed.write_text(file.read_text().replace("/etc/qwen2vl/keys", str(keys)))
     program = (
         "import sys, yaml\n"
+        "from ray.serve._private import api\n"
         "from ray.serve.schema import ServeDeploySchema\n"
-        "from qwen2vl_serve.fleet.application import FleetOptions, fleet\n"
+        "from qwen2vl_serve.fleet.application import fleet\n"
         "read = ServeDeploySchema(**yaml.safe_load(open(sys.argv[1])))\n"
-        "fleet(FleetOptions(**read.applications[0].args))\n"
+        "build = api.call_user_app_builder_with_args_if_necessary\n"
+        "build(fleet, read.applications[0].args)\n"
     )
     done = subprocess.run(
         [environment.python, "-c", program, deployed],

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import math
 import random
+import socket
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import simpy
 
 from bench import fleet
-from bench.fleet_model import POLICIES, Loads, Service, fewest, simulate
+from bench.fleet_model import POLICIES, Loads, Service, Shared, fewest, simulate
 from bench.fleet_traffic import Habits, Request, trace
+from qwen2vl_serve.fleet.options import Routing
 
 MEAN = 0.5
 """Seconds of an answer in the tests of formulae."""
+
+SERVICE = {"hit": [0.1], "miss": [0.4], "slowdown": 0.1, "places": 8, "cached": 500}
+"""What ``measure`` found, in the tests of the command."""
 
 
 def exponential(places: int, number: int = 20_000) -> Service:
@@ -83,11 +91,85 @@ def test_a_small_cache_forgets() -> None:
     assert (one.hit_rate, two.hit_rate) == (0.5, 1.0)
 
 
-def test_answers_slow_each_other() -> None:
-    """Who begins beside another takes longer by the measured share."""
-    service = Service([1.0], [1.0], 0.25, 2, 10)
-    found = simulate([Request(1.0, "a"), Request(1.1, "b")], 1, service, "random")
-    assert sorted(found.seconds) == pytest.approx([1.0, 1.25])
+def times(requests: list[Request], service: Service) -> list[float]:
+    """Seconds that each request took at one replica, in the order in which they ended."""
+    return simulate(requests, 1, service, "random").seconds
+
+
+def test_one_answer_alone_takes_its_time() -> None:
+    """However much others would slow it, and when there was another before."""
+    service = Service([1.0], [1.0], 0.25, 8, 10)
+    assert times([Request(1.0, "a"), Request(2.5, "b")], service) == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize("together", [2, 5])
+def test_answers_that_are_given_together_take_the_time_measured_for_so_many(together: int) -> None:
+    """Of two each takes 1.25 of what one takes alone, of five twice as much."""
+    service = Service([1.0], [1.0], 0.25, 8, 10)
+    requests = [Request(1.0, str(number)) for number in range(together)]
+    assert times(requests, service) == pytest.approx([1 + 0.25 * (together - 1)] * together)
+
+
+def test_an_answer_that_joins_slows_the_one_that_had_begun() -> None:
+    """Half of the first is done alone, the rest beside the second, at 0.8 of the speed; then the
+    second, which has half of its own left, is alone again."""
+    service = Service([1.0], [1.0], 0.25, 8, 10)
+    first = 0.5 + 0.5 / 0.8
+    second = 0.5 / 0.8 + 0.5
+    assert times([Request(1.0, "a"), Request(1.5, "b")], service) == pytest.approx([first, second])
+
+
+def test_a_short_answer_ends_before_a_long_one_that_had_begun() -> None:
+    """The long one has gone on meanwhile at the speed of two."""
+    service = Service([0.4], [2.0], 1.0, 8, 10)
+    requests = [Request(11.0, "a"), Request(14.0, "b"), Request(14.5, "a")]
+    # At half speed for 0.8 s the long one does 0.4 of its 2 s; 0.5 were done, 1.1 are left.
+    assert times(requests, service) == pytest.approx([2.0, 0.8, 0.5 + 0.8 + 1.1])
+
+
+def test_who_waits_for_a_place_slows_nobody() -> None:
+    """With one place they come one after the other, each as if alone."""
+    service = Service([1.0], [1.0], 0.5, 1, 10)
+    assert times([Request(1.0, "a"), Request(1.5, "b")], service) == pytest.approx([1.0, 1.5])
+
+
+def test_no_work_is_lost_or_done_twice() -> None:
+    """Of 500 answers that overlap as they come: the speed of each times their number, summed over
+    the time, is what all of them take alone."""
+    service = Service([1.0], [1.0], 0.3, 500, 10)
+    rng = random.Random(7)
+    env = simpy.Environment()
+    shared = Shared(env, service.speed)
+    steps: list[tuple[float, int]] = []
+    works = [rng.expovariate(1) for _ in range(500)]
+
+    def one(at: float, work: float) -> Iterator[Any]:
+        yield env.timeout(at)
+        steps.append((env.now, 1))
+        yield shared.answer(work)
+        steps.append((env.now, -1))
+
+    for work in works:
+        env.process(one(rng.uniform(0, 300), work))
+    env.run()
+    done, running, before, most = 0.0, 0, 0.0, 0
+    for now, change in steps:
+        if running:
+            done += (now - before) * running * service.speed(running)
+        running, before = running + change, now
+        most = max(most, running)
+    assert (running, len(steps)) == (0, 1000)
+    assert most > 3, "they overlap"
+    assert done == pytest.approx(sum(works))
+
+
+def test_an_engine_whose_answers_share_one_speed_is_an_m_g_1_ps_queue() -> None:
+    """Of answers of two lengths the mean time is the formula's, which knows only their mean."""
+    short_and_long = [0.1] * 9 + [4.1]
+    service = Service(short_and_long, short_and_long, 1.0, 10**6, 10)
+    rate = 0.6 / MEAN
+    found = simulate(poisson(rate, 60_000 / rate), 1, service, "random")
+    assert statistics.mean(found.seconds) == pytest.approx(MEAN / (1 - 0.6), rel=0.1)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -141,11 +223,8 @@ def test_policies_choose_as_they_are_called() -> None:
     assert {POLICIES["least busy"](loads, rng)("", loads) for _ in range(9)} == {1}
 
 
-def test_the_command_prints_its_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_prints_its_tables(capsys: pytest.CaptureFixture[str], file: Path) -> None:
     """Every size with every policy, then the smallest fleet of each and its cost."""
-    times = {"hit": [0.1], "miss": [0.4], "slowdown": 0.1, "places": 8, "cached": 500}
-    file = tmp_path / "service.json"
-    file.write_text(json.dumps({"service": times}))
     words = ["simulate", "--service", str(file), "--users", "1e5", "--seconds", "30"]
     assert fleet.main([*words, "--sizes", "2", "20", "--price", "2"]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line]
@@ -158,9 +237,123 @@ def test_the_command_prints_its_tables(capsys: pytest.CaptureFixture[str], tmp_p
         assert float(cells[-1].rstrip(" |")) == pytest.approx(cost, abs=1e-4)
 
 
-@pytest.mark.parametrize("words", [["simulate", "--users", "0"], ["simulate", "--p99", "soon"], []])
-def test_unusable_options_are_refused(words: list[str]) -> None:
-    """Status 2."""
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """What ``measure`` writes."""
+    path = tmp_path / "service.json"
+    path.write_text(json.dumps({"service": SERVICE}))
+    return path
+
+
+def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says, in one line, before it ends with status 2 and prints no figure."""
     with pytest.raises(SystemExit) as ended:
         fleet.main(words)
     assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    return line.removeprefix("fleet: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--users 0", "--users: must be more than 0, is 0"),
+        ("--users inf", "--users: must be more than 0, is inf"),
+        ("--p99 soon", "--p99: must be more than 0, is soon"),
+        ("--sizes 10 0", "--sizes: must be a whole number from 1, is 0"),
+        ("--sizes 1.5", "--sizes: must be a whole number from 1, is 1.5"),
+        ("--turns 0.5", "--turns: must be at least 1, is 0.5"),
+        ("--popular 7", "--popular: must be a share from 0 to 1, is 7"),
+        ("--popular nan", "--popular: must be a share from 0 to 1, is nan"),
+        (
+            "--users 1 --seconds 1",
+            "--seconds: must be enough for a request at 0.000104167 a second, is 1",
+        ),
+    ],
+)
+def test_unusable_options_of_simulate_are_refused(
+    words: str, told: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the option's name, its limit and the value given."""
+    command = ["simulate", "--service", str(file), *words.split()]
+    assert refusal(command, capsys) == f"argument {told}"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--turns", "0.5"], "--turns: must be at least 1, is 0.5"),
+        (["--pause", "0.2"], "--pause: must be at least 1, is 0.2"),
+        (
+            ["--rate", "0.0001", "--seconds", "1"],
+            "--seconds: must be enough for a request at 0.0001 a second, is 1",
+        ),
+        (["--replicas", "none"], "--replicas: must be a whole number from 1, is none"),
+    ],
+)
+def test_unusable_options_of_replay_are_refused(
+    words: list[str], told: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is sent."""
+    command = ["replay", "9", "--service", str(file), "--replicas", "2", *words]
+    assert refusal(command, capsys) == f"argument {told}"
+
+
+def test_only_what_a_fleet_can_be_told_is_replayed(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``replay`` measures a fleet, which knows fewer routings than the model."""
+    words = ["replay", "9", "--service", str(file), "--replicas", "2", "--routing", "least busy"]
+    said = refusal(words, capsys)
+    assert said.startswith("argument --routing: invalid choice: 'least busy' (choose from ")
+    assert {name for name in POLICIES if name in said.partition("(")[2]} == {*get_args(Routing)}
+
+
+def test_a_port_that_is_none_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every command that asks a server."""
+    for words in (["measure"], ["replay", "--service", str(file), "--replicas", "2"]):
+        said = refusal([*words, "70000"], capsys)
+        assert said == "argument port: must be a port from 1 to 65535, is 70000"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "no JSON",
+        "{}",
+        json.dumps({"service": SERVICE | {"hit": []}}),
+        json.dumps({"service": SERVICE | {"miss": [0.0]}}),
+        json.dumps({"service": SERVICE | {"slowdown": -0.5}}),
+        json.dumps({"service": SERVICE | {"places": 0}}),
+        json.dumps({"service": SERVICE | {"more": 1}}),
+    ],
+)
+def test_what_measure_did_not_write_is_refused(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file, no JSON, other fields, times that nothing can have taken."""
+    path = tmp_path / "other.json"
+    if content is not None:
+        path.write_text(content)
+    said = refusal(["simulate", "--service", str(path)], capsys)
+    assert said.startswith(f"argument --service: must be a file that measure wrote, is {path} (")
+
+
+def test_a_fleet_that_does_not_answer_is_told_in_one_line(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 1, for the next time it may be there."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    words = ["--service", str(file), "--replicas", "1", "--rate", "100", "--seconds", "0.2"]
+    assert fleet.main(["replay", str(port), *words]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fleet: ")
+
+
+def test_no_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line says what is wanted."""
+    assert "COMMAND" in refusal([], capsys)

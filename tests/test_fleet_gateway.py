@@ -36,7 +36,10 @@ WHOLE = [[start(), piece(b'{"ok":true}')]]
 
 @dataclass
 class Fleet:
-    """Answers the n-th request with the n-th script, the last one for ever; an error is raised."""
+    """Answers the n-th request with the n-th script, the last one for ever.
+
+    Of a script an error is raised, and a text is the replica that the router sends it to.
+    """
 
     scripts: list[list[Any]]
     names: list[str] = field(default_factory=lambda: ["one", "two"])
@@ -47,7 +50,10 @@ class Fleet:
         for batch in self.scripts[min(len(self.asked), len(self.scripts)) - 1]:
             if isinstance(batch, Exception):
                 raise batch
-            yield batch
+            if isinstance(batch, str):
+                ask.sent_to.append(batch)
+            else:
+                yield batch
 
     def gateway(self, profile: Profile, keys: Keys | None = None) -> Gateway:
         return Gateway(profile, keys or Keys(), self.answers, lambda: self.names)
@@ -110,6 +116,23 @@ def test_a_replica_lost_before_it_answered_is_replaced(script: list[Any]) -> Non
     fleet = Fleet([script, WHOLE])
     assert send(fleet).status_code == 200
     assert len(fleet.asked) == 2
+
+
+@pytest.mark.parametrize("script", [["one", ReplicaLost("gone")], ["one"]])
+def test_who_was_lost_is_not_asked_again(script: list[Any]) -> None:
+    """The retry is told whom the router had chosen, and starts with a note of its own."""
+    fleet = Fleet([script, WHOLE])
+    assert send(fleet).status_code == 200
+    assert [ask.tried for ask in fleet.asked] == [frozenset(), frozenset({"one"})]
+    assert fleet.asked[1].sent_to == []
+
+
+def test_who_was_lost_and_who_refused_are_both_known() -> None:
+    """The third attempt has to go elsewhere than the first two."""
+    refusal = [[start(503, name=b"two"), piece(b"{}")]]
+    fleet = Fleet([["one", ReplicaLost("gone")], refusal, WHOLE], names=["one", "two", "three"])
+    assert send(fleet).status_code == 200
+    assert fleet.asked[-1].tried == {"one", "two"}
 
 
 def test_after_some_lost_replicas_it_is_an_error() -> None:
@@ -218,6 +241,17 @@ def test_figures_of_all_replicas_are_on_one_page() -> None:
     assert 'up{replica="one"} 1' in text
     assert 'replica="two"' not in text
     assert 'qwen2vl_requests_in_flight{replica="gateway"}' in text
+
+
+def test_figures_of_a_replica_that_says_nothing_are_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An answer that ended before it began: the page has the others, the log names the replica."""
+    answer = send(Fleet([[]]), method="GET", url="/metrics", json=None)
+    assert answer.status_code == 200
+    assert 'replica="gateway"' in answer.text
+    assert 'replica="one"' not in answer.text
+    assert "replica one does not tell its figures" in caplog.text
 
 
 def test_a_client_that_leaves_ends_the_asking() -> None:

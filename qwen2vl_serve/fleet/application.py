@@ -6,19 +6,10 @@ their numbers, cards and autoscaling are is said in Ray's own file; see ``deploy
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import RequestRouterConfig
@@ -27,9 +18,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen2vl_serve.fleet import known
-from qwen2vl_serve.fleet.affinity import AT_EASE, SLACK
 from qwen2vl_serve.fleet.asking import Ask, Messages
 from qwen2vl_serve.fleet.gateway import Gateway, ReplicaLost
+from qwen2vl_serve.fleet.options import FleetOptions
 from qwen2vl_serve.fleet.preflight import door_keys, refuse_what_is_one_servers
 from qwen2vl_serve.fleet.replica import Replica
 from qwen2vl_serve.fleet.router import AffinityRouter, RandomRouter
@@ -47,57 +38,17 @@ MOST_AT_GATEWAY = 10_000
 """Requests that one gateway has at once; they wait there for replicas."""
 
 
-class FleetOptions(BaseModel):
-    """``args`` of the application.
+def fleet(args: Mapping[str, Any]) -> serve.Application:
+    """Return the application for ``args`` of Ray's file; see ``FleetOptions``.
 
-    ``profile`` is a name, or a path that is the same on every machine; ``set`` is set in it as by
-    ``--set``. There are ``replicas`` at least and ``max_replicas`` at most: as many as it takes for
-    each to have ``target_ongoing_requests``, those that wait included. One takes the cards of the
-    profile where ``hardware.device`` is ``cuda``, and none elsewhere. ``slack`` and ``at_ease``
-    bound a replica's load; see ``affinity.bound``.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    profile: str
-    set: tuple[str, ...] = ()
-    replicas: PositiveInt = 1
-    max_replicas: PositiveInt | None = None
-    target_ongoing_requests: PositiveFloat = 32
-    replica_cpus: NonNegativeFloat = 1
-    gateways: PositiveInt = 1
-    routing: Literal["affinity", "random"] = "affinity"
-    slack: Annotated[float, Field(ge=1)] = SLACK
-    at_ease: PositiveInt = AT_EASE
-
-    @model_validator(mode="after")
-    def _range(self) -> Self:
-        if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise ValueError(f"max_replicas is {self.max_replicas}, below replicas {self.replicas}")
-        return self
-
-    def count(self) -> dict[str, Any]:
-        """Return how many replicas Ray is to run, in its words."""
-        if self.max_replicas is None:
-            return {"num_replicas": self.replicas}
-        return {
-            "autoscaling_config": {
-                "min_replicas": self.replicas,
-                "initial_replicas": self.replicas,
-                "max_replicas": self.max_replicas,
-                "target_ongoing_requests": self.target_ongoing_requests,
-            }
-        }
-
-
-def fleet(args: FleetOptions) -> serve.Application:
-    """Return the application.
+    They come as they stand there: Ray makes a model of them only where it finds the class itself
+    as the annotation, and not its name.
 
     Raises:
-        ProfileError: the profile is not valid, or a file of keys cannot be read.
+        ProfileError: they or the profile are not valid, or a file of keys cannot be read.
         PreflightError: what it asks for is one server's own, or others reach it without a key.
     """
-    return application(args, SEAM)
+    return application(FleetOptions.of(args), SEAM)
 
 
 def application(options: FleetOptions, seam: str) -> serve.Application:

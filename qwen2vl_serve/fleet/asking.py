@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from starlette.types import Scope
 
@@ -21,7 +21,8 @@ _SENT = ("http_version", "method", "scheme", "path", "raw_path", "query_string",
 class Ask:
     """``key`` decides which replica gets it, unless ``replica`` names one.
 
-    ``tried`` have refused it and are asked again only where there is no other.
+    ``tried`` have refused it or were lost, and are asked again only where there is no other. The
+    router notes in ``sent_to`` the replicas that took it, in the process that asks.
     """
 
     key: str
@@ -29,6 +30,11 @@ class Ask:
     body: bytes
     replica: str | None = None
     tried: frozenset[str] = frozenset()
+    sent_to: list[str] = field(default_factory=list, compare=False)
+
+    def elsewhere(self, *names: str) -> Self:
+        """Return the same for a replica other than these."""
+        return replace(self, tried=self.tried.union(names), sent_to=[])
 
 
 def plain_scope(scope: Scope, request_id: str) -> dict[str, Any]:

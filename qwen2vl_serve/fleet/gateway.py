@@ -40,6 +40,7 @@ FIGURES_SECONDS = 5.0
 """How long a replica may take to tell its figures."""
 
 _KEYED = ("/v1/chat/completions", "/v1/chat/completions/explain")
+_NOTHING = "its answer ended before it began"
 _NOT_HERE = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 
@@ -118,6 +119,8 @@ class Gateway:
                 async with asyncio.timeout(FIGURES_SECONDS):
                     async with aclosing(self.answers(Ask("", sent, b"", replica=name))) as batches:
                         said = [one async for batch in batches for one in batch]
+                if not said:
+                    raise ReplicaLost(_NOTHING)
             except (ReplicaLost, Refused, TimeoutError) as error:
                 logger.warning("replica %s does not tell its figures: %r", name, error)
                 return name, b""
@@ -162,6 +165,7 @@ class _Exchange:
                 if self.begun:
                     await self._break_off()
                     return
+                self.ask = self.ask.elsewhere(*self.ask.sent_to)
         raise EngineUnavailable("The replica that was asked is lost; try again.")
 
     async def _try(self, *, last: bool) -> bool:
@@ -174,15 +178,14 @@ class _Exchange:
                         name = headers.get(REPLICA_HEADER, b"").decode()
                         others = set(self.gateway.replicas()) - self.ask.tried - {name}
                         if message["status"] == 503 and others and not last:
-                            tried = self.ask.tried | {name}
-                            self.ask = Ask(self.ask.key, self.ask.scope, self.ask.body, tried=tried)
+                            self.ask = self.ask.elsewhere(name)
                             return False
                         kind = headers.get(b"content-type", b"")
                         self.is_stream = kind.startswith(b"text/event-stream")
                     self.begun = True
                     await self.send(dict(message))
         if not self.begun:
-            raise ReplicaLost
+            raise ReplicaLost(_NOTHING)
         return True
 
     async def _break_off(self) -> None:

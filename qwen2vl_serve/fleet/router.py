@@ -43,6 +43,17 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray ships no types
         tried = frozenset[str]() if ask is None else ask.tried
         return [[there[one]] for one in sorted(names, key=tried.__contains__)]
 
+    def on_request_routed(
+        self,
+        pending_request: PendingRequest,
+        replica_id: Any,
+        result: Any,  # noqa: ARG002 -- Ray's signature
+    ) -> None:
+        """Note in the request which replica has taken it: where that is lost, another is asked."""
+        ask = _asked(pending_request)
+        if ask is not None:
+            ask.sent_to.append(replica_id.unique_id)
+
     def preferred(self, key: str, loads: dict[str, int]) -> Sequence[str]:
         """Return the replicas in the order in which they are to be tried."""
         return order(key, loads, self.slack, self.at_ease)

