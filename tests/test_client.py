@@ -309,6 +309,43 @@ class TestChat:
         assert words in str(caught.value)
         assert server.requests == []
 
+    @pytest.mark.parametrize("method", ["chat", "stream", "explain"])
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"messages": "hi"}, "messages='hi' must be a list of messages"),
+            ({"messages": 5}, "messages=5 must be a list"),
+            ({"messages": {"role": "user"}}, "must be a list"),
+            ({"messages": ["hi"]}, "messages[0]='hi' must be a mapping"),
+            ({"image": "a.jpg"}, "image= is no parameter and no field of the API: use images="),
+            ({"text": "x", "Picture": "a.jpg"}, "use images="),
+            ({"text": "x", "img": "a.jpg"}, "use images="),
+            ({"text": "x", "imagse": "a.jpg"}, "use images="),
+            ({"text": "x", "file": "a.jpg"}, "use images="),
+            ({"text": "x", "video": "a.mp4"}, "use videos="),
+            ({"text": "x", "message": []}, "use messages="),
+            ({"prompt": "x"}, "use text="),
+        ],
+    )  # fmt: skip
+    def test_what_would_be_lost_silently_is_refused(
+        self, method: str, given: dict[str, Any], words: str
+    ) -> None:
+        """Messages that are none, and keywords that a server would ignore, a picture with them."""
+        with (
+            asking(stub.completion()) as (client, server),
+            pytest.raises(InvalidArgumentError) as caught,
+        ):
+            getattr(client, method)(**{"text": "x", **given})
+        assert words in str(caught.value)
+        assert server.requests == []
+
+    def test_a_field_that_nobody_meant_otherwise_still_goes_through(self) -> None:
+        """Of other servers, and ``self``, which is no parameter either."""
+        fields = {"user": "u", "models": ["a"], "prompt_logprobs": 1, "mode": "m", "self": 1}
+        with asking(stub.completion()) as (client, server):
+            client.chat("x", **fields)  # type: ignore[arg-type]
+        assert fields.items() <= server.requests[0].body.items()
+
     def test_a_stream_yields_one_text_only(self) -> None:
         """With ``n=2`` the call to ``stream`` itself is refused, not the reading of its text."""
         with asking(stub.completion()) as (client, _), pytest.raises(InvalidArgumentError):

@@ -335,6 +335,9 @@ async def test_a_call_that_cannot_be_sent_is_refused_here() -> None:
             await client.chat()
         with pytest.raises(InvalidArgumentError):
             await client.chat("x", temperature=float("nan"))
+        for given in ({"image": "a.jpg"}, {"messages": "hi"}, {"messages": ["hi"]}):
+            with pytest.raises(InvalidArgumentError, match=r"use images=|messages"):
+                await client.chat("x", **given)  # type: ignore[arg-type]
     assert server.requests == []
     with pytest.raises(InvalidArgumentError):
         AsyncClient("ftp://x")

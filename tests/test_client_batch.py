@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from qwen2vl_client import Answer, AsyncClient, BatchError, Client, InvalidArgumentError
 from qwen2vl_client.batch import Outcome, batch
 from qwen2vl_client.batch.journal import Journal
+from qwen2vl_client.batch.progress import Pace
 from qwen2vl_client.tasks import Task, extract_table, ocr
 from qwen2vl_client.tasks.task import as_reply
 
@@ -421,3 +423,37 @@ def test_outcomes_are_told_as_they_come_and_survive_json() -> None:
     report = batch(Echo(), ["a"], on_outcome=told.append)
     assert told == list(report.outcomes)
     assert Outcome.from_json(json.loads(json.dumps(told[0].to_json()))) == told[0]
+
+
+@pytest.mark.parametrize(
+    ("total", "told"), [(520, ("2.00/s", "0:00:05 left")), (None, ("2.00/s", ""))]
+)
+def test_rate_and_time_left_are_those_of_this_run(total: int | None, told: tuple[str, str]) -> None:
+    """500 that an earlier run has answered took no time: 10 in 5 seconds leave 10, and 5 more."""
+    pace = Pace(total, now=100.0)
+    for kept in range(1, 501):
+        assert pace.told(kept, 0, 0, now=100.0 + kept / 100) == ("", "")
+    assert pace.told(500, 10, 0, now=110.0) == told
+
+
+def test_what_failed_is_no_answer_and_is_not_left_either() -> None:
+    """The rate is that of answers; the rest comes as fast as what was tried."""
+    pace = Pace(40, now=0.0)
+    assert pace.told(0, 5, 5, now=10.0) == ("0.50/s", "0:00:30 left")
+    assert pace.told(0, 35, 5, now=40.0) == ("0.88/s", "0:00:00 left")
+
+
+def test_the_bar_of_a_resumed_batch_shows_its_own_pace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that were answered before count as done, and none of them for the rate."""
+    source, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    rows = [str(number) for number in range(60)]
+    source.write_text("\n".join(["text", *rows[:57]]) + "\n")
+    batch(Echo(), source, output=out)
+    source.write_text("\n".join(["text", *rows]) + "\n")
+    batch(Echo(pause=0.2), source, output=out, concurrency=1, progress=True)
+    shown = capsys.readouterr().err
+    assert "60/60" in shown
+    assert "0:00:00 left" in shown
+    assert 0 < float(re.findall(r"([0-9.]+)/s", shown)[-1]) < 5.1

@@ -6,12 +6,17 @@ import base64
 import csv
 import io
 import json
+import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
-from qwen2vl_client import Client, InvalidArgumentError
+from qwen2vl_client import Client, InvalidArgumentError, StoredFile
 from qwen2vl_client.batch import Request, batch, from_csv, from_jsonl
+from qwen2vl_client.batch.sources import opened
 from qwen2vl_client.tasks import Task, ask_product, ocr
 from qwen2vl_client.tasks.task import as_reply
 
@@ -201,3 +206,111 @@ def test_a_jsonl_file_is_read_line_by_line(tmp_path: Path) -> None:
     assert (first.id, next(requests).id) == ("0", "1")
     with pytest.raises(InvalidArgumentError):
         next(requests)
+
+
+BROKEN = [
+    {"messages": "hi"},
+    {"messages": ["hi"]},
+    {"messages": 7},
+    {"text": 7},
+    {"text": "x", "image": {"a": 1}},
+    {"text": "x", "picture": "a.jpg"},
+    {"text": "x", "timeout": "soon"},
+    {"text": "x\ud800"},
+]
+
+
+@pytest.mark.parametrize("fields", [{}, {"system": "S"}])
+def test_a_request_that_cannot_be_sent_fails_alone(tmp_path: Path, fields: dict[str, str]) -> None:
+    """Whatever a line holds it is one failed outcome, and the others are answered."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"text": "a"}, *BROKEN, {"text": "x", "self": 1}, {"text": "b"}]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with stub.running(echo) as server, Client(server.url, "", "m") as client:
+        report = batch(client, source, fields=fields, output=out)
+    assert (report.answered, len(report.failed)) == (3, len(BROKEN))
+    assert [one.id for one in report.failed] == [str(1 + n) for n in range(len(BROKEN))]
+    assert len(out.read_text("utf-8").splitlines()) == len(lines)
+
+
+def test_a_name_that_is_not_utf_8_is_an_id_like_any_other(tmp_path: Path) -> None:
+    """One line each, and started again nothing is asked twice; so with half a surrogate pair."""
+    folder, out = tmp_path / "in", tmp_path / "out.jsonl"
+    folder.mkdir()
+    names = [os.fsdecode("照片".encode("gbk") + b".jpg"), "ok.jpg"]
+    for name in names:
+        (folder / name).write_bytes(b"\xff\xd8\xff")
+    answered = []
+    for _ in range(2):
+        with stub.running(echo) as server, Client(server.url, "", "m") as client:
+            report = batch(client, folder, each=ocr.task, output=out)
+            answered.append((report.answered, report.resumed))
+            assert sorted(one.id for one in report.outcomes) == sorted(names)
+    assert answered == [(2, 0), (0, 2)]
+    assert len(out.read_text("utf-8").splitlines()) == 2
+
+    source, out = tmp_path / "in.jsonl", tmp_path / "out2.jsonl"
+    source.write_text('{"id": "\\ud800", "text": "a"}\n{"id": "?", "text": "b"}\n')
+    for kept in (0, 2):
+        assert batch(Echo(), source, output=out).resumed == kept
+    assert [json.loads(line)["id"] for line in out.read_text("utf-8").splitlines()] == [
+        "\ud800",
+        "?",
+    ]
+
+
+def test_the_id_of_an_uploaded_file_stays_one(tmp_path: Path) -> None:
+    """From whatever folder the requests are read; a file of that name beside them goes first."""
+    uploaded, local, long = "file-" + "a" * 24, "file-" + "b" * 24, "file-" + "c" * 400
+    (tmp_path / local).write_bytes(b"\xff\xd8\xff")
+    ids = [uploaded, local, long]
+    lines = [json.dumps({"text": "x", "image": one}) + "\n" for one in ids]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    rows = "".join(f"x,{one}\n" for one in ids)
+    (tmp_path / "in.csv").write_text(f"text,image\n{rows}")
+    for name in ("in.jsonl", "in.csv"):
+        with stub.running(echo) as server, Client(server.url, "", "m") as client:
+            assert batch(client, tmp_path / name, concurrency=1).answered == 3
+        shown = [one.body["messages"][1]["content"][0]["image_url"] for one in server.requests]
+        assert shown[0] == {"file_id": uploaded}
+        assert shown[1]["url"].startswith("data:image/jpeg")
+        assert shown[2] == {"file_id": long}
+
+
+def test_a_csv_is_counted_by_its_rows(tmp_path: Path) -> None:
+    """A line break within quotes makes no second row of one."""
+    source = tmp_path / "in.csv"
+    source.write_text('text\n"a\nb"\nc\n\n')
+    requests, total = opened(source)
+    assert total == len(list(requests)) == 2
+
+
+def stored(file_id: str) -> StoredFile:
+    return StoredFile(file_id, "a.jpg", "vision", 1, 0, None, {})
+
+
+def spooled(content: bytes) -> Any:
+    file = tempfile.SpooledTemporaryFile()  # noqa: SIM115  (closed when it is forgotten)
+    file.write(content)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (stored("file-" + "a" * 24), stored("file-" + "b" * 24)),
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((2, 8, 3), np.uint8)),
+        (spooled(b"\xff\xd8\xffone"), spooled(b"\xff\xd8\xfftwo")),
+    ],
+    ids=["uploaded", "array", "temporary"],
+)
+def test_another_picture_is_another_request(tmp_path: Path, before: Any, after: Any) -> None:
+    """An uploaded file by its id, an array with its shape, a file without a name by content."""
+    out = tmp_path / "out.jsonl"
+
+    def run(picture: Any) -> int:
+        return batch(Echo(), [Task("x", as_reply, (picture,))], output=out).resumed
+
+    assert (run(before), run(before)) == (0, 1)
+    with pytest.raises(InvalidArgumentError, match="the requests have changed"):
+        run(after)

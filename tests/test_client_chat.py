@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pty
@@ -186,6 +187,49 @@ def test_a_conversation_is_saved_and_gone_on_with(tmp_path: Path) -> None:
         piped(server.url, "And?\n", tmp_path, "--load", str(saved))
     last = [one.body for one in server.requests if one.path.endswith("/chat/completions")][-1]
     assert [message["content"] for message in last["messages"][1:]] == ["Hello", "one", "And?"]
+
+
+def test_what_is_given_goes_before_what_was_saved(tmp_path: Path) -> None:
+    """Each option by itself; what is not given stays as it was saved, in the next file too."""
+    saved, again = tmp_path / "talk.json", tmp_path / "again.json"
+    begun = ["--temperature", "0.5", "--top-p", "0.6", "--seed", "3", "--system", "Old"]
+    given = ["--temperature", "0", "--max-tokens", "7", "--system", "新的", "--overflow", "error"]
+    with stub.running(stub.events(stub.whole_stream("ok"))) as server:
+        piped(server.url, f"Hello\n/save {saved}\n", tmp_path, *begun)
+        piped(server.url, "And?\n", tmp_path, "--load", str(saved))
+        piped(server.url, f"And?\n/save {again}\n", tmp_path, "--load", str(saved), *given)
+        piped(server.url, f"/load {saved}\nAnd?\n", tmp_path, "--temperature", "0")
+    chats = [one.body for one in server.requests if one.path.endswith("/chat/completions")]
+    names = ("temperature", "max_tokens", "top_p", "seed")
+    told = [(chat["messages"][0]["content"], *(chat[name] for name in names)) for chat in chats]
+    assert told == [
+        ("Old", 0.5, 1024, 0.6, 3),
+        ("Old", 0.5, 1024, 0.6, 3),
+        ("新的", 0, 7, 0.6, 3),
+        ("Old", 0, 1024, 0.6, 3),
+    ]
+    settings = [json.loads(file.read_text("utf-8"))["settings"] for file in (saved, again)]
+    assert [one["overflow"] for one in settings] == ["drop_oldest_images", "error"]
+
+
+def test_a_video_belongs_to_the_next_question(tmp_path: Path) -> None:
+    """It is sent inline before the question, in that turn and again in the history of the next."""
+    film = b"\x00\x00\x00\x18ftypmp42 not looked into by the client"
+    (tmp_path / "a film.mp4").write_bytes(film)
+    with stub.running(
+        stub.events(stub.whole_stream("A film.")), stub.events(stub.whole_stream("Yes."))
+    ) as server:
+        typed = f"/video {tmp_path}/a film.mp4\nWhat happens?\nReally?\n"
+        shown = piped(server.url, typed, tmp_path)
+    assert "(video 1 for the next question: " in shown
+    assert "A film.\n" in shown
+    first, second = [one.body for one in server.requests if one.path.endswith("/completions")]
+    video, question = first["messages"][-1]["content"]
+    kind, _, data = video["video_url"]["url"].partition(";base64,")
+    assert (kind, base64.b64decode(data)) == ("data:video/mp4", film)
+    assert question == {"type": "text", "text": "What happens?"}
+    assert second["messages"][1] == first["messages"][-1]
+    assert second["messages"][-1]["content"] == "Really?"
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_the_session(tmp_path: Path) -> None:

@@ -288,6 +288,42 @@ class TestPictures:
         assert "Picture 2: #" in sent[1]
         assert "Picture 1: #" not in " ".join(sent)
 
+    @pytest.mark.parametrize(
+        ("words", "number"),
+        [
+            ("and what is in picture two ?", 2),
+            ("and what is in the last picture ?", 3),
+            ("and what is in the previous image ?", 3),
+            ("上 面 说 的 上一张图 呢", 3),
+            ("那么 最后一张图片 里 有 什么", 3),
+        ],
+    )
+    def test_one_that_is_named_in_words_stays_as_well(self, words: str, number: int) -> None:
+        """The last is that of the conversation, though later turns showed none."""
+        with talking(500) as (client, _, engine):
+            conversation = Conversation(
+                client, overflow="drop_oldest_turns", keep_last=1, max_tokens=9
+            )
+            for shown in range(3):
+                conversation.ask(f"what is this, {shown}? {'word ' * 30}", images=picture(shown))
+            conversation.ask("and now? " + "word " * 30)
+            conversation.ask("word " * 330 + words)
+            sent = " ".join(texts(engine.requests[-1]))
+        kept = re.findall(r"(?:Picture|图片) (\d)[:：] #", sent)
+        assert kept == [str(number)]
+
+    def test_the_last_picture_of_an_earlier_turn_is_the_one_before_it(self) -> None:
+        """Of a question that stays: what it was about stays, though others were shown since."""
+        with talking(4096, "media.limit_mm_per_prompt.image=3") as (client, _, engine):
+            conversation = Conversation(client, overflow="drop_oldest_images", max_tokens=9)
+            conversation.ask("what is this?", images=picture(0))
+            conversation.ask("compare it with the last picture", images=picture(1))
+            conversation.ask("and this?", images=picture(2))
+            conversation.ask("and this?", images=picture(3))
+            sent = " ".join(texts(engine.requests[-1]))
+        assert "Picture 1: #" in sent
+        assert "Picture 2: #" not in sent
+
     def test_the_oldest_go_first_and_those_that_are_named_last(self) -> None:
         """Words stand for a picture that went; the second, named again, outlives the third."""
         with talking(4096, "media.limit_mm_per_prompt.image=3") as (client, _, engine):
@@ -459,6 +495,11 @@ class TestCalls:
             ({"overflow": "shrink"}, "summarise"),
             ({"keep_last": -1}, "keep_last"),
             ({"summary_max_tokens": 0}, "summary_max_tokens"),
+            ({"summary_prompt": 7}, "summary_prompt=7 must be a text"),
+            ({"model": "m"}, r"model= is no sampling field: give it to the client, Client\(model="),
+            ({"timeout": 5}, "timeout= is no sampling field: give it to the client or with the"),
+            ({"images": "a.jpg"}, "images= is no sampling field: give them with the question"),
+            ({"image": "a.jpg"}, "use images="),
         ],
     )
     def test_options_that_make_no_sense_are_refused(
@@ -467,6 +508,28 @@ class TestCalls:
         """At once and by name: the server's ``shrink``, -1 turns to keep, a summary of 0 tokens."""
         with pytest.raises(InvalidArgumentError, match=words):
             Conversation(Client("http://127.0.0.1:9"), **options)
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"max_tokens": "abc"}, "max_tokens='abc' must be a whole number of tokens"),
+            ({"max_tokens": float("inf")}, "max_tokens=inf must be"),
+            ({"max_completion_tokens": [1]}, r"max_completion_tokens=\[1\] must be"),
+            ({"model": "m"}, "give it to the client"),
+            ({"stream": True}, r"use stream\(\)"),
+            ({"picture": "a.jpg"}, "use images="),
+        ],
+    )
+    def test_a_question_with_fields_that_make_no_sense_is_refused(
+        self, given: dict[str, Any], words: str
+    ) -> None:
+        """By name, and the conversation is as it was."""
+        with talking() as (client, _, engine):
+            conversation = Conversation(client, overflow="summarise")
+            with pytest.raises(InvalidArgumentError, match=words):
+                conversation.ask("x", **given)
+            assert engine.requests == []
+            assert len(conversation.messages) == 1
 
 
 @awaited

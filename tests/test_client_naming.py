@@ -30,6 +30,11 @@ NAMINGS = [
         ("pictures 1, 2, and 4; photo 6 to 8", [1, 2, 4, 6, 7, 8]),
         ("the first and the third picture, the 2nd to 4th images", [1, 3, 2, 3, 4]),
         ("图三里有什么", [3]),
+        ("what about picture one?", [1]),
+        ("Image two and photos three, four to six", [2, 3, 4, 5, 6]),
+        ("picture number ten, image no. seven", [10, 7]),
+        ("one picture, two images and three photos", []),
+        ("picture seventeen, images tend to be", []),
         ("图一和图十二", [1, 12]),
         ("图1、2，图片3到5", [1, 2, 3, 4, 5]),
         ("第十一张图，第二十张照片", [11, 20]),
@@ -42,6 +47,30 @@ NAMINGS = [
 def test_how_a_picture_is_named(text: str, numbers: list[int]) -> None:
     """Numbers, ordinals, lists and ranges count; how many there are (图片三张) does not."""
     assert sorted(named_pictures(text)) == sorted(numbers)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("what about the last picture?", True),
+        ("The previous image and the latest photo", True),
+        ("the first and the last figure", True),
+        ("上一张图呢", True),
+        ("上张照片", True),
+        ("最后一张图片里有什么", True),
+        ("刚才那张照片", True),
+        ("刚才的那幅 图", True),
+        ("the last pictures", False),
+        ("at last, a picture", False),
+        ("the lasting image", False),
+        ("这张图", False),
+        ("最后一张纸", False),
+    ],
+)
+def test_the_last_picture_is_the_last_that_was_shown(text: str, named: bool) -> None:
+    """Whichever number that has; before the first there is none."""
+    assert sorted(set(named_pictures(text, last=7))) == ([7] if named else [])
+    assert list(named_pictures(text)) == []
 
 
 @given(st.integers(1, 99), st.sampled_from(NAMINGS))
@@ -59,7 +88,7 @@ def test_every_number_is_heard_in_both_languages(number: int, naming: str) -> No
 LONG = [
     "第1、", "第一、", "第1张、 ", "第 ", "图1、", "图一 ", "一十", "first, ", "the ", "1st and ",
     "1, ", "picture 1 ", "first      ,      ", "image 1-9999 ", "pictures 1-9999,", "图1到9999、",
-    " ",
+    " ", "picture one ", "one and ", "the last ", "上一张 ", "刚才那",
 ]  # fmt: skip
 
 

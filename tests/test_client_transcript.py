@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qwen2vl_client import Client, Conversation, InvalidArgumentError, MediaError
+from qwen2vl_client import (
+    AsyncConversation,
+    Client,
+    Conversation,
+    InvalidArgumentError,
+    MediaError,
+)
 
+from tests import stub_server as stub
 from tests.test_client_conversation import picture, talking
 from tests.test_overflow import texts
 
@@ -118,3 +125,101 @@ class TestSaving:
             Conversation.load(tmp_path / "missing.json", Client("http://127.0.0.1:9"))
         with pytest.raises(InvalidArgumentError, match="inside"):
             Conversation(Client("http://127.0.0.1:9")).save(path, pictures="x")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("kind", [Conversation, AsyncConversation])
+    @pytest.mark.parametrize(
+        ("place", "value", "named"),
+        [
+            (("turns", 0, "user"), None, "turns[0].user=None must be an object"),
+            (("turns", 0, "user", "role"), 7, "turns[0].user.role=7"),
+            (("turns", 0, "user", "content"), None, "turns[0].user.content=None"),
+            (("turns", 0, "user", "content", 0), "x", "turns[0].user.content[0]='x'"),
+            (("turns", 0, "user", "content", 1, "text"), None, "turns[0].user.content[1].text"),
+            (("turns", 0, "answer"), "x", "turns[0].answer='x'"),
+            (("turns", 0, "tokens"), "x", "turns[0].tokens='x'"),
+            (("turns", 0, "numbers"), [], "turns[0].numbers=[] must be the numbers of its 1 pic"),
+            (("turns", 0, "numbers"), [None], "turns[0].numbers=[None]"),
+            (("turns", 0), 7, "turns[0]=7"),
+            (("turns",), {}, "turns={}"),
+            (("seen",), None, "seen=None must be a whole number"),
+            (("seen",), True, "seen=True"),
+            (("changed",), 1, "changed=1"),
+            (("known",), -1, "known=-1"),
+            (("costs",), [], "costs=[]"),
+            (("costs",), {"a": "x"}, "costs.a='x'"),
+            (("system",), 7, "system=7"),
+            (("summary",), [], "summary=[]"),
+            (("summary", "text"), None, "summary.text=None"),
+            (("summary", "tokens"), "x", "summary.tokens='x'"),
+            (("summary", "pictures"), [7], "summary.pictures[0]=7"),
+            (("summary", "pictures"), [["x", {}]], "summary.pictures[0]=['x', {}]"),
+            (("events",), [{"kind": "x"}], "events[0].kind='x' must be one of summarised, dropped"),
+            (("events",), [{"kind": "summarised", "turns": "x"}], "events[0].turns='x'"),
+            (("pictures",), [], "pictures=[]"),
+            (("settings",), None, "settings=None"),
+            (("settings", "client"), 1, "settings=['client']"),
+            (("settings", "summary_prompt"), 5, "summary_prompt=5"),
+            (("settings", "overflow"), [], "overflow=[]"),
+            (("settings", "model"), "m", "model="),
+        ],
+    )  # fmt: skip
+    def test_a_file_that_is_damaged_names_its_field(
+        self, place: tuple[Any, ...], value: Any, named: str, kind: Any, tmp_path: Path
+    ) -> None:
+        """When it is loaded, and not when the conversation goes on."""
+        path = tmp_path / "a.json"
+        with stub.running(stub.completion("ok")) as server, Client(server.url, "", "m") as client:
+            conversation = Conversation(client)
+            conversation.ask("x", images=picture(7))
+        conversation.save(path)
+        document = json.loads(path.read_text("utf-8"))
+        inner = document
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        path.write_text(json.dumps(document), "utf-8")
+        with pytest.raises(InvalidArgumentError) as caught:
+            kind.load(path, client)
+        assert named in str(caught.value)
+
+    def test_half_a_character_in_an_answer_is_kept_and_breaks_nothing(self, tmp_path: Path) -> None:
+        """The answer is as it came, in the history U+FFFD is in its place: no request can hold it.
+
+        Two halves that a stream brought one by one are the character that they make.
+        """
+        path = tmp_path / "a.json"
+        with (
+            stub.running(stub.completion("a \ud83d b"), stub.completion("\ud83d\ude00")) as server,
+            Client(server.url, "", "m") as client,
+        ):
+            conversation = Conversation(client)
+            assert conversation.ask("x").text == "a \ud83d b"
+            conversation.save(path)
+            conversation = Conversation.load(path, client)
+            conversation.ask("y")
+            conversation.ask("z")
+        contents = [one["content"] for one in server.requests[-1].body["messages"]]
+        assert contents[1:] == ["x", "a \ufffd b", "y", "😀", "z"]
+
+    def test_what_is_half_a_character_is_saved(self, tmp_path: Path) -> None:
+        """Of a system message, which no request can hold either; the file is UTF-8 all the same."""
+        path = tmp_path / "a.json"
+        client = Client("http://127.0.0.1:9")
+        Conversation(client, "half \ud83d").save(path)
+        path.read_text("utf-8")
+        assert Conversation.load(path, client).messages[0]["content"] == "half \ud83d"
+
+    def test_what_is_given_goes_before_what_was_saved(self, tmp_path: Path) -> None:
+        """Settings and the system message; the others come back as they were."""
+        path = tmp_path / "a.json"
+        with stub.running(stub.completion("ok")) as server, Client(server.url, "", "m") as client:
+            conversation = Conversation(client, "Old", temperature=0.5, max_tokens=9)
+            conversation.ask("x")
+            conversation.save(path)
+            for system in ("New", None):
+                loaded = Conversation.load(path, client, system=system, temperature=0.0)
+                loaded.ask("y")
+                body = server.requests[-1].body
+                assert (body["temperature"], body["max_tokens"]) == (0.0, 9)
+                first = body["messages"][0]
+                assert first["content"] == (system or "x")

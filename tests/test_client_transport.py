@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
+import importlib
+import inspect
 import pickle
+import pkgutil
 import shutil
 import socket
 import ssl
@@ -25,9 +29,11 @@ from qwen2vl_client import (
     APIResponseError,
     APIStatusError,
     APITimeoutError,
+    AsyncClient,
     AuthenticationError,
     BadRequestError,
     Client,
+    ClientError,
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
@@ -67,6 +73,29 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def error_kinds(root: type[ClientError] = ClientError) -> list[type[ClientError]]:
+    """The class and all below it, wherever in the package they are."""
+    for module in pkgutil.walk_packages(qwen2vl_client.__path__, "qwen2vl_client."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    below = [error for kind in root.__subclasses__() for error in error_kinds(kind)]
+    return list(dict.fromkeys([root, *below]))
+
+
+def both(awaiting: bool, url: str, model: str | None = None, **options: Any) -> None:
+    """Ask something by the one client or by the other."""
+
+    async def ask() -> None:
+        async with AsyncClient(url, "", model, **options) as client:
+            await client.chat("x")
+
+    if awaiting:
+        asyncio.run(ask())
+    else:
+        with Client(url, "", model, **options) as client:
+            client.chat("x")
 
 
 class TestKeysAndAddresses:
@@ -347,12 +376,34 @@ class TestErrors:
         assert not caught.value.retryable
         assert server.connections == 1
 
-    def test_errors_survive_pickling(self) -> None:
-        """Worker processes hand them back whole."""
-        error = RateLimitError("m", status=429, code="c", request_id="r", retry_after=2.0)
-        for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+    @pytest.mark.parametrize("kind", error_kinds(), ids=lambda kind: kind.__name__)
+    def test_errors_survive_pickling(self, kind: type[ClientError]) -> None:
+        """Of every class, with all that it carries: worker processes hand them back whole."""
+        names = [*inspect.signature(kind.__init__).parameters][2:]
+        carried = {name: f"the {name}" for name in names if name not in ("args", "kwargs")}
+        error = kind("m", **carried)
+        for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+            assert type(copied) is kind
             assert vars(copied) == vars(error)
+            assert carried.items() <= vars(copied).items()
             assert str(copied) == str(error)
+
+    @pytest.mark.parametrize(("status", "kind"), [(200, APIResponseError), (500, ServerError)])
+    @pytest.mark.parametrize("awaiting", [False, True], ids=["Client", "AsyncClient"])
+    def test_json_that_is_too_deep_is_a_typed_error(
+        self, status: int, kind: type[ClientError], awaiting: bool
+    ) -> None:
+        """As any other answer that is none, and of an error its status is told all the same."""
+        body = b'{"error":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        with stub.running(stub.answer(status, body)) as server, pytest.raises(kind):
+            both(awaiting, server.url, "m", max_retries=0)
+
+    @pytest.mark.parametrize("awaiting", [False, True], ids=["Client", "AsyncClient"])
+    @pytest.mark.parametrize("verify", ["/missing.pem", "", __file__, "a\0b"])
+    def test_certificates_that_cannot_be_read_are_told(self, verify: str, awaiting: bool) -> None:
+        """Before anything is sent: no file, no name, or one that holds no certificate."""
+        with pytest.raises(InvalidArgumentError, match=r"verify=.* is no file of certificates"):
+            both(awaiting, "https://127.0.0.1:9", verify=verify)
 
 
 class TestProbes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from qwen2vl_client import BadRequestError, Client
 
@@ -94,3 +97,15 @@ class TestIdsInMessages:
         ):
             client.chat("x", images=LARGE)
         assert self.shown(server) == ["upload", "file_id", "url"]
+
+
+def test_a_file_whose_name_is_not_utf_8_is_uploaded(tmp_path: Path) -> None:
+    """Its bytes are; in its name what is no character becomes a question mark."""
+    path = tmp_path / os.fsdecode("照片".encode("gbk") + b".jpg")
+    path.write_bytes(b"\xff\xd8\xff")
+    with stub.running(STORED) as server, Client(server.url, "", "m") as client:
+        client.files.upload(path)
+        client.files.upload(b"\xff\xd8\xff", filename="half \ud83d.jpg")
+    first, second = (request.body for request in server.requests)
+    assert b'filename="??\xc6\xac.jpg"' in first  # the second letter's bytes make one of UTF-8
+    assert b'filename="half ?.jpg"' in second

@@ -63,7 +63,7 @@ class ToolCall:
         """The arguments by name; ``APIResponseError`` where they are no JSON object."""
         try:
             values = json.loads(self.arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise APIResponseError(
@@ -109,10 +109,13 @@ class Answer:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The answer as a turn for ``messages``, tool calls included."""
+        """The answer as a turn for ``messages``, tool calls included.
+
+        Half of a surrogate pair, which no request can hold, becomes U+FFFD.
+        """
         message = {"role": "assistant", "content": self.text}
         calls = self.raw["choices"][0]["message"].get("tool_calls")
-        return {**message, "tool_calls": calls} if calls else message
+        return _repaired({**message, "tool_calls": calls} if calls else message)
 
     @classmethod
     def from_raw(
@@ -148,6 +151,12 @@ class Answer:
             timings=Timings(seconds, first_token, server),
             overflow=overflow if isinstance(overflow, dict) else None,
         )
+
+
+def _repaired(message: dict[str, Any]) -> dict[str, Any]:
+    raw = json.dumps(message, ensure_ascii=False).encode("utf-16", "surrogatepass")
+    whole: dict[str, Any] = json.loads(raw.decode("utf-16", "replace"))
+    return whole
 
 
 def _text(content: object) -> str:

@@ -86,6 +86,7 @@ class AsyncClient:
 
     async def chat(
         self,
+        /,
         text: str | None = None,
         *,
         images: ImageSource | Sequence[ImageSource] | None = None,
@@ -113,6 +114,7 @@ class AsyncClient:
 
     async def stream(
         self,
+        /,
         text: str | None = None,
         *,
         images: ImageSource | Sequence[ImageSource] | None = None,
@@ -135,6 +137,7 @@ class AsyncClient:
 
     async def explain(
         self,
+        /,
         text: str | None = None,
         *,
         images: ImageSource | Sequence[ImageSource] | None = None,

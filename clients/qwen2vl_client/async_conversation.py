@@ -11,7 +11,7 @@ from qwen2vl_client import transcript
 from qwen2vl_client.answer import Answer
 from qwen2vl_client.async_client import AsyncClient
 from qwen2vl_client.async_stream import AsyncTextStream
-from qwen2vl_client.dialogue import SUMMARY_TOKENS, Dialogue
+from qwen2vl_client.dialogue import SUMMARY_TOKENS, Dialogue, Settings
 from qwen2vl_client.fitting import Event, Policy
 from qwen2vl_client.media import ImageSource, VideoSource
 from qwen2vl_client.request import SYSTEM_PROMPT, Sampling
@@ -93,12 +93,15 @@ class AsyncConversation:
         transcript.write(Path(path), dialogue.history, dialogue.events, dialogue.settings, pictures)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], client: AsyncClient) -> AsyncConversation:
+    def load(
+        cls, path: str | os.PathLike[str], client: AsyncClient, **settings: Unpack[Settings]
+    ) -> AsyncConversation:
         """Read what ``save`` wrote and go on with it, on any server.
 
+        ``settings`` (``system``, ``overflow``, ``temperature`` …) go before those that were saved.
         ``InvalidArgumentError`` (``MediaError`` of a picture) for what cannot be read.
         """
-        history, events, settings = transcript.read(Path(path))
-        loaded = cls(client, history.system, **cast("Any", settings))
+        history, events, saved = transcript.read(Path(path))
+        loaded = cls(client, **cast("Any", {"system": history.system, **saved, **settings}))
         loaded._dialogue.resume(history, events)
         return loaded

@@ -31,6 +31,7 @@ from qwen2vl_client.checks import (
     no_connection,
     status_error,
     timed_out,
+    trusted,
     url_of,
     whole_reply,
 )
@@ -56,11 +57,11 @@ class AsyncTransport:
         key = checked_api_key(api_key)
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        trusted = _trust(verify)
+        context = trusted(verify)
         try:
             self._client = httpx.AsyncClient(
                 headers=headers,
-                verify=trusted,
+                verify=context,
                 # A proxy from the environment cannot reach this machine's own loopback.
                 trust_env=not is_loopback(self.base_url),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=POOL),
@@ -197,15 +198,6 @@ class AsyncByteStream:
             return
         self.closed = True
         await self._response.aclose()
-
-
-def _trust(verify: bool | str) -> ssl.SSLContext | bool:
-    if not isinstance(verify, str):
-        return verify
-    try:
-        return ssl.create_default_context(cafile=verify)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidArgumentError(f"verify={verify!r} cannot be used: {error}") from error
 
 
 @contextlib.contextmanager

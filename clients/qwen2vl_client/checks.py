@@ -6,7 +6,9 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -68,11 +70,31 @@ def checked_timeout(timeout: float) -> float:
     return min(float(timeout), _LONGEST_TIMEOUT)
 
 
+def trusted(verify: bool | str) -> ssl.SSLContext | bool:
+    """Return what ``verify`` says, a file's or folder's certificates read.
+
+    ``InvalidArgumentError`` where they cannot be.
+    """
+    if isinstance(verify, bool):
+        return verify
+    try:
+        if not verify:
+            raise ValueError("the name is empty")
+        if Path(verify).is_dir():
+            return ssl.create_default_context(capath=verify)
+        return ssl.create_default_context(cafile=verify)
+    except (OSError, ValueError) as error:  # ssl's own is an OSError
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidArgumentError(
+            f"verify={verify!r} is no file of certificates (PEM) that can be read: {reason}"
+        ) from error
+
+
 def status_error(status: int, headers: Mapping[str, str], body: bytes) -> APIStatusError:
     """Return the typed error for an answer other than 200."""
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     fields: Mapping[str, Any] = {}
     message = None
@@ -118,7 +140,7 @@ def whole_reply(raw: bytes, headers: Mapping[str, str], url: str) -> Reply:
     """Return the JSON object of an answer; ``APIResponseError`` where it is none."""
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise APIResponseError(

@@ -91,6 +91,7 @@ class Client:
 
     def chat(
         self,
+        /,
         text: str | None = None,
         *,
         images: ImageSource | Sequence[ImageSource] | None = None,
@@ -118,6 +119,7 @@ class Client:
 
     def stream(
         self,
+        /,
         text: str | None = None,
         *,
         images: ImageSource | Sequence[ImageSource] | None = None,
@@ -140,6 +142,7 @@ class Client:
 
     def explain(
         self,
+        /,
         text: str | None = None,
         *,
         images: ImageSource | Sequence[ImageSource] | None = None,

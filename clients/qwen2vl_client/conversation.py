@@ -10,7 +10,7 @@ from typing import Any, Unpack, cast
 from qwen2vl_client import transcript
 from qwen2vl_client.answer import Answer
 from qwen2vl_client.client import Client
-from qwen2vl_client.dialogue import SUMMARY_TOKENS, Dialogue
+from qwen2vl_client.dialogue import SUMMARY_TOKENS, Dialogue, Settings
 from qwen2vl_client.fitting import Event, Policy
 from qwen2vl_client.media import ImageSource, VideoSource
 from qwen2vl_client.request import SYSTEM_PROMPT, Sampling
@@ -27,7 +27,8 @@ class Conversation:
     none is left; ``drop_oldest_turns`` leaves out the oldest turns. The system message and the
     question are always sent, and the last ``keep_last`` turns unless there is no other way.
     Pictures of turns that go stay where they are still referred to: named with their number
-    ("picture 3", 第3张图) in the question or in one of the last ``keep_last`` turns.
+    ("picture 3", 第3张图) or as the last one, in the question or in one of the last ``keep_last``
+    turns.
     ``events`` tells what was done.
 
     A turn enters the history once its answer is whole: one that fails, or a stream that is
@@ -108,12 +109,15 @@ class Conversation:
         transcript.write(Path(path), dialogue.history, dialogue.events, dialogue.settings, pictures)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], client: Client) -> Conversation:
+    def load(
+        cls, path: str | os.PathLike[str], client: Client, **settings: Unpack[Settings]
+    ) -> Conversation:
         """Read what ``save`` wrote and go on with it, on any server.
 
+        ``settings`` (``system``, ``overflow``, ``temperature`` …) go before those that were saved.
         ``InvalidArgumentError`` (``MediaError`` of a picture) for what cannot be read.
         """
-        history, events, settings = transcript.read(Path(path))
-        loaded = cls(client, history.system, **cast("Any", settings))
+        history, events, saved = transcript.read(Path(path))
+        loaded = cls(client, **cast("Any", {"system": history.system, **saved, **settings}))
         loaded._dialogue.resume(history, events)
         return loaded

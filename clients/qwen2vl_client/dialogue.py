@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from qwen2vl_client.answer import Answer, Explanation, Model
@@ -19,6 +20,7 @@ from qwen2vl_client.history import MARKERS, History, Kind, Message, count_of, te
 from qwen2vl_client.request import (
     DEFAULT_SAMPLING,
     Sampling,
+    check_fields,
     user_message,
 )
 from qwen2vl_client.steps import Flow
@@ -26,6 +28,16 @@ from qwen2vl_client.wording import Wording, wording_for
 
 SUMMARY_TOKENS = 256
 KINDS: tuple[Kind, ...] = ("image", "video")
+
+
+class Settings(Sampling, total=False):
+    """What a conversation is made with, but for its client."""
+
+    system: str | None
+    overflow: Policy
+    keep_last: int
+    summary_prompt: str | None
+    summary_max_tokens: int
 
 
 class Dialogue:
@@ -52,6 +64,9 @@ class Dialogue:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidArgumentError(f"{name}={value!r} must be {least} or more")
+        if not isinstance(summary_prompt, str | None):
+            raise InvalidArgumentError(f"summary_prompt={summary_prompt!r} must be a text or None")
+        check_fields(sampling)
         self.flows = flows
         self.overflow: Policy = overflow
         self.keep_last = keep_last
@@ -78,7 +93,9 @@ class Dialogue:
         }
 
     def resume(self, history: History, events: list[Event]) -> None:
-        """Go on from where a saved conversation was."""
+        """Go on from where a saved conversation was, under this one's system message."""
+        if history.system != self.history.system:
+            history = replace(history, system=self.history.system, known=None)
         self.history, self.events = history, events
 
     def turn(self, text: str | None, images: Any, videos: Any) -> Message:
@@ -275,7 +292,9 @@ _OF_A_SUMMARY = (
 def _answer_tokens(fields: Mapping[str, Any]) -> int:
     """Return how much of the window an answer may take."""
     newer = fields.get("max_completion_tokens")
-    if newer is not None:
-        return int(newer)
-    given = fields.get("max_tokens", DEFAULT_SAMPLING["max_tokens"])
-    return 1 if given is None else int(given)
+    name = "max_tokens" if newer is None else "max_completion_tokens"
+    given = fields.get(name, DEFAULT_SAMPLING["max_tokens"])
+    try:
+        return 1 if given is None else int(given)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidArgumentError(f"{name}={given!r} must be a whole number of tokens") from None

@@ -63,7 +63,7 @@ class APIResponseError(ClientError):
 class AnswerError(ClientError):
     """The model answered, but not as a use needs it; ``answer`` is the whole answer."""
 
-    def __init__(self, message: str, answer: object) -> None:
+    def __init__(self, message: str, answer: object = None) -> None:
         super().__init__(message)
         self.answer = answer
 

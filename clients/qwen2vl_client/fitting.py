@@ -165,7 +165,7 @@ class Fitting:
                         raise
                     count //= 2  # the estimate was wrong
             if count:
-                if told := answer.text.strip():
+                if told := str(answer.message["content"]).strip():
                     text, usage = told, answer.usage
                     tokens = None if usage is None else usage.completion_tokens
                 left, summed = left[count:], summed + count
@@ -228,11 +228,18 @@ class Fitting:
         return fitting
 
     def _named(self, kept: tuple[Turn, ...]) -> set[int]:
-        """Return the pictures that the next question, or a turn that stays, names."""
-        said = [text_of(self.question)]
-        for turn in kept[len(kept) - self.keep_last if self.keep_last < len(kept) else 0 :]:
-            said += [text_of(turn.user), text_of(turn.answer)]
-        return {number for text in said for number in named_pictures(text)}
+        """Return the pictures that the next question, or a turn that stays, names.
+
+        "The last picture" is for a question the last before it, and for an answer the last that
+        the model had been shown by then.
+        """
+        last = self.history.seen
+        said = [(text_of(self.question), last)]
+        for turn in reversed(kept[max(len(kept) - self.keep_last, 0) :]):
+            said.append((text_of(turn.answer), last))
+            last = min(turn.numbers, default=last + 1) - 1
+            said.append((text_of(turn.user), last))
+        return {number for text, last in said for number in named_pictures(text, last)}
 
     def _wanted(self, freed: int, images: int, most: int | None) -> bool:
         return freed < self.excess if most is None else images < most

@@ -50,9 +50,9 @@ def image_part(source: ImageSource) -> ContentPart:
 
     Raises ``MediaError`` for a file that cannot be read and for bytes that are no picture.
     """
-    file_id = _given_file(source)
-    if file_id is not None:
-        return {"type": "image_url", "image_url": {"file_id": file_id}}
+    uploaded = file_id(source)
+    if uploaded is not None:
+        return {"type": "image_url", "image_url": {"file_id": uploaded}}
     url = _given_url(source)
     if url is None:
         url = _data_url(*_picture(source))
@@ -65,9 +65,9 @@ def video_part(source: VideoSource) -> ContentPart:
     Frames travel as ``data:video/jpeg;base64,<frame 1>,<frame 2>,…``; each may be of any
     picture format, all must be of one size. Raises ``MediaError`` as ``image_part`` does.
     """
-    file_id = _given_file(source)
-    if file_id is not None:
-        return {"type": "video_url", "video_url": {"file_id": file_id}}
+    uploaded = file_id(source)
+    if uploaded is not None:
+        return {"type": "video_url", "video_url": {"file_id": uploaded}}
     frames: list[Any] | None = None
     if isinstance(source, list | tuple) or pixels.is_array(source):
         frames = list(cast("Sequence[Any]", source))
@@ -100,7 +100,7 @@ def sources(given: Any) -> list[Any]:
     if given is None:
         return []
     single = isinstance(given, str | os.PathLike | bytes | bytearray | memoryview)
-    if single or _is_pixels(given) or hasattr(given, "read") or _given_file(given):
+    if single or _is_pixels(given) or hasattr(given, "read") or file_id(given):
         return [given]
     if not isinstance(given, Iterable) or isinstance(given, Mapping):
         raise MediaError(f"{_kind(given)} is no picture: {_ACCEPTED}")
@@ -155,7 +155,7 @@ def file_content(source: object) -> tuple[bytes, str]:
     return data, Path(os.fsdecode(path)).name if named and path else "file"
 
 
-def _given_file(source: object) -> str | None:
+def file_id(source: object) -> str | None:
     """Return the id of an uploaded file; a local file of such a name is given as ``Path``."""
     if isinstance(source, str):
         return source if _FILE_ID.fullmatch(source) else None
@@ -195,7 +195,7 @@ def _picture(source: object) -> tuple[bytes, str]:
 
 
 def _frame(source: ImageSource) -> bytes:
-    if _given_file(source) or _given_url(source) is not None:
+    if file_id(source) or _given_url(source) is not None:
         raise MediaError(
             f"frame {_short(str(source))} is a URL or an uploaded file; frames are sent inline: "
             "give paths, bytes, Pillow images or arrays"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from qwen2vl_client.errors import InvalidArgumentError
@@ -102,10 +103,10 @@ def user_message(text: str | None, images: Any = None, videos: Any = None) -> di
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[dict[str, Any]]:
     """Return the messages with ``system`` in front, unless they bring their own."""
-    turns = [dict(message) for message in messages]
+    turns = checked_messages(messages)
     if system is None:
         return turns
-    if any(turn.get("role") == "system" for turn in turns):
+    if has_system(turns):
         if system != SYSTEM_PROMPT:
             raise InvalidArgumentError(
                 "messages already hold a system message and system= was given as well: "
@@ -115,14 +116,83 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[dict[st
     return [{"role": "system", "content": system}, *turns]
 
 
+def checked_messages(given: Any) -> list[dict[str, Any]]:
+    """Return messages as a list; ``InvalidArgumentError`` names what is none."""
+    listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    if not listed:
+        raise InvalidArgumentError(
+            f"messages={given!r:.80} must be a list of messages, as "
+            '[{"role": "user", "content": "…"}]; a question goes into text='
+        )
+    messages: list[dict[str, Any]] = []
+    for place, message in enumerate(given):
+        if not isinstance(message, Mapping):
+            raise InvalidArgumentError(
+                f"messages[{place}]={message!r:.80} must be a mapping, as "
+                '{"role": "user", "content": "…"}'
+            )
+        messages.append(dict(message))
+    return messages
+
+
+def has_system(messages: object) -> bool:
+    """Tell whether there is a system message among what is given as messages."""
+    return isinstance(messages, list | tuple) and any(
+        isinstance(message, Mapping) and message.get("role") == "system" for message in messages
+    )
+
+
 def chat_messages(
     earlier: Sequence[Message], turn: Message | None, system: str | None
 ) -> list[dict[str, Any]]:
     """Return what is sent: the system message, the earlier turns, this one."""
-    turns = [*earlier, *([] if turn is None else [turn])]
+    turns = [*checked_messages(earlier), *([] if turn is None else [turn])]
     if not turns:
         raise InvalidArgumentError("nothing to ask: give a text, images, videos or messages")
     return with_system(turns, system)
+
+
+def check_fields(given: Mapping[str, Any]) -> None:
+    """Raise ``InvalidArgumentError`` for a keyword that is no field of the API.
+
+    What a conversation or a stream is told elsewhere is one, and so is a near miss of a parameter:
+    a server would ignore ``image=``, and answer without the picture.
+    """
+    for name in given:
+        if name in _ELSEWHERE:
+            raise InvalidArgumentError(f"{name}= is no sampling field: {_ELSEWHERE[name]}")
+        if name not in ChatFields.__annotations__:
+            for near in difflib.get_close_matches(name.lower(), _MEANT, 1, _NEAR):
+                raise InvalidArgumentError(
+                    f"{name}= is no parameter and no field of the API: use {_MEANT[near]}="
+                )
+
+
+_ELSEWHERE = {
+    "stream": "use stream() for streams",
+    "model": "give it to the client, Client(model=…)",
+    "timeout": "give it to the client or with the question, ask(…, timeout=…)",
+    "messages": "a conversation keeps its own",
+    "system": "give it to the conversation, Conversation(client, system=…)",
+    "text": "give it with the question, ask(text)",
+    "images": "give them with the question, ask(text, images=…)",
+    "videos": "give them with the question, ask(text, videos=…)",
+}
+"""What ``chat`` takes and a conversation does not, so that it would be sent as a field."""
+
+_PICTURES = ("images", "image_urls", "image_paths", "imgs", "pictures", "pics", "photos", "files")
+_MEANT = {
+    **dict.fromkeys(_PICTURES, "images"),
+    **dict.fromkeys(("videos", "video_urls", "clips"), "videos"),
+    **dict.fromkeys(("messages", "history"), "messages"),
+    **dict.fromkeys(("system", "system_prompt", "system_message"), "system"),
+    **dict.fromkeys(("text", "prompt", "question"), "text"),
+    "timeout": "timeout",
+}
+"""What a misspelt keyword may have meant, and the parameter's name."""
+
+_NEAR = 0.8
+"""How much of two names agrees (difflib's ratio): "image" and "images" do by 0.91."""
 
 
 def sampling_fields(
@@ -132,11 +202,7 @@ def sampling_fields(
 
     Where ``turns`` show something, the server is asked what the model saw of it.
     """
-    reserved = sorted(given.keys() & {"stream", "messages", "model"})
-    if reserved:
-        raise InvalidArgumentError(
-            f"{reserved[0]}= is not a sampling field; use stream() for streams"
-        )
+    check_fields(given)
     if stream and (given.get("n") or 1) != 1:
         raise InvalidArgumentError(f"n={given['n']}: a stream yields one text; use chat() for more")
     fields = {**DEFAULT_SAMPLING, **given}
@@ -167,5 +233,5 @@ def encode(body: Mapping[str, Any]) -> bytes:
             f"a text holds half of a surrogate pair ({error.object[error.start]!r}), "
             "which UTF-8 cannot express: repair the text"
         ) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"the request cannot be written as JSON: {error}") from error

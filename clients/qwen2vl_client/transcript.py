@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from qwen2vl_client.errors import InvalidArgumentError, MediaError
 from qwen2vl_client.fitting import Event
 from qwen2vl_client.history import History, Note, Turn
+from qwen2vl_client.transcript_check import check
 
 FORMAT = "qwen2vl-conversation"
 VERSION = 1
@@ -61,7 +62,7 @@ def _write(
 
     def keep(url: str) -> str:
         found = _DATA.fullmatch(url)
-        data = base64.b64decode(found[2]) if found else url.encode()
+        data = base64.b64decode(found[2]) if found else _bytes(url)
         name = hashlib.sha256(data).hexdigest()
         kept[name] = url
         if beside and found:
@@ -94,7 +95,9 @@ def _write(
         "folder": folder_of(path).name,
     }
     unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(json.dumps(document, ensure_ascii=False, indent=1), "utf-8")
+    text = json.dumps(document, ensure_ascii=False, indent=1)
+    # Half of a surrogate pair becomes the escape that JSON has for it.
+    unfinished.write_bytes(text.encode("utf-8", "backslashreplace"))
     unfinished.replace(path)
 
 
@@ -108,6 +111,7 @@ def read(path: Path) -> tuple[History, list[Event], dict[str, Any]]:
         raw = json.loads(path.read_text("utf-8"))
         if raw["format"] != FORMAT or raw["version"] != VERSION:
             raise ValueError(f"{raw['format']} {raw['version']}")
+        check(raw, path)
         beside = raw.get("folder", folder_of(path).name)
         if beside == "..":
             raise ValueError("folder ..")
@@ -131,7 +135,7 @@ def read(path: Path) -> tuple[History, list[Event], dict[str, Any]]:
         )
         events = [Event(**event) for event in raw["events"]]
         return history, events, dict(raw["settings"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         if isinstance(error, InvalidArgumentError):
             raise
         raise InvalidArgumentError(
@@ -153,7 +157,11 @@ def _url(url: str, pictures: Mapping[str, str], path: Path, folders: Sequence[Pa
     if kept.startswith("data:"):
         found = _DATA.fullmatch(kept)
         try:
-            data = base64.b64decode(found[2], validate=True) if found else kept.encode()
+            data = (
+                base64.b64decode(found[2], validate=True)
+                if found
+                else kept.encode("utf-8", "surrogatepass")
+            )
         except binascii.Error:
             data = b""
         whole = kept
@@ -168,6 +176,10 @@ def _url(url: str, pictures: Mapping[str, str], path: Path, folders: Sequence[Pa
     if hashlib.sha256(data).hexdigest() != name:
         raise MediaError(f"the picture {name} of {path} is not the one that was saved")
     return whole
+
+
+def _bytes(url: str) -> bytes:
+    return url.encode("utf-8", "surrogatepass")
 
 
 def _with_urls(value: Any, changed: Callable[[str], str]) -> Any:

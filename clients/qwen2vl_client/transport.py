@@ -31,6 +31,7 @@ from qwen2vl_client.checks import (
     no_connection,
     status_error,
     timed_out,
+    trusted,
     url_of,
     whole_reply,
 )
@@ -61,6 +62,7 @@ class Transport:
         # With an auth object in place requests does not look for a password in ~/.netrc.
         self._session.auth = _Bearer(checked_api_key(api_key))
         # Given with each request: as the session's it would yield to REQUESTS_CA_BUNDLE.
+        trusted(verify)  # what cannot be read is told now, and not in requests' own words
         self._verify = verify
         self._session.headers["User-Agent"] = (
             f"qwen2vl-client/{__version__} requests/{requests.__version__}"

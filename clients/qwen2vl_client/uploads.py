@@ -112,7 +112,7 @@ class Uploads:
         url = inner.get("url")
         if not isinstance(url, str) or not self._is_large(url):
             return part
-        key = hashlib.sha256(url.encode()).hexdigest()
+        key = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
         if key not in self._ids:
             # Alone: several calls with one new picture upload it once.
             yield Alone(f"upload {key}", self._upload(key, url, timeout))
@@ -165,7 +165,8 @@ def upload_call(
     if expires_after is not None:
         fields["expires_after[anchor]"] = "created_at"
         fields["expires_after[seconds]"] = str(expires_after)
-    fields["file"] = (name, data, "application/octet-stream")
+    sent = name.encode("utf-8", "replace").decode("utf-8")  # file names need not be UTF-8
+    fields["file"] = (sent, data, "application/octet-stream")
     body, content_type = encode_multipart_formdata(fields)
     return Call("POST", "/files", body, content_type, timeout)
 

@@ -191,7 +191,8 @@ class Outcomes(Sequence[Outcome]):
 
 def _line(outcome: Outcome) -> bytes:
     raw = json.dumps(outcome.to_json(), ensure_ascii=False)
-    return raw.encode("utf-8", "replace") + b"\n"
+    # Half of a surrogate pair (a file name that is not UTF-8) becomes JSON's escape for it.
+    return raw.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _sync_folder(folder: Path) -> None:

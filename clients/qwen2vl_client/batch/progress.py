@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 from qwen2vl_client.errors import InvalidArgumentError
 
-#: Called with what is done, and with what of it has failed.
-Tell = Callable[[int, int], None]
+#: Called with what an earlier run has answered, what this one has, and what has failed.
+Tell = Callable[[int, int, int], None]
+
+
+class Pace:
+    """How fast this run is, and how long the rest takes.
+
+    The clock starts where this run has its first work: what an earlier one answered takes no time,
+    and tells nothing of how long a request takes.
+    """
+
+    def __init__(self, total: int | None, now: float) -> None:
+        self._total, self._began = total, now
+
+    def told(self, kept: int, answered: int, failed: int, now: float) -> tuple[str, str]:
+        """Return the rate and the time left as they are shown; empty where nobody knows."""
+        if not (answered or failed):
+            self._began = now
+        seconds = now - self._began
+        if seconds <= 0:
+            return "", ""
+        rate = f"{answered / seconds:.2f}/s"
+        if self._total is None:
+            return rate, ""
+        done = answered + failed
+        rest = max(self._total - kept - done, 0) * seconds / done
+        return rate, f"{timedelta(seconds=round(rest))} left"
 
 
 @contextlib.contextmanager
@@ -24,18 +51,18 @@ def progress_bar(total: int | None) -> Iterator[Tell]:
         bars.MofNCompleteColumn(),
         bars.TextColumn("{task.fields[rate]}"),
         bars.TimeElapsedColumn(),
-        bars.TextColumn("left"),
-        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[left]}"),
         bars.TextColumn("{task.fields[failed]}"),
     )
+    pace = Pace(total, time.monotonic())
     with bars.Progress(*columns, console=Console(stderr=True)) as shown:
-        number = shown.add_task("", total=total, rate="", failed="")
+        number = shown.add_task("", total=total, rate="", left="", failed="")
 
-        def tell(done: int, failed: int) -> None:
-            seconds = shown.tasks[0].elapsed or 0.0
-            rate = f"{done / seconds:.2f}/s" if seconds else ""
+        def tell(kept: int, answered: int, failed: int) -> None:
+            rate, left = pace.told(kept, answered, failed, time.monotonic())
             lost = f"{failed} failed" if failed else ""
-            shown.update(number, completed=done, rate=rate, failed=lost)
+            done = kept + answered
+            shown.update(number, completed=done, rate=rate, left=left, failed=lost)
 
         yield tell
 
@@ -43,4 +70,4 @@ def progress_bar(total: int | None) -> Iterator[Tell]:
 @contextlib.contextmanager
 def no_bar() -> Iterator[Tell]:
     """Show nothing."""
-    yield lambda done, failed: None  # noqa: ARG005  (the shape of Tell)
+    yield lambda kept, answered, failed: None  # noqa: ARG005  (the shape of Tell)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from qwen2vl_client.batch.journal import Journal
 from qwen2vl_client.batch.outcome import Outcome, Report, as_data, visual_tokens
-from qwen2vl_client.batch.progress import no_bar, progress_bar
+from qwen2vl_client.batch.progress import Tell, no_bar, progress_bar
 from qwen2vl_client.batch.sources import UTF_8, Request, opened
 from qwen2vl_client.errors import (
     APIConnectionError,
@@ -112,7 +112,7 @@ class _Run:
         *,
         max_failures: int,
         media_info: bool,
-        tell: Callable[[int, int], None],
+        tell: Tell,
         on_outcome: Callable[[Outcome], None] | None,
     ) -> None:
         self._client, self._journal, self._tell = client, journal, tell
@@ -139,7 +139,7 @@ class _Run:
                 request.id, request.fingerprint, request.index
             ):
                 self._resumed += 1
-                self._tell(self._resumed + self._answered, len(self.failed))
+                self._tell(self._resumed, self._answered, len(self.failed))
             else:
                 yield request
 
@@ -245,7 +245,7 @@ class _Run:
                 self._in_a_row += 1
                 self._last_error = outcome.error
                 self.failed[request.index] = (request, outcome, passing)
-            self._tell(self._resumed + self._answered, len(self.failed))
+            self._tell(self._resumed, self._answered, len(self.failed))
 
     def _keep(self, outcome: Outcome) -> None:
         if self._journal is not None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen2vl_client.errors import InvalidArgumentError
-from qwen2vl_client.request import SYSTEM_PROMPT
+from qwen2vl_client.media import file_id
+from qwen2vl_client.request import SYSTEM_PROMPT, has_system
 from qwen2vl_client.tasks.task import Task, as_reply
 
 UTF_8 = "utf-8-sig"
@@ -41,7 +42,8 @@ class Request:
     def fingerprint(self) -> str:
         """Return what tells this request from another after a restart (SHA-256, shortened).
 
-        Files count by name, bytes, buffers and Pillow images by content.
+        Files count by name and uploaded ones by id; bytes, pixels and files without a name by
+        content.
         """
         task = self.task
         said = {
@@ -49,7 +51,7 @@ class Request:
             "media": [_token(one) for one in (*task.images, *task.videos)],
             "video": dict(task.video_fields),
             "system": task.system,
-            "messages": list(task.messages),
+            "messages": task.messages,
             "fields": {**task.defaults, **task.fields},
         }
         raw = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)
@@ -135,8 +137,7 @@ def from_csv(
     nothing; or ``each`` makes a task of a row, with relative paths left as they are. Excel in
     Chinese writes ``encoding="gb18030"``.
     """
-    rows = csv.DictReader(_lines(path, encoding, newline=""))
-    for index, row in enumerate(_rows(rows, path)):
+    for index, row in enumerate(_rows(path, encoding)):
         if each is not None:
             yield Request(index, row.get("id") or str(index), each(row))
             continue
@@ -171,7 +172,8 @@ def opened(
     if not path.is_file():
         raise InvalidArgumentError(f"there is no file or folder {path} (a question goes in a list)")
     if path.suffix.lower() == ".csv":
-        return from_csv(path, each=each, encoding=encoding), None
+        count = sum(1 for _ in _rows(path, encoding))
+        return from_csv(path, each=each, encoding=encoding), count
     with path.open("rb") as lines:
         count = sum(1 for line in lines if line.strip())
     return from_jsonl(path, each=each, encoding=encoding), count
@@ -195,7 +197,9 @@ def _lines(
         ) from error
 
 
-def _rows(rows: csv.DictReader[str], path: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
+def _rows(path: str | os.PathLike[str], encoding: str) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file by its headings; ``InvalidArgumentError`` names a bad line."""
+    rows = csv.DictReader(_lines(path, encoding, newline=""))
     try:
         yield from rows
     except csv.Error as error:
@@ -238,7 +242,7 @@ def _id_of(item: Mapping[str, Any], index: int) -> str:
 def _has_system(task: Task[Any]) -> bool:
     """Tell whether a system message was given, or that there is to be none."""
     if task.messages and task.system is None:
-        return any(message.get("role") == "system" for message in task.messages)
+        return has_system(task.messages)
     return task.system != SYSTEM_PROMPT
 
 
@@ -249,24 +253,46 @@ def _many(given: Any) -> list[Any]:
 
 
 def _placed(source: Any, folder: Path | None) -> Any:
-    """Return a relative path as seen from ``folder``; addresses and all else as they are."""
+    """Return a relative path as seen from ``folder``; addresses and all else as they are.
+
+    The id of an uploaded file is one, unless a file of that name stands there.
+    """
     if isinstance(source, list):
         return [_placed(one, folder) for one in source]
     if folder is None or not isinstance(source, str) or "://" in source or source[:5] == "data:":
         return source
-    return str(folder / source)
+    path = folder / source
+    # pathlib's own raises for a name that is too long to be one.
+    return source if file_id(source) and not os.path.isfile(path) else path  # noqa: PTH113
 
 
 def _token(source: Any) -> str:
-    if isinstance(source, str | os.PathLike):
-        return os.fspath(source) if isinstance(source, os.PathLike) else source
-    if isinstance(source, bytes | bytearray | memoryview):
-        return hashlib.sha256(source).hexdigest()
+    """Return what stands for a picture or video: a name, or a digest of what has none."""
+    name = source if isinstance(source, str | os.PathLike) else file_id(source)
+    if name is None:
+        name = getattr(source, "name", None)
+    if isinstance(name, str | os.PathLike):
+        return os.fsdecode(name)
     if isinstance(source, list | tuple):
         return json.dumps([_token(one) for one in source])
-    if hasattr(source, "tobytes"):  # Pillow's images, numpy's arrays
-        shape = getattr(source, "size", None), getattr(source, "mode", None)
-        return f"{shape} {hashlib.sha256(source.tobytes()).hexdigest()}"
+    content, shape = _content(source)
+    if content is None:
+        return type(source).__name__
+    raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    return f"{shape}{hashlib.sha256(raw).hexdigest()}"
+
+
+def _content(source: Any) -> tuple[Any, str]:
+    """Return what is hashed, and the shape that pixels have; None for what cannot be read twice."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return source, ""
+    if hasattr(source, "dtype"):  # numpy's arrays
+        return source.tobytes(), f"{source.shape} {source.dtype} "
+    if hasattr(source, "tobytes"):  # Pillow's images
+        return source.tobytes(), f"{(source.size, source.mode)} "
     if hasattr(source, "getvalue"):  # a file in memory
-        return hashlib.sha256(source.getvalue()).hexdigest()
-    return str(getattr(source, "name", type(source).__name__))
+        return source.getvalue(), ""
+    if hasattr(source, "seekable") and source.seekable():  # a temporary file
+        source.seek(0)
+        return source.read(), ""
+    return None, ""

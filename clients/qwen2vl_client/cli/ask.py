@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from qwen2vl_client.cli.options import (
     CUT,
@@ -15,9 +16,9 @@ from qwen2vl_client.cli.options import (
     add_sampling,
     add_server,
     client_of,
+    given_of,
     picture_of,
     run,
-    sampling_of,
     text_of,
 )
 from qwen2vl_client.client import Client
@@ -77,17 +78,16 @@ def _ask(client: Client, arguments: argparse.Namespace) -> None:
     if question == STDIN or _ADDRESS.fullmatch(question) or os.path.isfile(question):  # noqa: PTH113  (pathlib's raises for a long question)
         raise InvalidArgumentError(f"the question is missing: {question} is a picture")
     question = text_of(question)
-    sampling = sampling_of(arguments)
-    media = {
+    fields: dict[str, Any] = {
         "images": [picture_of(word) for word in [*pictures, *arguments.image]],
         "videos": arguments.video,
-        "system": text_of(arguments.system),
+        **given_of(arguments),
     }
     if arguments.no_stream:
-        answer = client.chat(question, **media, **sampling)
+        answer = client.chat(question, **fields)
         sys.stdout.write(answer.text)
     else:
-        with client.stream(question, **media, **sampling) as stream:
+        with client.stream(question, **fields) as stream:
             try:
                 for text in stream:
                     sys.stdout.write(text)

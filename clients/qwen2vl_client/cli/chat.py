@@ -17,9 +17,8 @@ from qwen2vl_client.cli.options import (
     add_sampling,
     add_server,
     client_of,
+    given_of,
     run,
-    sampling_of,
-    text_of,
     with_advice,
 )
 from qwen2vl_client.client import Client
@@ -29,12 +28,13 @@ from qwen2vl_client.errors import (
     ClientError,
     InvalidArgumentError,
 )
-from qwen2vl_client.fitting import Event
+from qwen2vl_client.fitting import Event, Policy
 from qwen2vl_client.media import image_part, video_part
 
 PATHS = ("/image", "/video", "/save", "/load")
 PLAIN = ("/help", "/tokens", "/clear", "/quit")
 OVERFLOW = ("error", "summarise", "drop_oldest_images", "drop_oldest_turns")
+USUAL: Policy = "drop_oldest_images"
 
 _NOT_OF_THE_QUESTION = frozenset({401, 408, 409, 429})
 """Refusals that the same question need not meet another time."""
@@ -60,8 +60,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--overflow",
         choices=OVERFLOW,
-        default="drop_oldest_images",
-        help="what gives way when the window is full (default: %(default)s)",
+        help=f"what gives way when the window is full (default: {USUAL})",
     )
     add_server(parser)
     add_sampling(parser)
@@ -77,14 +76,12 @@ def _run(arguments: argparse.Namespace) -> int:
     with client_of(arguments) as client:
 
         def begin(saved: str | None = None) -> Conversation:
+            given = given_of(arguments)
+            if arguments.overflow is not None:
+                given["overflow"] = arguments.overflow
             if saved is not None:
-                return Conversation.load(saved, client)
-            return Conversation(
-                client,
-                text_of(arguments.system),
-                overflow=arguments.overflow,
-                **sampling_of(arguments),
-            )
+                return Conversation.load(saved, client, **given)
+            return Conversation(client, **{"overflow": USUAL, **given})
 
         chat = Chat(client, begin, begin(arguments.load))
         if sys.stdin.isatty():

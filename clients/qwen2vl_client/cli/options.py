@@ -20,7 +20,7 @@ from qwen2vl_client.errors import (
     ServerNotReachedError,
 )
 from qwen2vl_client.prompts import LANGUAGES, Prompts
-from qwen2vl_client.request import DEFAULT_SAMPLING, SYSTEM_PROMPT, Sampling
+from qwen2vl_client.request import DEFAULT_SAMPLING, SYSTEM_PROMPT
 from qwen2vl_client.tasks.task import T, Task
 
 CUT = "the answer was cut at its limit of tokens"
@@ -44,11 +44,11 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the tutorials' settings and the system prompt; ``sampling_of`` reads them."""
-    parser.add_argument("--system", default=SYSTEM_PROMPT, help="the system prompt")
-    parser.add_argument("--max-tokens", type=int, default=DEFAULT_SAMPLING["max_tokens"])
-    parser.add_argument("--temperature", type=float, default=DEFAULT_SAMPLING["temperature"])
-    parser.add_argument("--top-p", type=float, default=DEFAULT_SAMPLING["top_p"])
+    """Add the settings of the answers and the system prompt; ``given_of`` reads them."""
+    parser.add_argument("--system", help=f"the system prompt (default: {SYSTEM_PROMPT!r})")
+    for option, kind in (("--max-tokens", int), ("--temperature", float), ("--top-p", float)):
+        usual = DEFAULT_SAMPLING[option[2:].replace("-", "_")]
+        parser.add_argument(option, type=kind, help=f"(default: {usual})")
     parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
 
 
@@ -92,7 +92,7 @@ def fields_of(arguments: argparse.Namespace) -> dict[str, Any]:
             raise InvalidArgumentError(f"--set {word} is no field of the API as FIELD=VALUE")
         try:
             fields[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             fields[name] = value
     return fields
 
@@ -111,14 +111,13 @@ def client_of(arguments: argparse.Namespace) -> Client:
     return Client(arguments.url, arguments.api_key, arguments.model, timeout=arguments.timeout)
 
 
-def sampling_of(arguments: argparse.Namespace) -> Sampling:
-    """Return the settings of the answers."""
-    return {
-        "max_tokens": arguments.max_tokens,
-        "temperature": arguments.temperature,
-        "top_p": arguments.top_p,
-        "seed": arguments.seed,
-    }
+def given_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that were given, and no other: a saved conversation has its own."""
+    names = ("system", "max_tokens", "temperature", "top_p", "seed")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if "system" in given:
+        given["system"] = text_of(given["system"])
+    return given
 
 
 def picture_of(word: str) -> str | bytes:
