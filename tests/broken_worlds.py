@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen2vl_serve import hardware
-from qwen2vl_serve.doctor import World, machine, software
+from qwen2vl_serve.checkpoint import tensor_names
+from qwen2vl_serve.doctor import World, machine, model, software
+from qwen2vl_serve.plan.source import architecture_of
 from tests.adapter_files import Q_PROJ, VISION, write_adapter
-from tests.worlds import Lab
+from tests.worlds import Lab, copy_tensors, write_safetensors
 
 MIB = 1024**2
 
@@ -137,10 +139,19 @@ def bfloat16_on_turing(lab: Lab) -> World:
     return lab.world_with_cards("model.dtype=bfloat16")
 
 
-@breaks("dtype", "warning", "7.0", "from source")
+@breaks("dtype", "fatal", "7.0", "no kernel image", "a card of 7.5", "from source")
 def volta(lab: Lab) -> World:
     lab.cards(capability=(7, 0))
     return lab.world_with_cards("model.dtype=half")
+
+
+@breaks("dtype", "warning", "7.0", "torch is built for CUDA 12.6", "none for AWQ")
+def volta_under_a_build_of_ones_own(lab: Lab) -> World:
+    """CUDA 12 still compiles for it."""
+    lab.cards(capability=(7, 0))
+    world = lab.world_with_cards("model.dtype=half")
+    (lab.folder / "site" / "torch" / "version.py").write_text("cuda: Optional[str] = '12.6'\n")
+    return world
 
 
 @breaks("vllm", "fatal", "not installed", "`pip install '.[cpu]'` in the checkout")
@@ -431,6 +442,15 @@ def two_rope_types(lab: Lab) -> World:
     return lab.world()
 
 
+@breaks("config", "fatal", "rope_scaling has no mrope_section", "config.json again")
+def sections_of_heads_that_nobody_knows(lab: Lab) -> World:
+    """Heads 32 wide are none of Qwen's: no remedy is made up."""
+    lab.text_config(rope_parameters={"rope_type": "default"})
+    world = lab.world()
+    assert "--fix" not in model.config(world).mend
+    return world
+
+
 @breaks("processor", "fatal", "no chat template", "Instruct")
 def base_model(lab: Lab) -> World:
     (lab.model / "chat_template.jinja").unlink()
@@ -497,7 +517,10 @@ def tokens_beyond_the_embedding(lab: Lab) -> World:
 
 @breaks("tokens", "fatal", "<|im_start|> has id 1011, the released weights know it as 151644")
 def small_tokenizer_of_a_released_vocabulary(lab: Lab) -> World:
+    """With as many bytes of weights as go with it."""
     lab.text_config(vocab_size=152064)
+    described = architecture_of(lab.world().profile)
+    lab.swell(described.parameters * 2 - (described.stored_bytes or 0))
     return lab.world()
 
 
@@ -505,6 +528,30 @@ def small_tokenizer_of_a_released_vocabulary(lab: Lab) -> World:
 def no_grounding(lab: Lab) -> World:
     added = lab.added_tokens()
     lab.edit("tokenizer.json", added_tokens=[t for t in added if "quad" not in t["content"]])
+    return lab.world()
+
+
+@breaks("weights", "fatal", "its weights lack embed_tokens and", "other parts of the model",
+        "download the checkpoint again")  # fmt: skip
+def weights_of_one_number(lab: Lab) -> World:
+    """A sound file without an index that would tell what else there should be."""
+    write_safetensors(lab.model / "model.safetensors", ["a"])
+    return lab.world()
+
+
+@breaks("weights", "fatal", "its weights lack visual.blocks.1.mlp of the model")
+def weights_without_a_part(lab: Lab) -> World:
+    file = lab.model / "model.safetensors"
+    copy_tensors(file, file, lambda name: "blocks.1.mlp" not in name)
+    return lab.world()
+
+
+@breaks("weights", "warning", "its files hold 0.00 GiB and its config.json describes",
+        "may not be whole", "download the checkpoint again")  # fmt: skip
+def weights_of_another_size(lab: Lab) -> World:
+    """Every name is there, and of none the numbers."""
+    file = lab.model / "model.safetensors"
+    write_safetensors(file, sorted(tensor_names(file)))
     return lab.world()
 
 
@@ -593,7 +640,7 @@ def unpadded_72b(lab: Lab) -> None:
 @breaks("quantisation", "warning", "29568", "29696", "runs on one card only")
 def unpadded_72b_on_one_card(lab: Lab) -> World:
     unpadded_72b(lab)
-    return lab.world("model.dtype=half")
+    return lab.world("model.dtype=half", "model.load_format=dummy")
 
 
 @breaks("weights", "fatal", "pickles (*.bin)", "may run code", "safetensors")

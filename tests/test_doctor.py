@@ -17,9 +17,12 @@ import pytest
 
 from qwen2vl_serve import hardware, nvidia, preflight
 from qwen2vl_serve.boot.phases import PHASES
+from qwen2vl_serve.checkpoint import tensor_names
 from qwen2vl_serve.doctor import CHECKS, World, checks, examine, machine, report, software
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.plan import plan_for
+from qwen2vl_serve.plan.answer import as_yaml, fixed
+from qwen2vl_serve.plan.cards import parse_cards
 from qwen2vl_serve.plan.environment import machines_here
 from qwen2vl_serve.profile import load_profile
 from tests.adapter_files import VISION
@@ -29,8 +32,10 @@ from tests.broken_worlds import (
     heads_that_do_not_divide,
     held_card,
     unpadded_72b,
+    volta,
+    volta_under_a_build_of_ones_own,
 )
-from tests.worlds import DEMO, Lab, write_safetensors
+from tests.worlds import DEMO, Lab, copy_tensors
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAMES = [check.__name__ for check in CHECKS]
@@ -111,6 +116,34 @@ def test_cards_of_different_engines_need_not_reach_each_other(lab, machine, chec
     told = next(finding for finding in examine(world) if finding.check == check)
     assert told.level == level
     assert found in told.found
+
+
+def test_volta_is_told_alike_by_doctor_and_plan(lab):
+    """What stops the plan stops the start; a build of one's own stops nothing."""
+    for build, level, told in (
+        (volta, "fatal", "another check stops it"),
+        (volta_under_a_build_of_ones_own, "warning", "wheels are not built for this card"),
+    ):
+        shutil.rmtree(lab.folder / "site")
+        (lab.folder / "site").mkdir()
+        world = build(lab)
+        (problem,) = plan_for(world.profile, world.cards).problems
+        assert "is not built for" in problem.text
+        findings = {finding.check: finding for finding in examine(world)}
+        assert findings["dtype"].level == level
+        assert told in findings["fit"].found
+
+
+def test_a_plan_for_several_machines_is_sound_on_each(lab, tmp_path):
+    """What ``plan --fix`` writes for two machines of two cards passes on one of them."""
+    lab.cards(2)
+    world = lab.world_with_cards("engine.pipeline_parallel_size=4", "hardware.cards=4")
+    assert next(f.level for f in examine(world) if f.check == "cards") == "fatal"
+    path = tmp_path / "my.yaml"
+    found = plan_for(world.profile, parse_cards("2x2x24GiB@8.6"))
+    path.write_text(as_yaml(fixed(found)), "utf-8")
+    there = World(load_profile(str(path)), "cuda")
+    assert {f.check: f.level for f in examine(there) if f.level != "ok"} == {}
 
 
 @pytest.mark.parametrize(
@@ -264,13 +297,14 @@ def test_weights_in_the_hubs_cache_are_looked_at(lab):
 
 def test_every_shard_of_an_index_is_looked_at(lab):
     """Whole shards pass, and their number is told."""
-    (lab.model / "model.safetensors").unlink()
-    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    for tensor, shard in shards.items():
-        write_safetensors(lab.model / shard, [tensor])
-    lab.model.joinpath("model.safetensors.index.json").write_text(
-        f'{{"weight_map": {str(shards).replace(chr(39), chr(34))}}}'
-    )
+    whole = lab.model / "model.safetensors"
+    shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    places = {name: shards["visual" in name] for name in tensor_names(whole)}
+    for shard in shards:
+        copy_tensors(whole, lab.model / shard, lambda name, shard=shard: places[name] == shard)
+    whole.unlink()
+    index = lab.model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
     found = next(f for f in examine(lab.world()) if f.check == "weights")
     assert (found.level, found.found) == ("ok", "2 files, whole")
 

@@ -87,6 +87,25 @@ def test_fix_says_where_the_copy_is(lab, capfd):
     assert "Nothing to mend" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("broken", ["{", '{"model_type": "qwen2_vl", "rope_scaling": 1}'])
+def test_what_cannot_be_mended_is_told_beside_the_findings(lab, capfd, broken):
+    """Of a config.json that is none, and of one whose sections nobody knows: status 1, JSON whole.
+
+    Nor is ``--fix`` advised there.
+    """
+    (lab.model / "config.json").write_text(broken)
+    assert run(lab, "--fix", "--json") == 1
+    told = json.loads(capfd.readouterr().out)
+    assert told["mended"] is None
+    assert "config.json" in told["unmended"]
+    assert [one["check"] for one in told["checks"]] == [check.__name__ for check in CHECKS]
+    (config,) = [one for one in told["checks"] if one["check"] == "config"]
+    assert config["level"] == "fatal"
+    assert "--fix" not in config["mend"]
+    assert run(lab, "--fix") == 1
+    assert capfd.readouterr().out.splitlines()[-1] == f"Not mended: {told['unmended']}"
+
+
 @pytest.mark.parametrize(
     "words",
     [

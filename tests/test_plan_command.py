@@ -136,6 +136,54 @@ def test_a_fix_is_planned_on_its_own_cards(run, tmp_path: Path, gpus: str) -> No
     assert 0.97 * most <= least <= most
 
 
+def test_a_fix_for_several_machines_starts_workers_by_ray(run, tmp_path: Path) -> None:
+    """So each machine looks for cards of its own; also where a profile that ships would do."""
+    path = tmp_path / "my.yaml"
+    model = ["--model", "Qwen/Qwen2-VL-72B-Instruct", "--gpus", "2x8x3090"]
+    for words in (model, ["--profile", "multi-gpu", "--gpus", "2x4x3090"]):
+        path.write_text(run(*words, "--fix", status=0), "utf-8")
+        fixed = load_profile(str(path))
+        assert fixed.engine.distributed_executor_backend == "ray"
+        assert "on 2 machines" in str(fixed.description)
+        told = json.loads(run("--profile", str(path), *words[2:], "--json", status=0))
+        assert told["nodes"] == 2
+        assert not any("ray" in finding["text"] for finding in told["findings"])
+        own = json.loads(run("--profile", str(path), "--json", status=0))
+        assert (len(own["cards"]), own["nodes"]) == (fixed.workers, None)
+        text = " ".join(run("--profile", str(path), status=0).split())
+        assert "on the machines of a Ray cluster" in text
+    words = ["--profile", "multi-gpu", "--gpus", "2x8x3090"]
+    path.write_text(run(*words, "--fix", status=0), "utf-8")
+    assert load_profile(str(path)).engine.distributed_executor_backend is None
+
+
+def test_machines_of_several_kinds_are_counted(run) -> None:
+    """Their number is kept, and a kind with one number is one machine."""
+    both = parse_cards("2x8xh100+2x8xa100-80g")
+    assert (len(both.cards), both.nodes, both.cards_each) == (32, 4, 8)
+    assert parse_cards("8xa100-80g+2x8xh100").nodes == 3
+    assert parse_cards("2x3090+1x3060").nodes == 1
+    words = ["--model", "Qwen/Qwen2-VL-7B-Instruct", "--gpus", "2x8xh100+2x8xa100-80g"]
+    text = " ".join(run(*words, status=0).split())
+    assert "on 4 machines" in text
+    assert "32 cards on machines of 8 need ray" in text
+
+
+def test_cards_out_of_use_decide_nothing(run) -> None:
+    """A 2080 Ti beside a 3090 that does all the work leaves it bfloat16 and FlashAttention."""
+
+    def told(gpus: str) -> tuple[object, ...]:
+        words = ["--profile", "single-3090", "--gpus", gpus]
+        found = json.loads(run(*words, "--json", status=0))
+        engine, line = found["engine"], " ".join(run(*words, status=0).split())
+        assert f"{engine['attention']}; pictures: {engine['vision_attention']}" in line
+        attention = engine["attention"], engine["vision_attention"]
+        return *attention, found["model"]["dtype"], found["kv_cache"]["tokens"]
+
+    assert told("1x3090+1x2080ti-11g") == told("1x3090")
+    assert told("1x3090")[:3] == ("FLASH_ATTN", "FLASH_ATTN", "bfloat16")
+
+
 NVML = [
     (Card(0, "NVIDIA A100-SXM4-80GB", 79.25, 79.2, (8, 0)), ""),
     (Card(0, "NVIDIA A100 80GB PCIe", 79.22, 79.2, (8, 0)), ""),
@@ -183,6 +231,33 @@ def test_a_profile_for_cards_is_not_planned_on_the_cpu(run, tmp_path: Path) -> N
     assert "hardware.card: A100: say which A100 by hardware.card_memory_gib" in run(
         "--profile", str(path), status=2
     )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("words", [[], ["--fix"], ["--json"]])
+def test_an_output_without_some_characters_does_not_end_it(
+    tmp_path: Path, encoding: str, words: list[str]
+) -> None:
+    """The report has a question mark there; YAML and JSON keep what they say, a path in Chinese."""
+    folder = tmp_path / "模型"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config_of(known("Qwen2-VL-2B-Instruct"))))
+    model = ["--model", str(folder), "--gpus", "1x2080", "--set", "engine.max_model_len=9000"]
+    done = subprocess.run(
+        [sys.executable, "-m", "qwen2vl_serve.cli", "plan", *model, *words],
+        env={"PATH": "", "HOME": str(tmp_path), "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"},
+        capture_output=True,
+    )
+    assert done.stderr == b""
+    assert done.returncode in ((0,) if words == ["--fix"] else (0, 1))
+    text = done.stdout.decode("ascii" if words else encoding)
+    if words == ["--fix"]:
+        (tmp_path / "my.yaml").write_text(text)
+        assert load_profile(str(tmp_path / "my.yaml")).model.model == str(folder)
+    elif words:
+        assert json.loads(text)["model"]["name"] == str(folder)
+    else:
+        assert "verdict: " in text
 
 
 def test_fix_of_what_nothing_mends_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,6 +341,10 @@ def test_a_typical_request_is_counted(run) -> None:
         (["--gpus", "1x3090-0g"], "a card of 0 GiB"),
         (["--gpus", "1x99999999999999999999GiB@8.6"], "cards of up to 1024 GiB"),
         (["--gpus", "1x24GiB@999"], "compute capability 99.9; there are cards of"),
+        (["--gpus", "1x24GiB@19.9"], "capability 19.9; there are cards of up to 1024 GiB, and of"),
+        (["--gpus", "1x24GiB@6.1"], "of 7.0 to 12.1"),
+        (["--gpus", "2x8xh100+4xa100-80g"], "machines of 4 and of 8 cards; name machines that"),
+        (["--gpus", "2x8xh100+2x4xa100-80g"], "machines of 4 and of 8 cards"),
         (["--gpus", "1x3090", "--profile", "demo", "--set", "hardware.device=cpu"], "uses no card"),
         (["--profile", ""], "no profile is named ''"),
         (["--profile", "", "--model", "demo", "--gpus", "1x3090"], "no profile is named ''"),
@@ -306,6 +385,30 @@ def test_a_picture_beyond_any_is_planned_in_time(run) -> None:
     begun = time.process_time()
     run("--profile", "single-3090", "--set", "media.max_pixels=9999999999999999", status=1)
     assert time.process_time() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("words", "longest"),
+    [
+        (["--profile", "single-3090"], "8,784"),
+        (["--profile", "single-3090", "--set", "engine.max_model_len=2448"], "2,448"),
+        (["--profile", "demo"], "4,096"),
+    ],
+)
+def test_the_longest_request_is_told_of_what_fits(run, words: list[str], longest: str) -> None:
+    """No longer than max_model_len, whatever the cache holds beside it; also as JSON."""
+    assert f"Longest request: {longest} tokens" in run(*words, status=0)
+    told = json.loads(run(*words, "--json", status=0))["kv_cache"]["longest_request"]
+    assert set(told.values()) == {int(longest.replace(",", ""))}
+
+
+def test_the_longest_request_of_what_does_not_fit_is_a_range(run) -> None:
+    """What each bound of the cache holds, up to max_model_len."""
+    words = ["--profile", "single-3090", "--set", "engine.max_model_len=32768"]
+    longest = json.loads(run(*words, "--json", status=1))["kv_cache"]["longest_request"]
+    assert longest["low"] < longest["likely"] == longest["high"] == 32768
+    text = run(*words, status=1)
+    assert f"Longest request: {longest['low']:,} – 32,768 – 32,768 tokens" in text
 
 
 def test_a_lack_that_is_known_is_one_number(run) -> None:

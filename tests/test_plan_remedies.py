@@ -95,28 +95,47 @@ def test_smaller_pictures_come_next() -> None:
     assert list(first_values(found)) == ["media.max_pixels"]
 
 
-def test_then_a_shorter_context() -> None:
+def test_then_a_larger_share_and_a_shorter_context() -> None:
     """A context that is too long alone is cut to the longest that fits, not to a round one."""
     found = plan("single-3090", "1x3090", "engine.max_model_len=32768")
-    first = find_remedies(found)[0]
-    assert list(values(first)) == ["engine.max_model_len"]
-    length = values(first)["engine.max_model_len"]
+    share, shorter = find_remedies(found)[:2]
+    assert list(values(share)) == ["engine.gpu_memory_utilization"]
+    assert list(values(shorter)) == ["engine.max_model_len"]
+    length = values(shorter)["engine.max_model_len"]
     assert isinstance(length, int)
     longer = plan("single-3090", "1x3090", f"engine.max_model_len={length + 64}")
     assert longer.verdict is not Verdict.FITS
 
 
 def test_kinds_of_remedies_come_in_the_order_of_harm() -> None:
-    """Fewer requests and a larger share before 8-bit cache, packed weights and more cards."""
+    """A larger share and fewer requests before 8-bit cache, packed weights and more cards."""
     found = plan("single-3090", "4x3090", "engine.gpu_memory_utilization=0.75")
     order = [next(iter(values(remedy))) for remedy in find_remedies(found)]
     ranks = [
-        "media.limit_mm_per_prompt.video", "media.max_pixels", "engine.max_model_len",
-        "engine.max_num_seqs", "engine.max_num_batched_tokens", "engine.gpu_memory_utilization",
+        "media.limit_mm_per_prompt.video", "media.max_pixels", "engine.gpu_memory_utilization",
+        "engine.max_model_len", "engine.max_num_seqs", "engine.max_num_batched_tokens",
         "engine.kv_cache_dtype", "model.model", "engine.tensor_parallel_size",
     ]  # fmt: skip
     assert len(order) >= 3
     assert order == sorted(order, key=ranks.index)
+
+
+@pytest.mark.parametrize(("gpus", "share"), [("1x2080ti-11g", 0.9), ("1x3060-12g", 0.85)])
+def test_a_larger_share_goes_before_a_shorter_context(gpus: str, share: float) -> None:
+    """Beside packed weights as well: the profile's context stays where the card has the room."""
+    first = find_remedies(plan("single-3090", gpus))[0]
+    assert {name for name in values(first) if name.startswith("engine.")} == {
+        "engine.gpu_memory_utilization"
+    }
+    assert values(first)["engine.gpu_memory_utilization"] == share
+    assert first.plan.deployment.max_model_len == 8784
+
+
+def test_a_larger_share_leaves_what_cuda_takes() -> None:
+    """0.94 of 9.62 GiB would leave 0.58, and CUDA's context may take 0.6."""
+    told = [values(one) for one in find_remedies(plan("single-3090", "1x3080-10g"))]
+    assert 0.92 in [one.get("engine.gpu_memory_utilization") for one in told]
+    assert all(one.get("engine.gpu_memory_utilization") != 0.94 for one in told)
 
 
 def test_an_old_card_is_not_told_of_an_8_bit_cache() -> None:
@@ -211,6 +230,26 @@ def test_a_cache_that_is_not_free_is_made_smaller() -> None:
         assert told == ([{"engine.kv_cache_memory_bytes": expected}] if expected else [])
     host = Host((0,), memory_gib=4.0, available_gib=1.2)
     assert find_remedies(plan_for(load_profile("demo"), (), host=host), host) == ()
+
+
+def test_a_field_is_changed_once() -> None:
+    """A context beyond the model's, cut to that and further, is one change from what was asked."""
+    asked = plan("single-3090", "1x3090", "engine.max_model_len=128000")
+    remedies = find_remedies(asked)
+    shorter = next(one for one in remedies if len(one.changes) == 1)
+    assert shorter.changes[0].before == {"engine.max_model_len": 128000}
+    for remedy in remedies:
+        names = [name for change in remedy.changes for name in change.values]
+        assert len(names) == len(set(names))
+        content = asked.profile
+        for change in remedy.changes:
+            content = changed(content, change.values)
+        assert content == remedy.plan.profile
+
+
+def test_a_fix_writes_nothing_that_is_default() -> None:
+    """Nor a proxy that is none."""
+    assert "null" not in as_yaml(fixed(plan("single-3090", "1x4090")))
 
 
 def test_nothing_helps_a_card_without_kernels() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +118,19 @@ class Lab:
         for name, answer in answers.items():
             self.monkeypatch.setattr(pynvml, name, answer)
 
+    def swell(self, size: int) -> None:
+        """Add a tensor of ``size`` bytes, which take no room, to the weights."""
+        file = self.model / "model.safetensors"
+        data = file.read_bytes()
+        (length,) = struct.unpack_from("<Q", data)
+        entries = json.loads(data[8 : 8 + length])
+        end = len(data) - 8 - length
+        entries["more"] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
+        header = json.dumps(entries).encode()
+        file.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
+        with file.open("r+b") as made:
+            made.truncate(8 + len(header) + end + size)
+
     def no_driver(self, error: int = pynvml.NVML_ERROR_LIBRARY_NOT_FOUND) -> None:
         """Let NVML's first call fail."""
 
@@ -169,6 +182,21 @@ class Lab:
     def adapter(self, part: str = Q_PROJ, rank: int = 2, **settings: Any) -> Path:
         """Write a LoRA of one part of the demo model."""
         return write_adapter(self.folder / "adapter", {part: DEMO_SIZES[part]}, rank, **settings)
+
+
+def copy_tensors(source: Path, target: Path, kept: Callable[[str], bool]) -> None:
+    """Write the tensors of ``source`` whose names are ``kept``; both may be the same file."""
+    data = source.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    entries, held = {}, b""
+    for name, entry in json.loads(data[8 : 8 + length]).items():
+        if name != "__metadata__" and kept(name):
+            begin, end = entry["data_offsets"]
+            offsets = [len(held), len(held) + end - begin]
+            entries[name] = {**entry, "data_offsets": offsets}
+            held += data[8 + length + begin : 8 + length + end]
+    header = json.dumps(entries).encode()
+    target.write_bytes(struct.pack("<Q", len(header)) + header + held)
 
 
 def write_safetensors(path: Path, names: Sequence[str]) -> None:

@@ -8,8 +8,20 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qwen2vl_serve.cli.options import Commands, add_overrides, add_profile, choose, load
+from qwen2vl_serve.cli.options import (
+    Commands,
+    add_overrides,
+    add_profile,
+    choose,
+    load,
+    shows_all,
+)
+from qwen2vl_serve.errors import PreflightError
+
+if TYPE_CHECKING:
+    from qwen2vl_serve.doctor import World
 
 
 def add(commands: Commands) -> None:
@@ -30,17 +42,18 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what was found; 1 where something is fatal."""
+    """Print what was found; 1 where something is fatal, or ``--fix`` cannot do what is asked."""
     from qwen2vl_serve import doctor, preflight  # noqa: PLC0415 -- as in options
-    from qwen2vl_serve.doctor import mend, report  # noqa: PLC0415
+    from qwen2vl_serve.doctor import report  # noqa: PLC0415
 
     name = choose(arguments.profile, lambda line: print(line, file=sys.stderr, flush=True))
     profile = load(arguments, name)
     world = doctor.World(profile, preflight.vllm_build(), arguments.adapter)
     findings = list(doctor.examine(world))
-    copy = mend.mended_copy(world) if arguments.fix else None
+    copy, reason = _mended(world) if arguments.fix else (None, None)
     if arguments.json:
-        print(json.dumps(report.as_json(name, findings, copy), indent=2, ensure_ascii=False))
+        told = report.as_json(name, findings, copy, reason)
+        print(json.dumps(told, indent=2, ensure_ascii=not shows_all()))
     else:
         width = min(shutil.get_terminal_size().columns, 100)
         _print_report(report.lines(findings, width))
@@ -48,9 +61,27 @@ def run(arguments: argparse.Namespace) -> int:
         if copy is not None:
             print(f"A copy with mended rotary settings: {copy}")
             print(f"Serve it with: serve --profile {name} --model {copy}")
+        elif reason is not None:
+            print(f"Not mended: {reason}")
         elif arguments.fix:
             print("Nothing to mend: the rotary settings are as every version reads them.")
-    return 1 if report.count(findings, "fatal") else 0
+    return 1 if reason is not None or report.count(findings, "fatal") else 0
+
+
+def _mended(world: World) -> tuple[Path | None, str | None]:
+    """Return the mended copy, None where nothing is to be mended; or why it cannot be made.
+
+    Raises:
+        PreflightError: the model is not on this machine.
+    """
+    from qwen2vl_serve.doctor.mend import mended_copy  # noqa: PLC0415 -- as above
+
+    try:
+        return mended_copy(world), None
+    except PreflightError as error:
+        if world.folder is None:
+            raise
+        return None, str(error)
 
 
 def _print_report(lines: Iterable[str]) -> None:

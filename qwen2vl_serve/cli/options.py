@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
 
@@ -23,6 +24,11 @@ class Parser(argparse.ArgumentParser):
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 """What a command adds its own parser to."""
+
+
+def shows_all() -> bool:
+    """Whether standard output has every character, so that JSON and YAML need escape none."""
+    return (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:

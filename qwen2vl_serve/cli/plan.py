@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from qwen2vl_serve.cli.options import Commands, add_set
+from qwen2vl_serve.cli.options import Commands, add_set, shows_all
 
 if TYPE_CHECKING:
     from qwen2vl_serve.plan.answer import Answer
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.fix:
         return _print_fix(told)
     if arguments.json:
-        print(json.dumps(answers.as_json(told), ensure_ascii=False, indent=2))
+        print(json.dumps(answers.as_json(told), ensure_ascii=not shows_all(), indent=2))
     else:
         from rich.console import Console  # noqa: PLC0415 -- of no use to programs
 
@@ -80,7 +80,7 @@ def _print_fix(told: Answer) -> int:
     from qwen2vl_serve.plan import answer as answers  # noqa: PLC0415 -- as above
 
     if told.fits:
-        print(answers.as_yaml(answers.fixed(told.plan)), end="")
+        print(answers.as_yaml(answers.fixed(told.plan), escaped=not shows_all()), end="")
         return 0
     if not told.remedies:
         print("serve: no change of this profile makes it fit these cards", file=sys.stderr)
@@ -88,5 +88,5 @@ def _print_fix(told: Answer) -> int:
     first = told.remedies[0]
     for change in first.changes:
         print(f"# {change}: {change.cost}")
-    print(answers.as_yaml(answers.fixed(first.plan)), end="")
+    print(answers.as_yaml(answers.fixed(first.plan), escaped=not shows_all()), end="")
     return 0

@@ -13,8 +13,8 @@ from qwen2vl_serve.profile import Profile
 # The driver keeps some of what a card is sold with: CUDA gives 7.6 of an RTX 2080's 8 GiB.
 CARD_TOLERANCE = 0.93
 BFLOAT16_CAPABILITY = (8, 0)
-# vLLM's wheels hold kernels from Turing on.
-WHEEL_CAPABILITY = (7, 5)
+# vLLM's wheels hold kernels from Turing on, and the compilers of CUDA 13 make none for older cards.
+WHEEL_CAPABILITY, COMPILED_BEFORE = (7, 5), 13
 WITHOUT_CARDS = "not needed: this profile runs on the CPU"
 # What ends P2P over PCIe, by NCCL's manual; LOC was once written 0.
 P2P_OFF = {"NCCL_P2P_DISABLE": ("1",), "NCCL_P2P_LEVEL": ("LOC", "NVL", "0")}
@@ -107,7 +107,11 @@ def cards(world: World) -> Finding:
 
 
 def dtype(world: World) -> Finding:
-    """Compare the cards' compute capability with the profile's number format."""
+    """Compare the cards' compute capability with the profile's number format and with kernels.
+
+    vLLM itself is content with Volta (``supported_dtypes`` in its ``platforms/cuda.py``): it is the
+    kernels that a wheel lacks. Only a build of one's own, under CUDA 12, can have them.
+    """
     if not world.used_cards:
         return ok(WITHOUT_CARDS if not world.on_cards else "no card to compare with")
     profile = world.profile
@@ -121,11 +125,14 @@ def dtype(world: World) -> Finding:
             "set model.dtype=half",
         )
     if oldest.capability < WHEEL_CAPABILITY:
-        return warning(
-            f"card {oldest.index}, {oldest.name}, has compute capability {capability}",
-            "vLLM's wheels have no kernels below 7.5; AWQ and Marlin have none at all",
-            "take a newer card, or build vLLM from source for it",
-        )
+        found = f"card {oldest.index}, {oldest.name}, has compute capability {capability}"
+        mend = "take a card of 7.5 or newer, or build torch and vLLM from source for it, on CUDA 12"
+        built = software.torch_cuda()
+        if built is None or int(built.partition(".")[0]) >= COMPILED_BEFORE:
+            why = "vLLM's wheels have no kernels below 7.5: no kernel image is available"
+            return fatal(found, why, mend)
+        why = "vLLM's wheels have no kernels below 7.5, and a build of one's own none for AWQ"
+        return warning(f"{found}, and torch is built for CUDA {built}", why, mend)
     return ok(f"{profile.model.dtype} at compute capability {capability}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwen2vl_serve import hardware
-from qwen2vl_serve.doctor import machine
+from qwen2vl_serve.doctor import cards, machine
 from qwen2vl_serve.doctor.finding import Finding, ok, warning
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import PreflightError
@@ -44,9 +44,10 @@ def fit(world: World) -> Finding:
         if problem.field not in _CHECKED_ELSEWHERE:
             found, _, mend = str(problem).rpartition("; ")
             return warning(found or mend, "vLLM refuses it", mend if found else "change it")
-    if plan.problems:
-        return ok(_STOPPED)
-    return _judged(plan, world)
+    if not plan.problems:
+        return _judged(plan, world)
+    own_build = world.on_cards and cards.dtype(world).level == "warning"
+    return ok("not planned: vLLM's wheels are not built for this card" if own_build else _STOPPED)
 
 
 def _plan(world: World) -> Assessment:

@@ -49,6 +49,16 @@ def mended_copy(world: World) -> Path | None:
     return place
 
 
+def can_mend(folder: Path) -> bool:
+    """Whether ``mended_copy`` would make a config.json in this folder one that is not refused."""
+    try:
+        config = checkpoint.read_json(folder / "config.json", "there is nothing to mend")
+        mended = mended_config(config)
+    except PreflightError:
+        return False
+    return mended != config and _is_usable(mended)
+
+
 def mended_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return config.json with rotary settings that every version reads; unchanged if they are.
 

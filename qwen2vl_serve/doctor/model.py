@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from qwen2vl_serve import checkpoint, hardware, hubs
 from qwen2vl_serve.doctor import software
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
+from qwen2vl_serve.doctor.mend import can_mend
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
 from qwen2vl_serve.plan.architectures import Quantisation
 from qwen2vl_serve.plan.configuration import quantisation_of
+from qwen2vl_serve.plan.legality import other_size
 from qwen2vl_serve.plan.refusals import mismatch, refusal
+from qwen2vl_serve.plan.source import architecture_of
 
 NOT_HERE = "not here yet: the hub is asked at start"
 UNUSABLE = "not looked at: config.json cannot be used"
@@ -22,6 +26,10 @@ PACKED_BY = (
     "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json",
 )  # fmt: skip
 UNPADDED_72B, PADDED_72B = 29568, 29696
+_PART = re.compile(
+    r"visual\.(?:blocks\.\d+\.(?:attn|mlp)|patch_embed|merger)"
+    r"|(?<!\w)layers\.\d+\.(?:self_attn|mlp)|embed_tokens"
+)
 
 
 def model(world: World) -> Finding:
@@ -55,7 +63,7 @@ def config(world: World) -> Finding:
         settings = world.read_config(world.folder)
     except SetupError as error:
         finding = refused(error, "vLLM stops at it, or positions of pictures are wrong")
-        if "rope_scaling" in finding.found:
+        if "rope" in finding.found.removeprefix(str(world.folder)) and can_mend(world.folder):
             mend = f"{finding.mend} (`qwen2vl-serve doctor --fix` does it on a copy)"
             return fatal(finding.found, finding.why, mend)
         return finding
@@ -90,7 +98,10 @@ def processor(world: World) -> Finding:
 
 
 def weights(world: World) -> Finding:
-    """See that every file of the weights is here and as long as its header says."""
+    """See that every file of the weights is here, as long as its header says, and holds the model.
+
+    What of the model no file holds is fatal; files of another size than config.json's only warn.
+    """
     model = world.profile.model
     if model.load_format == "dummy":
         return ok("load_format dummy: random weights are made up")
@@ -116,7 +127,33 @@ def weights(world: World) -> Finding:
     except SetupError as error:
         finding = refused(error, "vLLM finds out after minutes of loading")
         return replace(finding, found=f"{finding.found} ({named})") if named else finding
-    return ok(f"{files} file{'s' * (files > 1)}, whole")
+    return _incomplete(world, folder) or ok(f"{files} file{'s' * (files > 1)}, whole")
+
+
+def _incomplete(world: World, folder: Path) -> Finding | None:
+    """Compare what the files hold with what config.json describes, where it can be read.
+
+    Names are looked at by their parts: versions and packers write them with other beginnings and
+    ends. Source of the refusal: ``track_weights_loading`` in ``model_loader/default_loader.py``.
+    """
+    try:
+        described = architecture_of(world.profile, ask_hub=False)
+    except SetupError:
+        return None  # the check ``config`` says why
+    names = "\n".join(map("\n".join, map(checkpoint.tensor_names, folder.glob("*.safetensors"))))
+    held = set(_PART.findall(names))
+    lost = [part for part in described.parts() if part not in held]
+    mend = "download the checkpoint again, its config.json as well"
+    if lost:
+        more = f" and {len(lost) - 1} other parts" if len(lost) > 1 else ""
+        return fatal(
+            f"{folder}: its weights lack {lost[0]}{more} of the model that config.json describes",
+            "vLLM refuses what is not initialised from the checkpoint, or answers are noise",
+            mend,
+        )
+    if (other := other_size(described)) is not None:
+        return warning(f"{folder}: {other}", "vLLM may refuse a tensor's size, or lack one", mend)
+    return None
 
 
 def quantisation(world: World) -> Finding:

@@ -15,8 +15,13 @@ NAME = 15
 UNBROKEN = "\N{NO-BREAK SPACE}"
 
 
-def as_json(profile: str, findings: Sequence[Finding], mended: Path | None) -> dict[str, Any]:
-    """Return one object: the profile, how many findings are bad, and all of them in order."""
+def as_json(
+    profile: str, findings: Sequence[Finding], mended: Path | None, unmended: str | None = None
+) -> dict[str, Any]:
+    """Return one object: the profile, how many findings are bad, and all of them in order.
+
+    ``mended`` is the copy that was asked for, ``unmended`` why there is none.
+    """
     return {
         "profile": profile,
         "fatal": count(findings, "fatal"),
@@ -32,6 +37,7 @@ def as_json(profile: str, findings: Sequence[Finding], mended: Path | None) -> d
             for finding in findings
         ],
         "mended": None if mended is None else str(mended),
+        "unmended": unmended,
     }
 
 

@@ -27,11 +27,19 @@ class AdapterRoom:
     sharded: bool
 
     def text_bytes(self, architecture: Architecture, layers: int, ranks: int, number: int) -> float:
-        """Bytes beside ``layers`` decoder blocks on one of ``ranks`` cards."""
+        """Bytes beside ``layers`` decoder blocks on one of ``ranks`` cards.
+
+        Source: ``_create_lora_modules`` in ``lora/model_manager.py``, which wraps every layer that
+        can be: the matrices are there before any adapter is.
+        """
         return number * sum(self._numbers(architecture.text.layer_tensors(layers), ranks))
 
     def vision_bytes(self, architecture: Architecture, ranks: int, number: int) -> float:
-        """Bytes beside the vision tower on one of ``ranks`` cards."""
+        """Bytes beside the vision tower on one of ``ranks`` cards.
+
+        Source: as of ``text_bytes``; ``supports_tower_connector_lora`` there decides whether it has
+        any.
+        """
         if not self.vision or architecture.vision is None:
             return 0.0
         return number * sum(self._numbers(architecture.vision.tensors(), ranks))
@@ -39,8 +47,9 @@ class AdapterRoom:
     def _numbers(self, tensors: Iterable[Tensors], ranks: int) -> Iterator[float]:
         """Numbers of both matrices in every place, of each layer.
 
-        Source: ``create_lora_weights`` in ``lora/layers/base_linear.py``: of a column-parallel
-        layer the second matrix is split over the cards, of a row-parallel one the first.
+        Sources: ``create_lora_weights`` in ``lora/layers/base_linear.py``, and of layers in slices,
+        which have a first matrix each, in ``column_parallel_linear.py``: of a column-parallel layer
+        the second matrix is split over the cards, of a row-parallel one the first.
         """
         for tensor in tensors:
             if tensor.name not in _ADAPTED:

@@ -16,6 +16,7 @@ from qwen2vl_serve.plan.cards import (
     recorded_name,
     vision_attention,
 )
+from qwen2vl_serve.plan.legality import RAY
 from qwen2vl_serve.plan.memory import Range
 from qwen2vl_serve.plan.remedies import Remedy, changed, find_remedies
 from qwen2vl_serve.plan.request import COMMON_PICTURES, Cost, Request, cost_of, picture_tokens
@@ -65,19 +66,25 @@ def answer(plan: Assessment, request: Request, host: Host | None = None) -> Answ
 def fixed(plan: Assessment) -> Profile:
     """Return the plan's profile, meant for the cards that it was planned on.
 
-    One that ships, and was not changed, stays as it is.
+    One that ships, and was not changed, stays as it is. Over several machines workers are started
+    by Ray, without which each machine would look for all of their cards in itself.
     """
     profile = plan.profile
-    if not plan.deployment.on_cards or _ships(profile):
+    if not plan.deployment.on_cards:
         return profile
-    used = plan.machines.cards[: plan.deployment.cards]
+    used, each = plan.used_cards, plan.machines.cards_each
+    if len(used) > each:
+        profile = changed(profile, {"engine.distributed_executor_backend": RAY})
+    if _ships(profile):
+        return profile
     smallest = min(used, key=lambda card: card.memory_gib)
+    machines = f" on {-(-len(used) // each)} machines" if len(used) > each else ""
     model = profile.model.model.rstrip("/").rpartition("/")[2]
     origin = f", from profile {profile.name}" if profile.name else ""
     return changed(
         profile,
         {
-            "description": f"{model} planned for {len(used)} × {smallest.name}{origin}",
+            "description": f"{model} planned for {len(used)} × {smallest.name}{machines}{origin}",
             "hardware.device": "cuda",
             "hardware.cards": profile.workers,
             "hardware.card": recorded_name(smallest),
@@ -90,14 +97,19 @@ def _ships(profile: Profile) -> bool:
     return profile.name in profile_names() and profile == load_profile(profile.name)
 
 
-def as_yaml(profile: Profile) -> str:
-    """Write a profile as ``load_profile`` reads it, without what is default and what is secret."""
-    proxy = {"proxy"} if profile.media.proxy_is_secret else set()
+def as_yaml(profile: Profile, *, escaped: bool = False) -> str:
+    """Write a profile as ``load_profile`` reads it, without what is default and what is secret.
+
+    ``escaped`` writes all that is not ASCII as YAML's escapes.
+    """
+    media = profile.media
+    # Pydantic does not leave out a default of None that has a serializer for all else.
+    proxy = {"proxy"} if media.proxy is None or media.proxy_is_secret else set()
     storage = {"quota_storage"} if profile.server.quota_storage_is_secret else set()
     secret = {"server": {"api_keys", *storage}, "media": proxy}
     values = profile.model_dump(mode="json", exclude_defaults=True, exclude=secret)
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
-    if proxy:
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=not escaped, width=100)
+    if media.proxy_is_secret:
         text += "# media.proxy has a password and is not written here; add it\n"
     if storage:
         text += "# server.quota_storage has a password and is not written here; add it\n"
@@ -124,7 +136,7 @@ def as_json(told: Answer) -> dict[str, Any]:
             "stored_gib": _gib(model.stored_bytes) if model.stored_bytes else None,
         },
         "cards": [_card(card) for card in plan.machines.cards],
-        "nodes": plan.machines.nodes,
+        "nodes": plan.nodes,
         "engine": {
             "tensor_parallel_size": deployment.tensor_parallel,
             "pipeline_parallel_size": deployment.stages,
@@ -168,10 +180,9 @@ def as_json(told: Answer) -> dict[str, Any]:
 def _attention(plan: Assessment) -> dict[str, Any]:
     if not plan.deployment.on_cards:
         return {"attention": "CPU_ATTN", "vision_attention": "TORCH_SDPA"}
-    oldest = min(card.capability for card in plan.machines.cards)
     return {
-        "attention": decoder_attention(oldest, plan.deployment.kv_dtype),
-        "vision_attention": vision_attention(oldest),
+        "attention": decoder_attention(plan.capability, plan.deployment.kv_dtype),
+        "vision_attention": vision_attention(plan.capability),
     }
 
 

@@ -214,6 +214,16 @@ class Architecture:
             return 0
         return sum(tensor.parameters for tensor in self.vision.tensors())
 
+    def parts(self) -> Iterator[str]:
+        """Name what each block and the tables are in a checkpoint, whatever stands before it."""
+        yield "embed_tokens"
+        for number in range(self.text.layers):
+            yield from (f"layers.{number}.self_attn", f"layers.{number}.mlp")
+        if self.vision is not None:
+            yield from ("visual.patch_embed", "visual.merger")
+            for number in range(self.vision.depth):
+                yield from (f"visual.blocks.{number}.attn", f"visual.blocks.{number}.mlp")
+
     def shape(self) -> checkpoint.Shape:
         """Return the sizes that decide about splitting."""
         text, vision, packing = self.text, self.vision, self.quantisation

@@ -11,7 +11,7 @@ from qwen2vl_serve.plan.adapters import adapter_room
 from qwen2vl_serve.plan.architectures import Architecture
 from qwen2vl_serve.plan.cards import KV_CACHE_VARIABLE, Machines
 from qwen2vl_serve.plan.deployment import Deployment, deployment
-from qwen2vl_serve.plan.legality import Finding, findings
+from qwen2vl_serve.plan.legality import RAY, Finding, findings
 from qwen2vl_serve.plan.memory import Cache, Parts, Range
 from qwen2vl_serve.plan.processes import process_bytes, shares_bytes
 from qwen2vl_serve.plan.weights import StageWeights, stage_weights, without
@@ -81,9 +81,26 @@ class Assessment:
         return tuple(stage.weights_gib for stage in self.stages)
 
     @property
+    def used_cards(self) -> tuple[Card, ...]:
+        """The cards that the workers take."""
+        return self.machines.used(self.deployment.cards)
+
+    @property
+    def nodes(self) -> int | None:
+        """Machines that hold the cards; None for those of a Ray cluster that nobody named."""
+        unnamed = self.machines.nodes == 1 and self.deployment.backend == RAY
+        return None if unnamed else self.machines.nodes
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Compute capability of the oldest card in use, which decides for all; on cards alone."""
+        return min(card.capability for card in self.used_cards)
+
+    @property
     def longest(self) -> Range:
-        """Longest request in tokens that the cache and the model admit."""
-        block, most = self.deployment.block, self.deployment.architecture.text.positions
+        """Longest request in tokens that the cache, the profile and the model admit."""
+        block = self.deployment.block
+        most = min(self.deployment.max_model_len, self.deployment.architecture.text.positions)
         low, likely, high = (
             max(0.0, min(tokens - block, most))
             for tokens in (self.kv_tokens.low, self.kv_tokens.likely, self.kv_tokens.high)

@@ -17,6 +17,8 @@ _SPECIFICATION = (
     "NODESxNxNAME"
 )
 MOST_CARDS, MOST_GIB = 1024, 1024
+OLDEST, NEWEST = (7, 0), (12, 1)
+"""Compute capabilities that ``--gpus`` takes: from Volta's to the newest that vLLM 0.32 names."""
 KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 """Whole GiB of KV cache for each worker on the CPU; goes before the profile's fields."""
 
@@ -86,36 +88,48 @@ class Machines:
         """Cards of one machine."""
         return len(self.cards) // self.nodes
 
+    def used(self, workers: int) -> tuple[Card, ...]:
+        """Return the cards that ``workers`` take, the first ones; fewer where there are fewer."""
+        return self.cards[:workers]
+
 
 def parse_cards(specification: str) -> Machines:
     """Read ``8x2080ti-11g``, ``2x3090``, ``4x24GiB@8.6``, or several kinds with ``+`` between.
 
-    Three numbers name machines as well: ``2x8xa100-80g`` is two of them with eight cards each.
+    Two numbers before a name are machines and the cards of each: ``2x8xa100-80g``. Where one kind
+    is written so, a kind with one number is a single machine; all have to hold as many cards.
 
     Raises:
-        PreflightError: no such card, or a number that is none.
+        PreflightError: no such card, a number that is none, or machines that differ in size.
     """
     cards: list[Card] = []
-    nodes = 1
+    machines: list[int] = []
+    several = False
     groups = [group.strip() for group in re.split(r"[+,]", specification)]
     for group in groups:
         found = re.fullmatch(r"(?:(\d{1,4})[x×*])?(?:(\d{1,4})[x×*])?\s*(.+)", group.lower())
         if found is None:
             raise _unknown(specification)
         first, second, name = found.groups()
-        if second is not None and len(groups) == 1:
-            nodes, count = int(first), int(first) * int(second)
-        else:
-            count = int(first or 1) * int(second or 1)
-        if not 1 <= count <= MOST_CARDS or nodes < 1:
+        nodes, each = (1, int(first or 1)) if second is None else (int(first), int(second))
+        count, several = nodes * each, several or second is not None
+        if not 1 <= count <= MOST_CARDS:
             raise PreflightError(
                 f"--gpus {specification}: {count} cards; name 1 to {MOST_CARDS} of them"
             )
+        machines += [each] * nodes
         title, memory, capability = _kind(name.strip(), specification)
         cards += [
             Card(len(cards) + index, title, memory, memory, capability) for index in range(count)
         ]
-    return Machines(tuple(cards), nodes)
+    if not several:
+        return Machines(tuple(cards))
+    if len(sizes := set(machines)) > 1:
+        raise PreflightError(
+            f"--gpus {specification}: machines of {min(sizes)} and of {max(sizes)} cards; name "
+            "machines that hold equally many, as 2x8xh100+1x8xa100-80g"
+        )
+    return Machines(tuple(cards), len(machines))
 
 
 def _kind(name: str, specification: str) -> tuple[str, float, tuple[int, int]]:
@@ -137,11 +151,12 @@ def _kind(name: str, specification: str) -> tuple[str, float, tuple[int, int]]:
         gb = next(iter(sizes)) if gb is None else gb
         memory, capability = sizes.get(gb, float(gb)), kind.capability
         title = f"{kind.title} {gb} GB"
-    if not 0 < memory <= MOST_GIB or capability >= (20, 0):
+    if not 0 < memory <= MOST_GIB or not OLDEST <= capability <= NEWEST:
         shown = "{}.{}".format(*capability)
         raise PreflightError(
             f"--gpus {specification}: a card of {memory:g} GiB and compute capability {shown}; "
-            f"there are cards of up to {MOST_GIB} GiB, and of 7.0 to 12.1"
+            f"there are cards of up to {MOST_GIB} GiB, and of {OLDEST[0]}.{OLDEST[1]} to "
+            f"{NEWEST[0]}.{NEWEST[1]}: correct it"
         )
     return title, memory, capability
 

@@ -6,11 +6,11 @@ Each yields the changes that it knows for a plan, the mildest first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen2vl_serve.hardware import GIB, Card
+from qwen2vl_serve.hardware import GIB
 from qwen2vl_serve.plan.architectures import quantised_twin
 from qwen2vl_serve.plan.assessment import Assessment
 from qwen2vl_serve.plan.cards import KV_CACHE_VARIABLE
@@ -100,7 +100,7 @@ def _share(plan: Assessment) -> Iterator[Change]:
     else:
         free = min(
             (min(card.free_gib, card.memory_gib) - 0.6) / card.memory_gib
-            for card in plan.machines.cards
+            for card in plan.used_cards
         )
         if free > 0.1:
             value = math.floor(free * 100) / 100
@@ -229,9 +229,12 @@ def _cache(plan: Assessment, size: int, cost: str) -> Change:
 
 
 def _larger_share(plan: Assessment) -> Iterator[Change]:
-    now = plan.deployment.utilisation
+    """A larger share of a card, which leaves CUDA the most that it is expected to take."""
+    if plan.deployment.kv_cache_bytes is not None:
+        return
     for share in (0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94):
-        if share > now and plan.deployment.kv_cache_bytes is None:
+        spared = all(stage.outside.high <= (1 - share) * stage.total for stage in plan.stages)
+        if share > plan.deployment.utilisation and spared:
             left = 100 * (1 - share)
             yield _change(
                 plan, f"{left:.0f} % of a card remain to other programs and CUDA",
@@ -241,7 +244,7 @@ def _larger_share(plan: Assessment) -> Iterator[Change]:
 
 def _short_cache(plan: Assessment) -> Iterator[Change]:
     deployment = plan.deployment
-    allowed = deployment.on_cards and fp8_cache(_oldest(plan.machines.cards))
+    allowed = deployment.on_cards and fp8_cache(plan.capability)
     if allowed and deployment.kv_bytes_each > 1:
         yield _change(
                 plan, "the KV cache in 8 bit: answers change a little",
@@ -277,10 +280,6 @@ def _more_cards(plan: Assessment) -> Iterator[Change]:
     )
 
 
-def _oldest(cards: Sequence[Card]) -> tuple[int, int]:
-    return min((card.capability for card in cards), default=(99, 0))
-
-
 MENDS: tuple[Step, ...] = (
     _half,
     _other_cache,
@@ -293,10 +292,10 @@ MENDS: tuple[Step, ...] = (
 GENTLE: tuple[Step, ...] = (
     _no_video,
     _smaller_pictures,
+    _larger_share,
     _shorter,
     _fewer_at_once,
     _smaller_steps,
     _larger_cache,
-    _larger_share,
 )
 HARD: tuple[Step, ...] = (_short_cache, _quantised, _more_cards)

@@ -50,7 +50,7 @@ class Deployment:
     the environment; ``kv_cache_bytes`` is None where that is a share of the memory. ``flash`` tells
     that pictures are attended to by FlashAttention, which needs no copies; ``quantization`` is what
     the profile says of the weights' packing; ``graphs`` are the batch sizes, rising, that CUDA
-    graphs are captured for.
+    graphs are captured for; ``backend`` is what the profile says starts the workers.
     """
 
     architecture: Architecture
@@ -75,6 +75,7 @@ class Deployment:
     on_cards: bool
     worker_in_core: bool
     quantization: str | None
+    backend: str | None
 
     @property
     def dtype_bytes(self) -> int:
@@ -101,7 +102,7 @@ def deployment(
     profile: Profile, architecture: Architecture, machines: Machines, *, on_cards: bool
 ) -> Deployment:
     """Fill in vLLM's defaults for ``profile`` on ``machines``, which may have no cards."""
-    cards = machines.cards
+    cards = machines.used(profile.workers)
     engine = profile.engine
     if profile.model.quantization is not None and architecture.quantisation is None:
         method = profile.model.quantization
@@ -143,6 +144,7 @@ def deployment(
         on_cards=on_cards,
         worker_in_core=profile.worker_in_core,
         quantization=profile.model.quantization,
+        backend=engine.distributed_executor_backend,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from qwen2vl_serve import checkpoint
 from qwen2vl_serve.hardware import GIB, Card
+from qwen2vl_serve.plan.architectures import Architecture
 from qwen2vl_serve.plan.cards import (
     KV_CACHE_VARIABLE,
     Machines,
@@ -22,6 +23,8 @@ from qwen2vl_serve.plan.weights import stored_bytes
 
 BUILT_FOR, NATIVE_FP8 = (7, 5), (8, 9)
 """Oldest compute capability of vLLM's wheels, and of cards that compute in 8-bit floats."""
+RAY = "ray"
+"""What starts workers on several machines (``engine.distributed_executor_backend``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +120,13 @@ def _cards(plan: Deployment, machines: Machines) -> Iterator[Finding]:
             "waits for the network; put pipeline stages on the machines instead",
             fatal=False,
         )
-    if machines.nodes > 1 and plan.cards > each:
+    if machines.nodes > 1 and plan.cards > each and plan.backend != RAY:
         yield Finding(
             "engine.distributed_executor_backend",
-            f"{plan.cards} cards on machines of {each} need ray",
+            f"{plan.cards} cards on machines of {each} need {RAY}; set it",
             fatal=False,
         )
-    used = machines.cards[: plan.cards]
-    if len({card.memory_gib for card in used}) > 1:
+    if len({card.memory_gib for card in machines.used(plan.cards)}) > 1:
         yield Finding(
             "--gpus", "the cards differ; every one is used as far as the smallest", fatal=False
         )
@@ -245,32 +247,36 @@ def _pictures(plan: Deployment, _: Machines) -> Iterator[Finding]:
 
 
 def _stored(plan: Deployment, _: Machines) -> Iterator[Finding]:
-    """Compare what the files hold with what the sizes need; packers may keep more than is needed.
-
-    Nothing that forbids to plan: the download may go on.
-    """
+    """Nothing that forbids to plan: the download may go on."""
     model = plan.architecture
-    if model.fault is not None:
-        yield Finding("model.model", model.fault, fatal=False)
+    for told in (model.fault, other_size(model)):
+        if told is not None:
+            yield Finding("model.model", told, fatal=False)
+
+
+def other_size(model: Architecture) -> str | None:
+    """Say that the files hold more or less than the sizes need, None where they agree or are away.
+
+    Packers may keep more than is needed.
+    """
     if model.stored_bytes is None:
-        return
+        return None
     if model.quantisation is None:
         expected = float(model.parameters * NUMBER_BYTES.get(model.dtype, 2))
         whole = abs(model.stored_bytes / expected - 1) <= 0.03
     else:
         expected = stored_bytes(model)
         whole = model.stored_bytes >= 0.95 * expected
-    if not whole:
-        yield Finding(
-            "model.model",
-            f"its files hold {model.stored_bytes / GIB:.2f} GiB and its config.json describes "
-            f"{expected / GIB:.2f}; the download may not be whole",
-            fatal=False,
-        )
+    if whole:
+        return None
+    return (
+        f"its files hold {model.stored_bytes / GIB:.2f} GiB and its config.json describes "
+        f"{expected / GIB:.2f}; the download may not be whole"
+    )
 
 
 def _oldest(plan: Deployment, machines: Machines) -> list[Card]:
-    used = machines.cards[: plan.cards] or machines.cards
+    used = machines.used(plan.cards)
     return [min(used, key=lambda card: card.capability)] if used and plan.on_cards else []
 
 

@@ -64,9 +64,10 @@ class Parts:
         return sum((getattr(self, field.name) for field in fields(self)), Range())
 
 
-# What a process takes of a card before vLLM looks at it (CUDA's context), and what it adds outside
-# PyTorch while it starts (kernels, NCCL). Measured by others: 0.03 to 0.05 GiB of the latter on one
-# card, 0.30 to 0.43 on two and four.
+# What a process takes of a card before vLLM looks at it (CUDA's context, of which no log tells: an
+# estimate), and what it adds outside PyTorch while it starts (kernels, NCCL). Of the latter, logs
+# tell 0.03 GiB on one card (vllm#13882) and 0.28 (UI-TARS on vLLM 0.6.6), 0.30 on two (vllm#15815),
+# 0.34 to 0.43 on four (vllm#16570).
 _CONTEXT = Range(0.2 * GIB, 0.4 * GIB, 0.6 * GIB)
 _NCCL_CONTEXT = Range(0.05 * GIB, 0.15 * GIB, 0.4 * GIB)
 _OTHER_ALONE = Range(0.02 * GIB, 0.1 * GIB, 0.3 * GIB)
@@ -197,7 +198,11 @@ def _buffers(plan: Deployment, *, first: bool, last: bool) -> Range:
 def _graphs(plan: Deployment, layers: int) -> Range:
     """Estimate of CUDA graphs: one pool for the largest, and nodes for every layer and size.
 
-    The cost of a layer and size is not computable; logs of other versions show 0.25 to 0.7 MiB.
+    The cost of a layer and size is not computable, and here between 0.1 and 0.7 MiB, an estimate
+    around two logs: WeClone#101 (engine V0) tells 0.64 GiB for 28 layers and 35 sizes, 0.67 MiB
+    each; notes on vLLM 0.23.0 tell 0.53 GiB for 28 layers and 51 sizes, 0.33 beside the pool
+    (``VIDEO_ON_AN_A100`` in ``test_plan_golden.py``). Source of what is estimated:
+    ``profile_cudagraph_memory`` in ``v1/worker/gpu/cudagraph_utils.py``.
     """
     if not plan.graphs:
         return Range()
@@ -230,7 +235,10 @@ def requested_bytes(total: float, utilisation: float) -> int:
 
 
 def cache_bytes(requested: float, taken: Range) -> Range:
-    """Return what is left of ``requested`` for the KV cache; negative where nothing is."""
+    """Return what is left of ``requested`` for the KV cache; negative where nothing is.
+
+    Source: ``determine_available_memory`` in ``v1/worker/gpu_worker.py``.
+    """
     return Range(requested - taken.high, requested - taken.likely, requested - taken.low)
 
 

@@ -7,8 +7,8 @@ several; within one kind of change the mildest that is enough is taken.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from qwen2vl_serve.hardware import Host
 from qwen2vl_serve.plan.architectures import Architecture, published
@@ -50,7 +50,7 @@ def find_remedies(plan: Assessment, host: Host | None = None) -> tuple[Remedy, .
     search = _Search(plan.machines, host)
     repaired, repairs = _repair(search, plan)
     if repaired.verdict is Verdict.FITS:
-        return (Remedy(repairs, repaired),)
+        return (Remedy(_merged(repairs), repaired),)
     found: list[Remedy] = []
     for steps in _combinations():
         remedy = _try(search, repaired, steps)
@@ -58,7 +58,25 @@ def find_remedies(plan: Assessment, host: Host | None = None) -> tuple[Remedy, .
             found.append(remedy)
         if len(found) == MOST_REMEDIES:
             break
-    return tuple(Remedy((*repairs, *one.changes), one.plan) for one in found)
+    return tuple(Remedy(_merged((*repairs, *one.changes)), one.plan) for one in found)
+
+
+def _merged(changes: Sequence[Change]) -> tuple[Change, ...]:
+    """Leave every field to its last change, from what it was before the first."""
+    kept: list[Change] = []
+    later: set[str] = set()
+    before = {name: old for one in reversed(changes) for name, old in one.before.items()}
+    for change in reversed(changes):
+        values = {
+            name: value
+            for name, value in change.values.items()
+            if name not in later and value != before[name]
+        }
+        later |= change.values.keys()
+        if values:
+            olds = {name: before[name] for name in values}
+            kept.insert(0, replace(change, values=values, before=olds))
+    return tuple(kept)
 
 
 def changed(profile: Profile, values: Values) -> Profile:
@@ -78,13 +96,19 @@ def changed(profile: Profile, values: Values) -> Profile:
 
 
 def _combinations() -> Iterator[tuple[Step, ...]]:
-    """Single steps, then all gentle ones together, then these beside each that costs more."""
+    """Single steps, pairs of gentle ones and all of them, then these beside those that cost more.
+
+    Beside what costs more a single gentle step goes before all together, so that none is taken in
+    place of a milder one that is enough.
+    """
     yield from ((step,) for step in (*GENTLE, *HARD))
+    yield from itertools.combinations(GENTLE, 2)
     yield GENTLE
     for count in range(1, len(HARD) + 1):
         for hard in itertools.combinations(HARD, count):
             if count > 1:
                 yield hard
+            yield from ((*hard, step) for step in GENTLE)
             yield (*hard, *GENTLE)
 
 

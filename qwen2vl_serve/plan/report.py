@@ -75,9 +75,8 @@ def _headline(plan: Assessment, whence: str) -> RenderableType:
     second = f"{deployment.architecture.parameters / 1e9:.2f} G parameters, {numbers}"
     second += f"{deployment.dtype}, {split}"
     if deployment.on_cards:
-        oldest = min(card.capability for card in plan.machines.cards)
-        decoder = decoder_attention(oldest, deployment.kv_dtype)
-        second += f", {decoder}; pictures: {vision_attention(oldest)}"
+        decoder = decoder_attention(plan.capability, deployment.kv_dtype)
+        second += f", {decoder}; pictures: {vision_attention(plan.capability)}"
     verdict = Text("verdict: ") + Text(plan.verdict.value, _COLOURS[plan.verdict])
     verdict += Text(_reason(plan))
     return Group(first, second, verdict)
@@ -122,7 +121,8 @@ def _cards(plan: Assessment) -> str:
             plan.machines.cards, key=lambda card: (card.name, card.memory_gib)
         )
     ]
-    nodes = f", on {plan.machines.nodes} machines" if plan.machines.nodes > 1 else ""
+    nodes = "" if plan.nodes == 1 else f", on {plan.nodes or 'the'} machines"
+    nodes += " of a Ray cluster" if plan.nodes is None else ""
     return ", ".join(kinds) + nodes
 
 
@@ -230,9 +230,9 @@ def _requests(told: Answer) -> Iterator[RenderableType]:
                 f"The typical request is refused: {told.typical.tokens:,} tokens are beyond "
                 f"engine.max_model_len {told.full.tokens}; raise it or ask for less"
             )
-    if not told.fits:
-        longest = plan.longest
-        yield f"Longest request: {longest.low:,.0f} – {longest.likely:,.0f} – {longest.high:,.0f}"
+    low, likely, high = plan.longest.low, plan.longest.likely, plan.longest.high
+    longest = f"{likely:,.0f}" if low == high else f"{low:,.0f} – {likely:,.0f} – {high:,.0f}"
+    yield f"Longest request: {longest} tokens"
 
 
 def _typical(request: Request) -> str:

@@ -38,6 +38,11 @@ class Medium:
     height: int
     seconds: float | None = None
 
+    @property
+    def frames(self) -> int:
+        """Frames of the file, as of ``FILE_FPS``; none of a picture."""
+        return 0 if self.seconds is None else max(1, round(self.seconds * FILE_FPS))
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -91,17 +96,21 @@ def parse_request(text: str) -> Request:
 
 def default_request(profile: Profile) -> Request:
     """Return the request that is counted where none is given: a screen's picture, if allowed."""
-    pictures = (Medium(1, 1280, 960),) if profile.media.limit_mm_per_prompt.image else ()
-    return Request(pictures)
+    screen, media = Medium(1, 1280, 960), profile.media
+    most = min(media.max_image_pixels, profile.limits.max_media_pixels)
+    allowed = media.limit_mm_per_prompt.image and screen.width * screen.height <= most
+    answer = min(Request().answer, profile.limits.max_tokens or Request().answer)
+    return Request((screen,) if allowed else (), answer=answer)
 
 
 def cost_of(request: Request, profile: Profile) -> Cost:
     """Count a request's tokens under the profile.
 
     Raises:
-        PreflightError: more media than the profile allows, or one that no size fits.
+        PreflightError: more media, pixels, frames or tokens of an answer than the profile allows
+            a request, or a medium that no size fits.
     """
-    visual = 0
+    visual = pixels = frames = 0
     limits = profile.media.limit_mm_per_prompt
     counts = {"image": 0, "video": 0}
     for medium in request.media:
@@ -109,9 +118,12 @@ def cost_of(request: Request, profile: Profile) -> Cost:
         counts[kind] += medium.count
         _refuse_larger_than_decoded(medium, profile)
         try:
-            visual += medium.count * (_tokens(medium, profile) + MARKER_TOKENS)
+            tokens, taken = _taken(medium, profile)
         except (ValueError, APIError) as error:
             raise PreflightError(f"--typical: {error}") from None
+        visual += medium.count * (tokens + MARKER_TOKENS)
+        frames += medium.count * taken
+        pixels += medium.count * max(1, taken) * medium.width * medium.height
     for kind, count in counts.items():
         most = limits.image if kind == "image" else limits.video
         if count > most:
@@ -120,7 +132,19 @@ def cost_of(request: Request, profile: Profile) -> Cost:
                 f"--typical: {what}, but media.limit_mm_per_prompt.{kind} is {most}; raise it or "
                 "ask for fewer"
             )
+    _refuse_beyond("max_media_pixels", pixels, "pixels to decode", profile)
+    _refuse_beyond("max_media_frames", frames, "frames of videos", profile)
+    _refuse_beyond("max_tokens", request.answer, "tokens of the answer", profile)
     return Cost(visual, request.text, request.answer)
+
+
+def _refuse_beyond(field: str, amount: int, what: str, profile: Profile) -> None:
+    """Raise where the whole request is more than a field of ``limits`` lets it be."""
+    most = getattr(profile.limits, field)
+    if most is not None and amount > most:
+        raise PreflightError(
+            f"--typical: {amount} {what}, but limits.{field} is {most}; raise it or ask for less"
+        )
 
 
 def _refuse_larger_than_decoded(medium: Medium, profile: Profile) -> None:
@@ -131,15 +155,21 @@ def _refuse_larger_than_decoded(medium: Medium, profile: Profile) -> None:
             f"--typical: {medium.width}x{medium.height} are {pixels} pixels, but media.{field} is "
             f"{most}; raise it or ask for smaller ones"
         )
+    if medium.frames > profile.media.max_video_frames:
+        raise PreflightError(
+            f"--typical: {medium.seconds:g} s are {medium.frames} frames of {FILE_FPS:g} a second, "
+            f"but media.max_video_frames is {profile.media.max_video_frames}; raise it or ask for "
+            "shorter ones"
+        )
 
 
-def _tokens(medium: Medium, profile: Profile) -> int:
+def _taken(medium: Medium, profile: Profile) -> tuple[int, int]:
+    """Return a medium's visual tokens, and the frames that are taken of a video."""
     if medium.seconds is None:
-        return picture_tokens(medium.width, medium.height, profile)
-    frames = max(1, round(medium.seconds * FILE_FPS))
-    header = VideoHeader(medium.width, medium.height, frames, FILE_FPS)
+        return picture_tokens(medium.width, medium.height, profile), 0
+    header = VideoHeader(medium.width, medium.height, medium.frames, FILE_FPS)
     sampling = sample_file(header, VideoFields(), frame_rules(profile.media), "the video")
-    return sampling.visual_tokens
+    return sampling.visual_tokens, sampling.frames
 
 
 def picture_tokens(width: int, height: int, profile: Profile) -> int:

@@ -171,7 +171,10 @@ def allocation(size: float) -> Load:
 
 
 def without(weights: StageWeights, offloaded: float) -> StageWeights:
-    """Return ``weights`` after ``offloaded`` bytes of the text model moved to the host."""
+    """Return ``weights`` after ``offloaded`` bytes of the text model moved to the host.
+
+    Source: ``_maybe_offload_to_cpu`` in ``model_executor/offloader/uva.py``.
+    """
     kept = weights.text
     left = max(0.0, 1 - offloaded / kept.allocated) if kept.allocated else 0.0
     return replace(weights, text=Load(kept.exact * left, kept.allocated * left))
