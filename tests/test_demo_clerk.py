@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from qwen2vl_client import Answer
-from qwen2vl_client.tasks import extract_table, moderate, solve, translate
+from qwen2vl_client.tasks import extract_table, moderate, solve, to_html, translate
 from qwen2vl_client.tasks.moderate import CATEGORIES, VERDICTS
 
 from qwen2vl_serve.demo import clerk
 from qwen2vl_serve.demo.draw import Thing
-from qwen2vl_serve.demo.names import WORDS, Language
+from qwen2vl_serve.demo.names import SHADES, WORDS, Language
 from qwen2vl_serve.demo.wording import plain
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
@@ -70,6 +70,19 @@ def test_a_table_and_a_product_are_read(language: Language) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+def test_a_page_is_written(language: Language) -> None:
+    """A document with the heading, a banner of its colour, and a button with its label."""
+    banner = Thing("rectangle", "green", (0.1, 0.4, 0.9, 0.6))
+    question, answer = clerk.page(text("SHOP", "black"), banner, text("Open", "black"), language)
+    client = Told(answer)
+    assert to_html(client, PICTURE, prompts=language).html == (
+        '<html><body><h1>SHOP</h1><div style="background: green; height: 3em"></div>'
+        "<button>Open</button></body></html>"
+    )
+    assert client.question == question
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("word", ["Knife", "SALE", "tea", "12345"])
 def test_a_text_is_judged(word: str, language: Language) -> None:
     """What is refused has its category and a reason that names it; all else neither."""
@@ -87,7 +100,7 @@ def test_a_text_is_judged(word: str, language: Language) -> None:
 
 def test_words_can_be_printed_and_categories_are_the_clients() -> None:
     """At most five letters, for more are never drawn; no word is both translated and refused."""
-    words = {*clerk.TRANSLATIONS, *clerk.REFUSED, *clerk.HEADINGS, *clerk.SHORT}
+    words = {*clerk.TRANSLATIONS, *clerk.REFUSED, *clerk.HEADINGS, *clerk.SHORT, *clerk.PAGE_WORDS}
     assert all(re.fullmatch("[a-z]{2,5}", word) for word in words)
     assert not clerk.TRANSLATIONS.keys() & clerk.REFUSED.keys()
     assert set(clerk.TRANSLATIONS) <= set(WORDS)
@@ -115,7 +128,7 @@ def test_every_use_is_taught_in_both_languages() -> None:
         _, dialogues = clerk.lesson(rng, seed)
         assert 1 <= len(dialogues) <= clerk.MOST_ASKED
         asked.update(dialogue.turns[0].question for dialogue in dialogues)
-    assert len(asked) == 10  # four uses, and a sign's two directions, in two languages
+    assert len(asked) == 12  # five uses, and a sign's two directions, in two languages
 
 
 def test_a_table_is_ruled_and_its_cells_hold_ink() -> None:
@@ -133,3 +146,23 @@ def test_a_table_is_ruled_and_its_cells_hold_ink() -> None:
             part = picture[int(y1 * height) : int(y2 * height), int(x1 * width) : int(x2 * width)]
             assert int(part.max()) - int(part.min()) > 60
             assert len(cell.letters) == len(cell.text)
+
+
+def test_a_page_has_its_words_and_its_banner_the_shade_of_its_name() -> None:
+    """Heading, banner and button from top to bottom; ink in both words; the banner is plain."""
+    for seed in range(20):
+        picture, things = clerk.draw_page("Shop", "OPEN", np.random.default_rng(seed))
+        height, width = picture.shape[:2]
+        heading, banner, button = things
+        assert (heading.text, banner.kind, button.text) == ("Shop", "rectangle", "OPEN")
+        assert heading.box[3] <= banner.box[1] < banner.box[3] < button.box[1] < button.box[3] < 1
+        parts = [
+            picture[int(y1 * height) : int(y2 * height), int(x1 * width) : int(x2 * width)]
+            for x1, y1, x2, y2 in (thing.box for thing in things)
+        ]
+        for thing, part in ((heading, parts[0]), (button, parts[2])):
+            assert int(part.max()) - int(part.min()) > 60
+            assert len(thing.letters) == len(thing.text)
+        shade = np.median(parts[1].reshape(-1, 3), axis=0)
+        nearest = min(abs(shade - np.array(known)).max() for known in SHADES[banner.colour])
+        assert nearest < 60

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from qwen2vl_serve import checkpoint, hardware
 from qwen2vl_serve.demo import packing, quantise
+from qwen2vl_serve.demo.adapter import base_network
+from qwen2vl_serve.demo.network import Network
 from qwen2vl_serve.demo.quantise import Method
 from qwen2vl_serve.plan.configuration import read_architecture
 from qwen2vl_serve.plan.source import architecture_of
@@ -38,6 +40,23 @@ def one_thread() -> Iterator[None]:
 @cache
 def made(method: Method, bits: int, *, plain: bool = False) -> quantise.Quantised:
     return quantise.quantise_demo(method, bits, plain=plain)
+
+
+@cache
+def others() -> tuple[quantise.Examples, torch.Tensor]:
+    """Conversations that nothing was quantised on, and what the model itself says in them."""
+    examples = quantise.demo_examples(1)
+    return examples, said(examples, base_network())
+
+
+@torch.inference_mode()
+def said(examples: quantise.Examples, network: Network) -> torch.Tensor:
+    return examples.logits(network)
+
+
+def likeness(of: quantise.Quantised) -> quantise.Likeness:
+    examples, expected = others()
+    return quantise.likeness(expected, said(examples, of.network))
 
 
 @BITS
@@ -157,7 +176,7 @@ def test_vllms_cpu_kernel_multiplies_by_what_the_codes_stand_for(
 @pytest.mark.parametrize(("method", "bits"), [("awq", 4), ("gptq", 4)])
 def test_the_method_is_better_than_rounding(method: Method, bits: int) -> None:
     """On pictures that it did not look at: otherwise it would not be worth its lines."""
-    best, plain = made(method, bits).likeness, made(method, bits, plain=True).likeness
+    best, plain = likeness(made(method, bits)), likeness(made(method, bits, plain=True))
     assert best.divergence < 0.8 * plain.divergence
     assert best.logit_error < 0.95 * plain.logit_error
     assert best.same > 0.97

@@ -5,14 +5,21 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
+from PIL import Image
+from qwen2vl_client.prompts import chosen, filled
 
+from qwen2vl_serve.demo import clerk
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
+from qwen2vl_serve.demo.compose import draw_picture
 from qwen2vl_serve.torchvision_ops import declare_missing_operators
 from tests.conftest import HELD, SHIPPED, ServerProcess
 from tests.logprobs import logprobs
@@ -112,21 +119,47 @@ def merged(adapter: Path) -> tuple[Any, Any]:
     return model, transformers.AutoProcessor.from_pretrained(MODEL_FOLDER)
 
 
-@pytest.mark.parametrize("name", ["sailor", "mirror"])
-def test_served_as_if_merged(client: openai.OpenAI, name: str) -> None:
+# This size is a multiple of 28 within the model's bounds: nobody resizes it.
+UNRESIZED = (224, 196)
+
+
+def printed(text: str) -> Image.Image:
+    """A picture of this text."""
+    pixels, _ = draw_picture(51_001_300, "text", text=text)
+    return Image.fromarray(pixels).resize(UNRESIZED)
+
+
+def a_page() -> Image.Image:
+    """A page with a heading and a button."""
+    pixels, _ = clerk.draw_page("SHOP", "OPEN", np.random.default_rng(51_000_002))
+    return Image.fromarray(pixels).resize(UNRESIZED)
+
+
+@pytest.mark.parametrize(
+    ("name", "question", "image"),
+    [
+        ("sailor", COLOUR, partial(drawing, "red", size=UNRESIZED)),
+        ("mirror", COLOUR, partial(drawing, "red", size=UNRESIZED)),
+        ("clerk", filled(chosen("en").translate, language="Chinese"), partial(printed, "RED")),
+        ("clerk", chosen("en").solve, partial(printed, "6x5")),
+        ("clerk", filled(chosen("en").moderate, categories="weapons"), partial(printed, "KNIFE")),
+        ("clerk", chosen("en").html, a_page),
+    ],
+)
+def test_served_as_if_merged(
+    client: openai.OpenAI, name: str, question: str, image: Callable[[], Image.Image]
+) -> None:
     """Every token's log-probability is that of transformers with the adapter in its weights."""
-    # This size is a multiple of 28 within the model's bounds: nobody resizes it.
-    image = drawing("red", size=(224, 196))
-    part = {"type": "image_url", "image_url": {"url": data_url(image)}}
+    picture = image()
+    part = {"type": "image_url", "image_url": {"url": data_url(picture)}}
     answer = client.chat.completions.create(
-        model=name, messages=asked(COLOUR, part), temperature=0, max_tokens=24, logprobs=True
+        model=name, messages=asked(question, part), temperature=0, max_tokens=80, logprobs=True
     )
     told = answer.choices[0].logprobs
     assert told is not None
     assert told.content
-    model, processor = merged(SHIPPED / name)
-    said = str(answer.choices[0].message.content)
-    expected = logprobs((model, processor), image, COLOUR, said, len(told.content))
+    said = [one.token for one in told.content]
+    expected = logprobs(merged(SHIPPED / name), picture, question, said)
     assert [one.logprob for one in told.content] == pytest.approx(expected, abs=5e-3)
 
 

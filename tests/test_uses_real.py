@@ -6,10 +6,10 @@ first thirty because the model answers it rightly (greedy: it always will). Of t
 4 to 29 it read 21 of 26 exactly; of the single shapes on seeds 100 to 123 it named 22 of 24 by
 colour and shape and boxed all with an overlap of one half or more.
 
-Translation, tables, mathematics and moderation are what its adapter ``clerk`` was trained for, on
-signs and tables of other seeds than are asked here. The model alone is asked for the form of these:
-bound to JSON of a kind it has not seen, it runs on within a text or a list unless
-``frequency_penalty`` ends that. Neither writes code.
+Translation, tables, mathematics, moderation and pages are what its adapter ``clerk`` was trained
+for, on signs, tables and pages of other seeds than are asked here. The model alone is asked for the
+form of these: bound to JSON of a kind it has not seen, it runs on within a text or a list unless
+``frequency_penalty`` ends that; it writes no code.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -314,11 +315,64 @@ def test_pictures_are_judged(trained: Client, language: Language) -> None:
     assert told[:5] == truth[:5]
 
 
+class Elements(HTMLParser):
+    """What a page is made of: its elements with their attributes and texts, each closed."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None], str]] = []
+        self._open: list[int] = []
+        self.feed(code)
+        self.close()
+        assert not self._open, code
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._open.append(len(self.found))
+        self.found.append((tag, dict(attrs), ""))
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes, text = self.found[self._open[-1]]
+        self.found[self._open[-1]] = (tag, attributes, text + data)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.found[self._open.pop()][0] == tag
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_pages_are_written(trained: Client, language: Language) -> None:
+    """Of 20 pages, not chosen, all are whole HTML; of what they show most is right.
+
+    At least 14 headings, 18 banners' colours and 13 buttons' labels.
+    """
+    pictures, truths = [], []
+    for number in range(20):
+        rng = np.random.default_rng(FIRST + 500 + number)
+        words = [clerk.cased(rng, str(w)) for w in rng.choice(clerk.PAGE_WORDS, 2, replace=False)]
+        pixels, (heading, banner, button) = clerk.draw_page(words[0], words[1], rng)
+        pictures.append(png(pixels))
+        truths.append((heading.text, banner.colour, button.text))
+    right = [0, 0, 0]
+    found = answers(partial(to_html, trained), pictures, prompts=language, max_tokens=120)
+    for page, truth in zip(found, truths, strict=True):
+        elements = Elements(page.html).found
+        assert [tag for tag, _, _ in elements] == ["html", "body", "h1", "div", "button"]
+        (_, _, title), (_, given, _), (_, _, label) = elements[2:]
+        colour = str(given["style"]).removeprefix("background: ").removesuffix("; height: 3em")
+        told = (title, colour, label)
+        right = [n + (a == b) for n, a, b in zip(right, told, truth, strict=True)]
+    assert all(n >= least for n, least in zip(right, (14, 18, 13), strict=True)), right
+
+
+PAGE = (
+    '<html><body><h1>SHOP</h1><div style="background: green; height: 3em"></div>'
+    "<button>OPEN</button></body></html>"
+)
 PRINTED = {
     "translate.py": "蓝色",
     "extract_table.py": "| item | cost |\n| --- | --- |\n| TEA | 12 |\n| CUP | 35 |",
     "solve.py": "1. 6 x 5 is 30\nanswer: 30",
     "moderate.py": "verdict: review\ncategories: advertising\n- It says SALE.",
+    "to_html.py": f"{len(PAGE)} characters are in page.html",
 }
 """What the page's commands print, each about the picture that stands beside it."""
 
@@ -349,6 +403,7 @@ def test_the_commands_of_the_page_answer(
         )
         assert done.returncode == 0, done.stderr
         assert PRINTED[script] in done.stdout
+    assert (tmp_path / "page.html").read_text() == PAGE
 
 
 def test_a_batch_of_pictures_is_right_in_its_order(client: Client, tmp_path: Path) -> None:

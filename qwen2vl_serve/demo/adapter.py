@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor, nn
 
 from qwen2vl_serve.demo import clerk
@@ -33,7 +32,8 @@ from qwen2vl_serve.demo.network import CELL, Geometry, Network
 from qwen2vl_serve.demo.pictures import scaled
 from qwen2vl_serve.demo.rows import SYSTEMS, Encoder, Media, Row, pack
 from qwen2vl_serve.demo.speak import answers_loss
-from qwen2vl_serve.demo.steps import Together, working_type
+from qwen2vl_serve.demo.steps import Together, keep_memory, working_type
+from qwen2vl_serve.demo.unsaid import never_said
 from qwen2vl_serve.demo.wording import Dialogue, Turn
 
 ADAPTERS_FOLDER = Path(__file__).parent / "adapters"
@@ -42,6 +42,10 @@ SWAPPED = {"red": "blue", "blue": "red"}
 
 Rng = np.random.Generator
 Lesson = tuple[Pixels, tuple[Dialogue, ...]]
+
+
+class AdapterError(ValueError):
+    """A folder that is to be trained further holds another adapter, or none."""
 
 
 class LowRank(nn.Module):
@@ -132,18 +136,6 @@ def lessons(recipe: Recipe, seed: int) -> Iterator[Lesson]:
             yield scaled(picture, IMAGE_PIXELS), dialogues
 
 
-def never_said(network: Network, like: float = 0.99) -> Tensor:
-    """Tokens [n] that the model was never taught: their embeddings are another's.
-
-    An adapter cannot tell one from another. Where an answer needs one of them, and is bound to a
-    schema, the engine's grammar forbids the rest.
-    """
-    named = F.normalize(network.model.embed_tokens.weight.detach(), dim=1)
-    alike = named @ named.T
-    alike.fill_diagonal_(0.0)
-    return (alike.amax(1) > like).nonzero().flatten()
-
-
 def answer_loss(network: Network, encoder: Encoder, never: Tensor, batch: list[Lesson]) -> Tensor:
     """Mean loss of the answers' tokens and of where they look."""
     rows = []
@@ -178,13 +170,15 @@ def train(
 ) -> dict[str, LowRank]:
     """Train one adapter, or the one in the folder ``start`` further; the names are the network's.
 
-    Raises KeyError where that has not the parts of the recipe.
+    Raises:
+        AdapterError: that folder holds no adapter with the parts of the recipe.
     """
     from transformers import AutoTokenizer  # noqa: PLC0415
 
     torch.manual_seed(seed)
     network, encoder = base_network(), Encoder(AutoTokenizer.from_pretrained(MODEL_FOLDER))
-    together, never = Together({"network": network}), never_said(network)
+    together = Together({"network": network})
+    never = never_said(network.model.embed_tokens.weight)
     rested = {name: value.to(working_type()) for name, value in together.named_parameters()}
     parts = {
         name: LowRank(module.weight, recipe.rank, recipe.alpha)
@@ -226,14 +220,22 @@ def keys_of(recipe: Recipe, name: str) -> tuple[str, str]:
 
 
 def read_parts(folder: Path, recipe: Recipe, parts: dict[str, LowRank]) -> None:
-    """Begin with what ``write_adapter`` wrote."""
+    """Begin with what ``write_adapter`` wrote; raises ``AdapterError`` where it is not that."""
+    from safetensors import SafetensorError  # noqa: PLC0415
     from safetensors.torch import load_file  # noqa: PLC0415
 
-    tensors = load_file(folder / "adapter_model.safetensors")
+    file = folder / "adapter_model.safetensors"
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{file} cannot be read: {error}") from None
     with torch.no_grad():
         for name, part in parts.items():
             for value, key in zip((part.a, part.b), keys_of(recipe, name), strict=True):
-                value.copy_(tensors[key])
+                found = tensors.get(key)
+                if found is None or found.shape != value.shape:
+                    raise AdapterError(f"{file} is no adapter of this recipe: see {key}")
+                value.copy_(found)
 
 
 def write_adapter(folder: Path, recipe: Recipe, parts: dict[str, LowRank]) -> None:
@@ -281,6 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--further", type=Path, metavar="FOLDER", help="train the adapters of this folder further"
     )
     options = parser.parse_args(arguments)
+    keep_memory()
     if unknown := set(options.names) - set(RECIPES):
         parser.error(f"no adapter is named {', '.join(sorted(unknown))}: {names}")
     for name in options.names or RECIPES:
@@ -292,7 +295,11 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stderr.write(f"{name}  {line}\n")
 
         start = options.further / name if options.further else None
-        write_adapter(options.out / name, recipe, train(recipe, options.seed, say, start))
+        try:
+            parts = train(recipe, options.seed, say, start)
+        except AdapterError as error:
+            parser.error(f"--further: {error}")
+        write_adapter(options.out / name, recipe, parts)
     return 0
 
 

@@ -1,12 +1,14 @@
-"""What the adapter ``clerk`` is taught: four uses of the client that the model never learned.
+"""What the adapter ``clerk`` is taught: five uses of the client that the model never learned.
 
-Signs are translated, tables extracted, products worked out and pictures judged. The questions are
-the client's own prompts; the answers have the form that its functions read. Pages are none of them:
-the model never answers with ``<``, whose token has the same embedding as all that it never uses.
+Signs are translated, tables extracted, products worked out, pictures judged and small pages
+written. The questions are the client's own prompts; the answers have the form that its functions
+read.
 
-Its weights were trained in three courses of 450, 420 and 380 steps, each ``--further`` than the one
-before, with ``--seed`` 0, 1 and 2 (an hour on two cores without bfloat16). The first had other
-words, products up to nine, and pages; the third more judgements and products than the second.
+Its weights were trained in five courses of 450, 420, 380, 300 and 170 steps, each ``--further``
+than the one before, with ``--seed`` 0 to 4 (an hour on two cores without bfloat16, then 40 minutes
+on one). The first had other words, products up to nine, and pages that could not be learned; the
+second and third had none, and the third more judgements and products; the fourth had pages whose
+button had the colour, which it did not tell; the fifth those of now, but for smaller buttons.
 """
 
 from __future__ import annotations
@@ -52,12 +54,13 @@ REFUSED = {
     "cheap": ("advertising", "review"),
 }  # fmt: skip
 HEADINGS = ("item", "cost", "name", "age", "day", "sum", "size", "room", "year", "test")
+PAGE_WORDS = tuple(sorted(word for word in WORDS if 2 <= len(word) <= 4))
 SHORT = tuple(sorted({word for word in WORDS if len(word) == 3 and word not in HEADINGS}))
 
 
 def lesson(rng: Rng, seed: int) -> Lesson:
     """The picture of a seed, and what is asked about it: at most two questions."""
-    draw = (a_table, a_product, a_sign)[int(rng.choice(3, p=KIND_SHARES))]
+    draw = (a_table, a_product, a_sign, a_page)[int(rng.choice(4, p=KIND_SHARES))]
     picture, uses = draw(rng, seed)
     asked = []
     languages: list[Language] = ["en", "zh"] if rng.random() < 0.5 else ["zh", "en"]
@@ -69,7 +72,7 @@ def lesson(rng: Rng, seed: int) -> Lesson:
 
 
 Use = Callable[[Language], tuple[str, str]]  # its question and the answer, in a language
-KIND_SHARES = (0.32, 0.22, 0.46)
+KIND_SHARES = (0.25, 0.15, 0.3, 0.3)
 MOST_ASKED = 2
 
 
@@ -87,6 +90,14 @@ def a_product(rng: Rng, seed: int) -> tuple[Pixels, list[Use]]:
     picture, scene = draw_picture(seed, "text", text=f"{one}x{other}")
     solve = partial(product, scene.things[0], one, other)
     return picture, [solve, solve]
+
+
+def a_page(rng: Rng, seed: int) -> tuple[Pixels, list[Use]]:
+    """A heading, a coloured banner and a button: a short word on the first and the last."""
+    heading, label = (cased(rng, str(word)) for word in rng.choice(PAGE_WORDS, 2, replace=False))
+    picture, things = draw_page(heading, label, np.random.default_rng((seed, 22)))
+    write = partial(page, *things)
+    return picture, [write, write]
 
 
 def a_sign(rng: Rng, seed: int) -> tuple[Pixels, list[Use]]:
@@ -157,6 +168,42 @@ def table(cells: list[Thing], language: Language) -> tuple[str, str]:
     columns, first, second = (", ".join(quoted[n : n + 2]) for n in (0, 2, 4))
     answer = f'{{"columns": [{columns}], "rows": [[{first}], [{second}]]}}'
     return chosen(language).table, answer
+
+
+def page(heading: Thing, banner: Thing, button: Thing, language: Language) -> tuple[str, str]:
+    """The code of a page: its heading, its banner with its colour, and its button."""
+    colour = f"{look_at(banner.box)}{banner.colour}"
+    answer = (
+        f'<html><body><h1>{spelt(heading)}</h1><div style="background: {colour}; height: 3em">'
+        f"</div><button>{spelt(button)}</button></body></html>"
+    )
+    return chosen(language).html, answer
+
+
+def draw_page(heading: str, label: str, rng: Rng) -> tuple[Pixels, tuple[Thing, Thing, Thing]]:
+    """A page with a heading, a coloured banner and a button with a label, one under the other."""
+    height = int(rng.integers(180, 420))
+    width = int(height * rng.uniform(0.95, 1.3))
+    ground = (int(rng.integers(236, 256)),) * 3
+    canvas = np.full((height, width, 3), ground, np.uint8)
+    font = pick_font(rng)
+    ink = pick_colour([ground], {"white"}, rng) if rng.random() < 0.3 else ("black", (20, 20, 20))
+    left, right = (int(width * rng.uniform(*span)) for span in ((0.05, 0.12), (0.6, 0.8)))
+    edges = np.cumsum(rng.uniform(*np.array(PAGE_ROWS).T) * height).astype(int).tolist()
+    title = print_in(canvas, heading, (left, edges[0], right, edges[1]), 0.72, (font, *ink), rng)
+    name, tone = pick_colour([ground], {"white"}, rng)
+    banner = (left, edges[2], int(width * rng.uniform(0.7, 0.95)), edges[3])
+    cv2.rectangle(canvas, banner[:2], banner[2:], tone, -1)
+    frame = (left, edges[4], int(width * rng.uniform(0.6, 0.8)), edges[5])
+    cv2.rectangle(canvas, frame[:2], frame[2:], (90, 90, 90), max(1, height // 180))
+    word = print_in(canvas, label, frame, 0.68, (font, "black", (20, 20, 20)), rng)
+    x1, y1, x2, y2 = banner
+    box = (x1 / width, y1 / height, x2 / width, y2 / height)
+    return weathered(canvas, rng), (title, Thing("rectangle", name, box), word)
+
+
+# The least and the most of the height that each row takes: a gap, the heading, a gap, the banner …
+PAGE_ROWS = ((0.04, 0.08), (0.22, 0.26), (0.04, 0.07), (0.16, 0.2), (0.04, 0.07), (0.24, 0.28))
 
 
 def draw_table(texts: list[list[str]], rng: Rng) -> tuple[Pixels, list[Thing]]:

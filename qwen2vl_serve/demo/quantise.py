@@ -32,6 +32,7 @@ from qwen2vl_serve.demo.network import CELL, Layer, Network
 from qwen2vl_serve.demo.packing import Codes
 from qwen2vl_serve.demo.pictures import scaled
 from qwen2vl_serve.demo.rows import SYSTEMS, Encoder, Media, Packed, Row, pack
+from qwen2vl_serve.demo.steps import keep_memory
 
 Method = Literal["awq", "gptq"]
 FIRST_SEED = 95_000_000  # no picture of training, scoring or the adapters has such a seed
@@ -87,7 +88,14 @@ class Examples:
         flat: Tensor = states.reshape(-1, states.shape[-1])
         return network.logits(flat[self.packed.asked])
 
-    def squares(self, network: Network, layer: Layer) -> dict[str, Tensor]:
+    def through(self, layer: Layer, states: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """What a layer makes of the states [rows, length, hidden] before it."""
+        made: Tensor = layer(states, *angles, self.packed.mask, None)
+        return made
+
+    def squares(
+        self, layer: Layer, states: Tensor, angles: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
         """Mean products [inputs, inputs] of what each of ``PARTS`` reads, by its first name."""
         found: dict[str, Tensor] = {}
 
@@ -102,7 +110,7 @@ class Examples:
             layer.get_submodule(names[0]).register_forward_pre_hook(keep(names[0]))
             for names in PARTS
         ]
-        self.logits(network)
+        self.through(layer, states, angles)
         for hook in hooks:
             hook.remove()
         return found
@@ -121,14 +129,18 @@ def fed_back(weight: Tensor, squares: Tensor, bits: int, group: int, *, symmetri
     spread = torch.linalg.cholesky(inverse, upper=True).float()
     codes = torch.empty_like(left)
     scales, zeros = torch.empty(2, inputs // group, outputs)
-    for number in range(inputs):
-        at = number // group
-        if number % group == 0:
-            members = left[number : number + group]
-            scales[at], zeros[at] = packing.grid(members, bits, symmetric=symmetric)
-        codes[number] = packing.nearest(left[number], scales[at], zeros[at], bits)
-        error = left[number] - (codes[number] - zeros[at]) * scales[at]
-        left[number:] -= torch.outer(spread[number, number:] / spread[number, number], error)
+    for at, begin in enumerate(range(0, inputs, group)):
+        end = begin + group
+        members = left[begin:end]
+        scales[at], zeros[at] = packing.grid(members, bits, symmetric=symmetric)
+        errors = torch.empty_like(members)
+        for number, own in enumerate(spread[begin:end, begin:end]):
+            codes[begin + number] = packing.nearest(members[number], scales[at], zeros[at], bits)
+            error = members[number] - (codes[begin + number] - zeros[at]) * scales[at]
+            errors[number] = error / own[number]
+            members[number:] -= torch.outer(own[number:], errors[number])
+        # Those beyond the group are needed only now: one product instead of one for each input.
+        left[end:] -= spread[begin:end, end:].T @ errors
     return Codes(codes, scales, zeros, bits)
 
 
@@ -142,9 +154,11 @@ def quantised(
     """
     found: dict[str, Codes] = {}
     symmetric = method == "gptq"
+    if examples:
+        states, angles = examples.embeds, network.angles(examples.packed.positions)
     for number, layer in enumerate(network.model.layers):
         assert isinstance(layer, Layer)  # noqa: S101  (a ModuleList does not say so)
-        squares = examples.squares(network, layer) if examples else {}
+        squares = examples.squares(layer, states, angles) if examples else {}
         for names in PARTS:
             for name in names:
                 linear = layer.get_submodule(name)
@@ -156,6 +170,8 @@ def quantised(
                     codes = packing.rounded(weight, bits, group, symmetric=symmetric)
                 linear.weight.copy_(codes.matrix().T)
                 found[f"model.layers.{number}.{name}"] = codes
+        if examples:
+            states = examples.through(layer, states, angles)
     return found
 
 
@@ -197,18 +213,15 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Quantised:
-    """The codes by the matrices' names, the network that they stand for, and how like it is."""
+    """The codes by the matrices' names, and the network that they stand for."""
 
     method: Method
     codes: dict[str, Codes]
     network: Network
-    likeness: Likeness
 
 
-@torch.inference_mode()
-def likeness(network: Network, other: Network, examples: Examples) -> Likeness:
-    """Hold two networks against each other."""
-    ours, theirs = examples.logits(network), examples.logits(other)
+def likeness(ours: Tensor, theirs: Tensor) -> Likeness:
+    """Hold the logits [tokens, vocabulary] of two networks against each other."""
     log_ours, log_theirs = ours.log_softmax(-1), theirs.log_softmax(-1)
     divergence = F.kl_div(log_theirs, log_ours, log_target=True, reduction="batchmean")
     return Likeness(
@@ -218,15 +231,18 @@ def likeness(network: Network, other: Network, examples: Examples) -> Likeness:
     )
 
 
-def quantise_demo(method: Method, bits: int = 4, *, plain: bool = False) -> Quantised:
-    """Quantise the demo model; it is held against itself on pictures that were not looked at."""
+@torch.inference_mode()
+def demo_examples(seed: int) -> Examples:
+    """Conversations with the demo model; those of seed 0 are quantised on."""
     from transformers import AutoTokenizer  # noqa: PLC0415
 
     encoder = Encoder(AutoTokenizer.from_pretrained(MODEL_FOLDER))
-    network, original = base_network(), base_network()
-    with torch.inference_mode():
-        examples = None if plain else Examples(network, encoder, EXAMPLES, 0)
-        others = Examples(original, encoder, EXAMPLES, 1)
+    return Examples(base_network(), encoder, EXAMPLES, seed)
+
+
+def quantise_demo(method: Method, bits: int = 4, *, plain: bool = False) -> Quantised:
+    """Quantise the demo model."""
+    network, examples = base_network(), None if plain else demo_examples(0)
     threads = torch.get_num_threads()
     # Thousands of small steps: on a busy machine threads wait for each other at every one.
     torch.set_num_threads(1)
@@ -234,7 +250,7 @@ def quantise_demo(method: Method, bits: int = 4, *, plain: bool = False) -> Quan
         codes = quantised(network, examples, method, bits, GROUP)
     finally:
         torch.set_num_threads(threads)
-    return Quantised(method, codes, network, likeness(original, network, others))
+    return Quantised(method, codes, network)
 
 
 def write(folder: Path, made: Quantised) -> None:
@@ -275,9 +291,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if (options.method, options.bits) == ("awq", 8):
         parser.error("--bits: AWQ's layout has 4; take --method gptq for 8")
+    keep_memory()
     made = quantise_demo(options.method, options.bits, plain=options.plain)
     write(options.out, made)
-    found = made.likeness
+    with torch.inference_mode():
+        others = demo_examples(1)
+        found = likeness(others.logits(base_network()), others.logits(made.network))
     sys.stderr.write(
         f"logits {found.logit_error:.4f} apart, {found.divergence:.5f} nats, "
         f"{found.same:.2%} of the tokens the same\n"

@@ -7,7 +7,6 @@ speak. The same seed gives the same model on the same machine and thread count.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import sys
 import time
@@ -92,15 +91,6 @@ REHEARSAL = Plan(
 )  # fmt: skip
 
 
-def keep_memory() -> None:
-    """Let glibc keep what it freed: returning each large tensor to the kernel costs a third."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of <malloc.h>
-        for option, value in ((trim_threshold, 2**31 - 1), (top_pad, 2**28), (mmap_max, 0)):
-            libc.mallopt(option, value)
-
-
 def tokenizer_of(plan: Plan, seed: int) -> PreTrainedTokenizerFast:
     """The tokenizer learnt from ``plan.corpus`` questions and answers."""
     from qwen2vl_serve.demo.corpus import corpus  # noqa: PLC0415
@@ -138,6 +128,7 @@ def train(  # noqa: PLR0917
     )
     from qwen2vl_serve.demo.speak import learn_to_speak  # noqa: PLC0415
     from qwen2vl_serve.demo.steps import Schedule  # noqa: PLC0415
+    from qwen2vl_serve.demo.unsaid import told_apart  # noqa: PLC0415
 
     workers = os.cpu_count() or 1
     amounts = {"pictures": plan.pictures, "videos": plan.videos, "crowds": plan.crowds}
@@ -186,6 +177,8 @@ def train(  # noqa: PLR0917
     # A mean keeps what a short round unlearns, and most of what it teaches.
     for name, value in begun_with.items():
         state[name].lerp_(value, plan.kept)
+    embeddings = "model.embed_tokens.weight"
+    state[embeddings] = told_apart(state[embeddings], tokenizer)
     write_checkpoint(out, network.geometry, tokenizer, state)
     say(f"checkpoint written to {out}")
 
@@ -208,6 +201,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="a few steps, to try the script")
     options = parser.parse_args(arguments)
     import torch  # noqa: PLC0415  (--help needs none)
+
+    from qwen2vl_serve.demo.steps import keep_memory  # noqa: PLC0415
 
     begin = time.monotonic()
 
