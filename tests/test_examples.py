@@ -32,7 +32,7 @@ TUTORIAL = {
 AGENTS = {"tools.py"}
 SAID = {
     "text.py": "demo model",
-    "image_url.py": "red circle",
+    "image_url.py": "circle is red",
     "local_image.py": "red circle",
     "several_images.py": "blue square",
     "multi_turn.py": r"circle(.|\n)*red",
