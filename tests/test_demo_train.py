@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
@@ -20,6 +21,7 @@ from qwen2vl_serve.demo.rows import Encoder
 from qwen2vl_serve.demo.see import picture_batch, video_batch
 from qwen2vl_serve.demo.steps import working_type
 from qwen2vl_serve.demo.train import REHEARSAL, train
+from qwen2vl_serve.demo.unsaid import never_said
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,16 @@ def test_a_checkpoint_is_trained_further(tmp_path):
     train(all_kept, tmp_path / "work", tmp_path / "kept", 5, lines.append, MODEL_FOLDER)
     kept = load_file(tmp_path / "kept" / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in before.items())
+    # It ends by telling apart what the lessons left alike.
+    alike = AutoTokenizer.from_pretrained(MODEL_FOLDER).convert_tokens_to_ids(["<", ">", "/"])
+    shutil.copytree(MODEL_FOLDER, tmp_path / "alike")
+    embeddings = before["model.embed_tokens.weight"]
+    embeddings[alike] = embeddings[alike[0]].clone()
+    save_file(before, tmp_path / "alike" / "model.safetensors", metadata={"format": "pt"})
+    train(all_kept, tmp_path / "work", tmp_path / "told", 5, lines.append, tmp_path / "alike")
+    told = load_file(tmp_path / "told" / "model.safetensors")["model.embed_tokens.weight"]
+    assert (told != embeddings).any(1).nonzero().flatten().tolist() == sorted(alike)
+    assert not {*alike} & {*never_said(told.float()).tolist()}
 
 
 def test_a_step_is_computed_on_the_default_device(tmp_path):

@@ -221,8 +221,8 @@ def keys_of(recipe: Recipe, name: str) -> tuple[str, str]:
 
 def read_parts(folder: Path, recipe: Recipe, parts: dict[str, LowRank]) -> None:
     """Begin with what ``write_adapter`` wrote; raises ``AdapterError`` where it is not that."""
-    from safetensors import SafetensorError  # noqa: PLC0415
-    from safetensors.torch import load_file  # noqa: PLC0415
+    from safetensors import SafetensorError  # noqa: PLC0415  (comes with torch's extras)
+    from safetensors.torch import load_file  # noqa: PLC0415  (as above)
 
     file = folder / "adapter_model.safetensors"
     try:

@@ -128,7 +128,7 @@ def train(  # noqa: PLR0917
     )
     from qwen2vl_serve.demo.speak import learn_to_speak  # noqa: PLC0415
     from qwen2vl_serve.demo.steps import Schedule  # noqa: PLC0415
-    from qwen2vl_serve.demo.unsaid import told_apart  # noqa: PLC0415
+    from qwen2vl_serve.demo.unsaid import told_apart  # noqa: PLC0415  (as all above: torch)
 
     workers = os.cpu_count() or 1
     amounts = {"pictures": plan.pictures, "videos": plan.videos, "crowds": plan.crowds}
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     import torch  # noqa: PLC0415  (--help needs none)
 
-    from qwen2vl_serve.demo.steps import keep_memory  # noqa: PLC0415
+    from qwen2vl_serve.demo.steps import keep_memory  # noqa: PLC0415  (as torch)
 
     begin = time.monotonic()
 
