@@ -182,6 +182,7 @@ def main(overrides: Sequence[str]) -> int:
 
     seam = types.ModuleType("qwen2vl_serve.vllm_engine")
     seam.start_engine = start_engine  # type: ignore[attr-defined]  # a module made on the spot
+    seam.share_imports = lambda: None  # type: ignore[attr-defined]  # as above
     sys.modules[seam.__name__] = seam
     console = os.fdopen(os.dup(1), "w", buffering=1)
     threading.Thread(target=_tell, args=[console], daemon=True).start()

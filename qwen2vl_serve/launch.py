@@ -7,7 +7,6 @@ file and reports one line a phase.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import importlib
 import logging
@@ -18,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -151,10 +151,11 @@ class _Server:
         compiler = threading.Thread(target=resample.equals_pillow)
         compiler.start()
         try:
-            start_engine = self._import_engine()
+            seam = self._import_engine()
             compiler.join()
+            seam.share_imports()
             loader, batches = media_loader(self.profile), batch_store(self.profile)
-            async with start_engine(self.profile, self.adapters) as engine:
+            async with seam.start_engine(self.profile, self.adapters) as engine:
                 try:
                     return await self._serve(engine, loader, batches, begun)
                 finally:
@@ -169,7 +170,7 @@ class _Server:
             cause = self.boot.cause(error, lambda: advice(self.profile))
             raise BootError(cause) from error
 
-    def _import_engine(self) -> Callable[..., contextlib.AbstractAsyncContextManager[Engine]]:
+    def _import_engine(self) -> Any:
         """Import vLLM: seconds, so it has a phase of its own."""
         self.boot.enter("import")
         try:
@@ -180,7 +181,7 @@ class _Server:
                 "pip install '.[cpu]' or '.[gpu]' in the checkout."
             ) from error
         self.boot.enter("engine")
-        return seam.start_engine  # type: ignore[no-any-return]  # imported by name
+        return seam
 
     async def _serve(
         self, engine: Engine, loader: MediaLoader, batches: BatchStore | None, begun: float

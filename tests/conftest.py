@@ -28,7 +28,7 @@ from tests.ports import quiet_port
 
 ENGINES = {
     "test_engines_real", "test_install", "test_lora_real", "test_quantised_real", "test_reference",
-    "test_reference_later", "test_rehearsal", "test_vllm_engine",
+    "test_reference_later", "test_rehearsal", "test_vllm_engine", "test_vllm_forking",
 }  # fmt: skip
 """Files that start engines of their own."""
 

@@ -81,6 +81,7 @@ def main(port: str, mode: str, *overrides: str) -> int:
     else:
         seam = types.ModuleType("qwen2vl_serve.vllm_engine")
         seam.start_engine = start_engine  # type: ignore[attr-defined]
+        seam.share_imports = lambda: None  # type: ignore[attr-defined]
         sys.modules[seam.__name__] = seam
     try:
         fields = [f"port={port}", *(one for one in overrides if one != "--verbose")]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from vllm.config import CompilationMode
-from vllm.v1.worker.cpu_worker import CPUWorker
+
+from qwen2vl_serve.vllm_engine.processors import BoundWorker
 
 
-class StagedWorker(CPUWorker):  # type: ignore[misc]  # vLLM ships no type information
+class StagedWorker(BoundWorker):
     """Computes one token before it is asked, where vLLM's own would leave out its warm-up.
 
     The first run allocates what a stage receives from the one before, for the longest step. On

@@ -36,6 +36,7 @@ from qwen2vl_serve.vllm_engine.shared_figures import SharedFigures
 
 _CPUS = "VLLM_CPU_OMP_THREADS_BIND"
 # Names, since each worker's process imports them.
+_BOUND_WORKER = "qwen2vl_serve.vllm_engine.processors.BoundWorker"
 _STAGED_WORKER = "qwen2vl_serve.vllm_engine.staged_worker.StagedWorker"
 _WITHIN_CORE = "qwen2vl_serve.vllm_engine.within_core.WithinCore"
 
@@ -51,10 +52,11 @@ async def start_engine(profile: Profile, adapters: Mapping[str, Adapter]) -> Asy
     arguments = profile.engine_args() | places(profile.engine.max_cpu_loras or 0)
     engines = arguments.pop("data_parallel_size")
     args = AsyncEngineArgs(**arguments)
-    if current_platform.is_cpu() and args.pipeline_parallel_size > 1:
-        args.worker_cls = _STAGED_WORKER
-    if current_platform.is_cpu() and profile.worker_in_core:
-        args.distributed_executor_backend = _WITHIN_CORE
+    if current_platform.is_cpu():
+        if profile.worker_in_core:
+            args.distributed_executor_backend = _WITHIN_CORE
+        else:
+            args.worker_cls = _STAGED_WORKER if args.pipeline_parallel_size > 1 else _BOUND_WORKER
     start = _one(profile, args) if engines == 1 else _several(profile, args, engines)
     async with start as engine:
         # vLLM's front end asks the environment for one of its variables at every token. Its own

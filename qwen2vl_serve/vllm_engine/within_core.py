@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
-import torch
-from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+from qwen2vl_serve.vllm_engine.processors import compute_on_its_own
 
 
 class WithinCore(UniProcExecutor):  # type: ignore[misc]  # vLLM ships no type information
@@ -14,14 +12,10 @@ class WithinCore(UniProcExecutor):  # type: ignore[misc]  # vLLM ships no type i
 
     vLLM's CPU platform starts a process for the worker, as it binds OpenMP's threads by variables
     that are read when a process starts (``platforms/cpu.py``). Threads inherit the binding of the
-    one that starts them, so the same is had by binding that one before it computes anything.
+    one that starts them, so the same is had by binding that one before it computes anything; the
+    threads of the sockets have started before and stay unbound.
     """
 
     def _init_executor(self) -> None:
-        for chosen in OMPProcessManager(self.vllm_config).cpu_lists:
-            # Those that are not there are passed over, as OpenMP does.
-            if found := os.sched_getaffinity(0).intersection(chosen):
-                # The threads of the sockets have started before and stay unbound.
-                os.sched_setaffinity(0, found)
-            torch.set_num_threads(len(chosen))
+        compute_on_its_own(self.vllm_config, 0)
         super()._init_executor()
