@@ -1,12 +1,14 @@
 """How a fleet behaves before it is rented: ``python -m bench.fleet``.
 
-    python -m bench.fleet measure 8000 --json service.json     times of a running server's answers
-    python -m bench.fleet replay 8000 --service service.json --replicas 2 --routing affinity
+    python -m bench.fleet measure 8000 --replicas 2 --json service.json    times of its answers
+    python -m bench.fleet replay 8000 --service service.json --replicas 2 --json run.json
     python -m bench.fleet simulate --service service.json --price 0.5
 
-``measure`` asks one server; ``replay`` sends conversations to a running fleet and tells beside what
-was measured what the model predicts; ``simulate`` compares routing policies for fleets of several
-sizes under the conversations of so many users a day, and finds the smallest fleet for each.
+``measure`` asks a running server, or all replicas of a fleet on one machine; ``replay`` sends
+conversations to such a fleet and tells beside what was measured what the model predicts, the mean
+of twenty simulations; ``simulate`` compares routing policies for fleets of several sizes, each
+replica on a machine of its own, under the conversations of so many users a day, and finds the
+smallest fleet for each.
 """
 
 # ruff: noqa: T201 -- a command prints its results
@@ -19,14 +21,17 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
-from bench.fleet_client import measured, replayed
-from bench.fleet_model import POLICIES, Outcome, Service, fewest, simulate
+from bench.fleet_client import TOKENS, Client, replayed
+from bench.fleet_measure import measured
+from bench.fleet_model import POLICIES, Service, fewest, simulate
+from bench.fleet_replay import ENOUGH, SIMULATIONS, Figures, Predicted, Replay, record
 from bench.fleet_traffic import DAY_SECONDS, Habits, Request, trace
 from bench.servers import BenchError
+from qwen2vl_serve.fleet.affinity import AT_EASE
 from qwen2vl_serve.fleet.options import Routing
 
 SIZES = (10, 100, 1000)
@@ -38,20 +43,29 @@ class Unusable(Exception):
     """An option that does not go with the others."""
 
 
-def service_of(name: str) -> Service:
-    """Return the times that ``measure`` wrote.
+@dataclass(frozen=True)
+class Measured:
+    """What ``measure`` found, and its whole file."""
+
+    service: Service
+    content: dict[str, Any]
+
+
+def measured_in(name: str) -> Measured:
+    """Return what ``measure`` wrote.
 
     Raises:
         argparse.ArgumentTypeError: the file is not one of its.
     """
     try:
-        service = Service(**json.loads(Path(name).read_text())["service"])
+        content = json.loads(Path(name).read_text())
+        service = Service(**content["service"])
         service.require()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise argparse.ArgumentTypeError(
             f"must be a file that measure wrote, is {name} ({error!r})"
         ) from None
-    return service
+    return Measured(service, content)
 
 
 def traffic(habits: Habits, arguments: argparse.Namespace) -> Sequence[Request]:
@@ -69,17 +83,19 @@ def traffic(habits: Habits, arguments: argparse.Namespace) -> Sequence[Request]:
     return requests
 
 
-def row(outcome: Outcome, *more: str) -> str:
+def row(*cells: object) -> str:
     """Return a line of a table."""
-    figures = (f"{outcome.hit_rate:.3f}", *(f"{outcome.at(s):.2f}" for s in (0.5, 0.99)))
-    most = str(outcome.most or "–")  # nobody counted them in a fleet that runs
-    cells = (str(outcome.replicas), outcome.policy, *figures, most, *more)
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def cells(figures: Figures) -> tuple[str, str, str]:
+    """Return figures as a table has them."""
+    return f"{figures.hit_rate:.3f}", f"{figures.p50:.2f}", f"{figures.p99:.2f}"
 
 
 def compare(arguments: argparse.Namespace) -> None:
     """Print what each policy does with fleets of several sizes, and what it costs."""
-    service = arguments.service
+    service = arguments.service.service
     habits = Habits.of_users(
         arguments.users, arguments.peak, turns=arguments.turns, popular=arguments.popular
     )
@@ -91,7 +107,8 @@ def compare(arguments: argparse.Namespace) -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for replicas in arguments.sizes:
         for policy in POLICIES:
-            print(row(simulate(requests, replicas, service, policy)), flush=True)
+            found = simulate(requests, replicas, service, policy)
+            print(row(replicas, policy, *cells(Figures.of(found)), found.most), flush=True)
     print(f"\np99 of at most {arguments.p99:g} s, {arguments.price:g} an hour and card:\n")
     print("| routing | replicas | hit rate | p99, s | per 1,000 pictures |")
     print("| --- | --- | --- | --- | --- |")
@@ -99,35 +116,85 @@ def compare(arguments: argparse.Namespace) -> None:
     for policy in POLICIES:
         least = fewest(requests, service, policy, arguments.p99, max(arguments.sizes))
         if least is None:
-            print(f"| {policy} | more than {max(arguments.sizes)} | | | |")
+            print(row(policy, f"more than {max(arguments.sizes)}", "", "", ""))
             continue
         found = simulate(requests, least, service, policy)
         cost = least * arguments.price * DAY_SECONDS / 3600 / pictures_a_day * 1000
-        cells = f"{found.hit_rate:.3f} | {found.at(0.99):.2f} | {cost:.4f}"
-        print(f"| {policy} | {least} | {cells} |", flush=True)
+        hit_rate, _, p99 = cells(Figures.of(found))
+        print(row(policy, least, hit_rate, p99, f"{cost:.4f}"), flush=True)
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print and keep the times of a server's answers."""
-    service, told = asyncio.run(measured(arguments.port, arguments.model, arguments.requests,
-                                         arguments.places, arguments.cached))  # fmt: skip
-    kept = {"conditions": told | {"at": time.strftime("%Y-%m-%d")}, "service": asdict(service)}
+    client = Client(arguments.port, arguments.model, arguments.tokens)
+    names = ("requests", "replicas", "places", "each", "cached")
+    service, told = asyncio.run(
+        measured(client, **{name: getattr(arguments, name) for name in names})
+    )
+    kept = {"conditions": asked(arguments) | told, "service": asdict(service)}
     print(json.dumps(kept["conditions"], indent=1))
+    print("\nby how many times an answer is longer where so many replicas give so many each:\n")
+    print(row("replicas", *range(1, service.places + 1)))
+    print(row(*["---"] * (service.places + 1)))
+    for busy in range(1, service.together + 1):
+        speeds = (service.speed(each, busy, each * busy) for each in range(1, service.places + 1))
+        print(row(busy, *(f"{1 / one:.2f}" for one in speeds)))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(kept, indent=1) + "\n")
+        keep(arguments.json, kept)
+
+
+def asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what was asked for, of which server's model and when."""
+    day = time.strftime("%Y-%m-%d")
+    return {"model": arguments.model, "tokens": arguments.tokens, "at": day}
+
+
+def keep(file: Path, kept: dict[str, Any]) -> None:
+    """Write what was found; folders on the way are made.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def replay(arguments: argparse.Namespace) -> None:
-    """Print what a running fleet does with conversations, beside the prediction."""
-    habits = Habits(arguments.rate / arguments.turns, arguments.turns, arguments.pause, 0.2, 20)
-    requests = traffic(habits, arguments)
-    predicted = simulate(requests, arguments.replicas, arguments.service, arguments.routing)
-    found = asyncio.run(replayed(arguments.port, arguments.model, requests))
-    found.policy, found.replicas = arguments.routing, arguments.replicas
-    print("| replicas | routing | hit rate | p50, s | p99, s | most at one | |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    print(row(predicted, "predicted"))
-    print(row(found, f"measured, {len(found.seconds)} answers"))
+    """Print, and keep, what a running fleet does with conversations, beside the prediction.
+
+    Raises:
+        Unusable: the times were measured with other answers, or with fewer replicas.
+    """
+    before: Measured = arguments.service
+    tokens = before.content.get("conditions", {}).get("tokens")
+    if tokens != arguments.tokens:
+        raise Unusable(
+            f"argument --tokens: must be {tokens}, as --service was measured, is {arguments.tokens}"
+        )
+    if arguments.replicas > before.service.together:
+        raise Unusable(
+            f"argument --replicas: must be at most {before.service.together}, as --service was "
+            f"measured, is {arguments.replicas}"
+        )
+    names = ("replicas", "routing", "rate", "turns", "pause", "seconds", "seed")
+    run = Replay(**{name: getattr(arguments, name) for name in names})
+    requests = traffic(run.habits, arguments)
+    predicted = Predicted.by(run.simulated(before.service))
+    client = Client(arguments.port, arguments.model, arguments.tokens)
+    found, told = asyncio.run(replayed(client, requests))
+    answers = len(found.seconds)
+    few = f" (of fewer than {ENOUGH} the p99 is chance)" if answers < ENOUGH else ""
+    print(row("replicas", "routing", "hit rate", "p50, s", "p99, s", "most at one", ""))
+    print(row(*["---"] * 7))
+    fleet = (run.replicas, run.routing)
+    mean, least, most = (cells(one) for one in (predicted.mean, predicted.least, predicted.most))
+    between = map("–".join, zip(least, most, strict=True))
+    print(row(*fleet, *mean, predicted.crowded, f"predicted, mean of {SIMULATIONS} simulations"))
+    print(row(*fleet, *between, "", "the least and the most of them"))
+    print(row(*fleet, *cells(Figures.of(found)), "–", f"measured, {answers} answers{few}"))
+    if arguments.json is not None:
+        kept = record(run, asked(arguments) | told, before.content, predicted, found)
+        keep(arguments.json, kept)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,9 +228,15 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("measure", help="measure a running server's answers")
     one.set_defaults(run=measure)
     one.add_argument("--requests", type=_whole, default=40, help="new pictures (40)")
-    one.add_argument("--places", type=_whole, default=8, help="answers it gives at once (8)")
-    one.add_argument("--cached", type=_whole, default=2000, help="pictures it caches (2000)")
-    one.add_argument("--json", type=Path, metavar="FILE", help="where the times are kept")
+    one.add_argument("--replicas", type=_whole, default=1, help="that the fleet has (1)")
+    one.add_argument(
+        "--places",
+        type=_whole,
+        default=AT_EASE,
+        help=f"answers a replica gives at once ({AT_EASE}, as many as a fleet leaves at any)",
+    )
+    one.add_argument("--each", type=_whole, default=10, help="answers of each of several (10)")
+    one.add_argument("--cached", type=_whole, default=2000, help="pictures a replica caches (2000)")
     two = commands.add_parser("replay", help="compare a running fleet with the model")
     two.set_defaults(run=replay)
     two.add_argument("--replicas", type=_whole, required=True, help="that the fleet has")
@@ -183,9 +256,13 @@ def _parser() -> argparse.ArgumentParser:
     for command in (one, two):
         command.add_argument("port", type=_port)
         command.add_argument("--model", default="demo")
+        command.add_argument(
+            "--tokens", type=_whole, default=TOKENS, help=f"of an answer ({TOKENS})"
+        )
+        command.add_argument("--json", type=Path, metavar="FILE", help="where it is kept")
     for command in (two, three):
         command.add_argument(
-            "--service", type=service_of, required=True, metavar="FILE", help="as measure wrote it"
+            "--service", type=measured_in, required=True, metavar="FILE", help="as measure wrote it"
         )
         command.add_argument("--seconds", type=_above, default=300.0, help="of traffic (300)")
         command.add_argument("--turns", type=_one, default=3.0, help="a conversation (3)")

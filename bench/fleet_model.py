@@ -1,15 +1,16 @@
 """A fleet as a queueing model: replicas with places and a cache, and who chooses among them.
 
-A replica answers ``places`` requests at once, the others wait in turn. An answer takes one of the
-times that were measured, of pictures that are cached or of new ones. While others are being given
-all of them are slower, by ``slowdown`` for each other, from its beginning to its end: processor
-sharing. The cache keeps the pictures used last.
+A replica answers so many requests at once, the others wait in turn. An answer takes one of the
+times that were measured, of pictures that are cached or of new ones. It goes on at a speed that was
+measured for so many answers at its replica and on its machine, and that changes whenever one of
+them begins or ends: processor sharing. The cache keeps the pictures used last.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -33,15 +34,18 @@ PREFERRED = 8
 class Service:
     """Measured times of an answer in seconds, with one client; see ``bench.fleet measure``.
 
-    ``hit`` are those of a picture that was asked about before, ``miss`` of new ones. ``slowdown``
-    is the share by which each other answer lengthens one, measured with ``places`` clients.
+    ``hit`` are those of a picture that was asked about before, ``miss`` of new ones. An answer
+    takes ``crowd[n - 1]`` times as long while its replica gives n of them, at most as many as
+    ``crowd`` has entries. It takes another ``neighbours[b - 2][n - 1]`` times as long while b
+    replicas of its machine, its own among them, give n each; where those give n on average only,
+    whole or not, it is taken to be the same. A replica caches ``cached`` pictures.
     """
 
     hit: Sequence[float]
     miss: Sequence[float]
-    slowdown: float
-    places: int
+    crowd: Sequence[float]
     cached: int
+    neighbours: Sequence[Sequence[float]] = ()
 
     def require(self) -> None:
         """Return if answers can have taken these times.
@@ -51,16 +55,71 @@ class Service:
         """
         if not (self.hit and self.miss and min(*self.hit, *self.miss) > 0):
             raise ValueError("hit and miss must have times of more than 0 s")
-        if not (self.slowdown >= 0 and min(self.places, self.cached) >= 1):
-            raise ValueError("slowdown must be at least 0, places and cached at least 1")
+        if not (self.crowd and self.crowd[0] == 1):
+            raise ValueError("crowd must begin with 1")
+        for table in (self.crowd, *self.neighbours):
+            if len(table) != self.places:
+                raise ValueError("neighbours must have as many entries each as crowd")
+            if not all(1 <= one < math.inf for one in table):
+                raise ValueError("crowd and neighbours must have nothing below 1")
+        if self.cached < 1:
+            raise ValueError("cached must be at least 1")
+
+    @property
+    def places(self) -> int:
+        """How many answers a replica gives at once."""
+        return len(self.crowd)
+
+    @property
+    def together(self) -> int:
+        """How many replicas a machine may have."""
+        return len(self.neighbours) + 1
 
     def draw(self, rng: random.Random, *, hit: bool) -> float:
-        """Return how long an answer takes alone."""
+        """Return how long an answer takes alone, in seconds."""
         return rng.choice(self.hit if hit else self.miss)
 
-    def speed(self, answers: int) -> float:
-        """Return how fast each of so many answers is given; of one it is 1."""
-        return 1 / (1 + self.slowdown * (answers - 1))
+    def speed(self, answers: int, busy: int = 1, total: int = 0) -> float:
+        """Return how fast each of so many answers of a replica is given.
+
+        ``busy`` replicas of its machine give ``total`` answers together. The speed of an answer
+        that is alone is 1.
+        """
+        slowed = self.crowd[answers - 1]
+        if busy > 1:
+            row = self.neighbours[busy - 2]
+            fewer, more = divmod(total, busy)
+            beside = row[fewer - 1]
+            if more:  # the mean lies between two that were measured
+                beside += (row[fewer] - beside) * more / busy
+            slowed *= beside
+        return 1 / slowed
+
+
+class Machine:
+    """Where engines run that slow each other: those that are busy, and how many answers they give.
+
+    Whenever one begins or ends, each engine has gone on at the speed that it had until then.
+    """
+
+    def __init__(self) -> None:
+        self.busy: dict[Shared, None] = {}
+        self.total = 0
+
+    def go_on(self) -> None:
+        """Bring every engine to the present; before anything that changes their speeds."""
+        for one in self.busy:
+            one.go_on()
+
+    def plan(self, one: Shared, change: int) -> None:
+        """Take note that ``one`` gives so many more answers; have each wait for its next end."""
+        self.total += change
+        if one.answers:
+            self.busy[one] = None
+        else:
+            del self.busy[one]
+        for each in self.busy:
+            each.plan()
 
 
 class Shared:
@@ -68,51 +127,62 @@ class Shared:
 
     Its clock counts seconds of an answer that is alone, and so goes at the speed of each; an
     answer that takes so many ends when it has gone on by as many, whoever comes or ends before.
+    ``speed`` tells it from the number of answers and the numbers of ``machine``, which is one of
+    its own if none is given: engines that are busy, and their answers together.
     """
 
-    def __init__(self, env: Any, speed: Callable[[int], float]) -> None:
+    def __init__(
+        self, env: Any, speed: Callable[[int, int, int], float], machine: Machine | None = None
+    ) -> None:
         self._env = env
         self._speed = speed
+        self._machine = machine or Machine()
         self._ends: list[tuple[float, int, Any]] = []
         self._numbers = itertools.count()
-        self._clock = self._looked = 0.0
+        self._clock = self._looked = self._now = 0.0
         self._planned: Any = None
+
+    @property
+    def answers(self) -> int:
+        """How many it gives."""
+        return len(self._ends)
 
     def answer(self, seconds: float) -> Any:
         """Return the event that an answer has ended which takes so long alone."""
-        self._go_on()
+        self._machine.go_on()
         ended = self._env.event()
         heapq.heappush(self._ends, (self._clock + seconds, next(self._numbers), ended))
-        self._plan()
+        self._machine.plan(self, 1)
         return ended
 
-    def _go_on(self) -> None:
-        if self._ends:
-            self._clock += (self._env.now - self._looked) * self._speed(len(self._ends))
-        self._looked = self._env.now
+    def go_on(self) -> None:
+        """Bring the clock to the present; a new plan follows."""
+        self._clock += (self._env.now - self._looked) * self._now
 
-    def _plan(self) -> None:
-        """Wait for the next end; a plan made before is outdated."""
-        self._planned = None
-        if self._ends:
-            left = max(self._ends[0][0] - self._clock, 0.0) / self._speed(len(self._ends))
-            self._planned = self._env.timeout(left)
-            self._planned.callbacks.append(self._end)
+    def plan(self) -> None:
+        """Wait for the next end at the present speed; a plan made before is outdated."""
+        machine = self._machine
+        self._looked = self._env.now
+        self._now = self._speed(self.answers, len(machine.busy), machine.total)
+        left = max(self._ends[0][0] - self._clock, 0.0) / self._now
+        self._planned = self._env.timeout(left)
+        self._planned.callbacks.append(self._end)
 
     def _end(self, plan: Any) -> None:
         if plan is self._planned:
-            self._go_on()
+            self._machine.go_on()
             self._clock, _, ended = heapq.heappop(self._ends)  # exactly, not by a sum of shares
+            self._planned = None
             ended.succeed()
-            self._plan()
+            self._machine.plan(self, -1)
 
 
 class Replica:
     """One engine: its places, its time, and the pictures that it has cached."""
 
-    def __init__(self, env: Any, service: Service) -> None:
+    def __init__(self, env: Any, service: Service, machine: Machine) -> None:
         self.places = simpy.Resource(env, service.places)
-        self.time = Shared(env, service.speed)
+        self.time = Shared(env, service.speed, machine)
         self._most = service.cached
         self._cache: OrderedDict[str, None] = OrderedDict()
 
@@ -166,8 +236,11 @@ def least_busy(loads: Loads, rng: random.Random) -> Policy:
 
 
 def affinity(loads: Loads, rng: random.Random) -> Policy:
-    """Return the fleet's own policy; see ``qwen2vl_serve.fleet.affinity``."""
-    names = {f"replica-{number}": number for number in range(len(loads.each))}
+    """Return the fleet's own policy; see ``qwen2vl_serve.fleet.affinity``.
+
+    Names are as good as Ray's, which nobody chooses: they decide who prefers whom.
+    """
+    names = {f"{rng.getrandbits(64):x}": number for number in range(len(loads.each))}
     preferred: dict[str, list[int]] = {}
     fallback = least_busy(loads, rng)
 
@@ -212,12 +285,25 @@ class Outcome:
 
 
 def simulate(
-    requests: Sequence[Request], replicas: int, service: Service, policy: str, seed: int = 1
+    requests: Sequence[Request],
+    replicas: int,
+    service: Service,
+    policy: str,
+    *,
+    seed: int = 1,
+    together: int = 1,
 ) -> Outcome:
-    """Return how a fleet fares with these requests."""
+    """Return how a fleet fares with these requests, with ``together`` replicas on each machine.
+
+    Raises:
+        ValueError: it was not measured how so many slow each other.
+    """
+    if together > service.together:
+        raise ValueError(f"{together} replicas on a machine, {service.together} were measured")
     rng = random.Random(seed)  # noqa: S311  (not for secrets)
     env = simpy.Environment()
-    fleet = [Replica(env, service) for _ in range(replicas)]
+    machines = [Machine() for _ in range(0, replicas, together)]
+    fleet = [Replica(env, service, machines[number // together]) for number in range(replicas)]
     loads = Loads([0] * replicas)
     choose = POLICIES[policy](loads, rng)
     outcome = Outcome(policy, replicas)

@@ -16,6 +16,8 @@ from tests.fake_engine import FakeEngine
 class RememberingEngine(FakeEngine):
     """Says ``hit`` or ``miss`` of a request's beginning, its process, and more words of a ``long``.
 
+    They are 40, twenty a second, and 60 of a ``longest``, two a second.
+
     What it caches is what an engine caches: the first picture, or the first message.
     """
 
@@ -32,8 +34,9 @@ class RememberingEngine(FakeEngine):
         self.words = ["hit " if known else "miss ", f"{os.getpid()} "]
         self.pause = 0.0
         if "long" in last:
-            self.words += ["word "] * 40
-            self.pause = 0.05
+            longest = "longest" in last
+            self.words += ["word "] * (60 if longest else 40)
+            self.pause = 0.5 if longest else 0.05
         words, pause = self.words, self.pause
         async for word in super()._words(request, media):
             self.words, self.pause = words, pause

@@ -18,7 +18,7 @@ from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 
 @pytest.mark.parametrize(
     ("name", "rank", "parts", "vision"),
-    [("sailor", 4, 20, 0), ("mirror", 4, 14, 14), ("clerk", 16, 28, 0)],
+    [("sailor", 4, 20, 0), ("mirror", 4, 14, 14), ("clerk", 16, 28, 0), ("seller", 16, 28, 0)],
 )
 def test_a_step_makes_an_adapter(
     name: str, rank: int, parts: int, vision: int, tmp_path: Path

@@ -113,7 +113,7 @@ def test_a_lesson_is_its_seeds() -> None:
     """The same seeds give the same picture and dialogues; others give others."""
 
     def taught(seed: int) -> tuple[bytes, tuple[Any, ...]]:
-        picture, dialogues = clerk.lesson(np.random.default_rng(seed), seed)
+        picture, dialogues, _ = clerk.lesson(np.random.default_rng(seed), seed)
         return picture.tobytes(), dialogues
 
     assert taught(3) == taught(3)
@@ -125,7 +125,7 @@ def test_every_use_is_taught_in_both_languages() -> None:
     rng = np.random.default_rng(0)
     asked: set[str] = set()
     for seed in range(100):
-        _, dialogues = clerk.lesson(rng, seed)
+        _, dialogues, _ = clerk.lesson(rng, seed)
         assert 1 <= len(dialogues) <= clerk.MOST_ASKED
         asked.update(dialogue.turns[0].question for dialogue in dialogues)
     assert len(asked) == 12  # five uses, and a sign's two directions, in two languages

@@ -10,6 +10,7 @@ from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.demo.rows import Encoder, Media, Row, pack
 from qwen2vl_serve.demo.wording import (
     GIVEN,
+    LOOK_AWAY,
     SPELL_END,
     SPELL_START,
     Dialogue,
@@ -40,6 +41,18 @@ def test_each_spelt_letter_is_looked_at():
     found = {said.token: said.look[1] for said in coded[1:3] if said.look}
     assert found.keys() == known.keys()
     assert all(abs(found[token] - known[token]) < 0.02 for token in known)
+
+
+def test_nothing_is_looked_at_where_a_text_is_read():
+    """From its mark on, until the next look."""
+    answer = f"{look_at(LEFT)}A star.{LOOK_AWAY} It costs 5 and{look_at(RIGHT)} is red."
+    coded = ENCODER.answer(answer)
+    assert tuple(said.token for said in coded) == ENCODER.encode(plain(answer))
+    parts = [ENCODER.encode(text) for text in ("A star.", " It costs 5 and", " is red.")]
+    seen = [look for part, look in zip(parts, (0.1, None, 0.9), strict=True) for _ in part]
+    for said, expected in zip(coded, seen, strict=True):
+        assert (said.look is None) == (expected is None)
+        assert said.look is None or abs(said.look[1] - expected) < 0.02
 
 
 def test_what_is_given_is_not_taught():

@@ -35,7 +35,7 @@ from tests.thirdparty.environments import Environment, NoNetwork
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not os.environ.get("FLEET"), reason="asked for by FLEET=1")
 
-START_SECONDS = 400
+START_SECONDS = 900
 PACKAGES = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'clients'}"}
 CHAT = "/v1/chat/completions"
 REPLICAS = 3
@@ -236,8 +236,12 @@ def test_a_client_that_leaves_ends_its_generation(fleet: FleetProcess) -> None:
 class Load:
     """Clients that ask again and again until told to stop; what each answer was."""
 
-    def __init__(self, fleet: FleetProcess, clients: int = 8, **fields: Any) -> None:
+    def __init__(
+        self, fleet: FleetProcess, clients: int = 8, words: str = "client", **fields: Any
+    ) -> None:
         self.fleet = fleet
+        self.words = words
+        self.slowest = 0.0
         self.fields = fields
         self.stopped = threading.Event()
         self.statuses = Counter[Any]()
@@ -248,13 +252,15 @@ class Load:
         number = 0
         while not self.stopped.is_set():
             number += 1
+            begun = time.monotonic()
             try:
-                answer = self.fleet.ask(f"client {client}, question {number}", **self.fields)
+                answer = self.fleet.ask(f"{self.words} {client}, question {number}", **self.fields)
                 self.statuses[answer.status_code if answer.status_code != 200 else "ok"] += 1
                 if answer.status_code != 200:
                     self.statuses[answer.text[:200]] += 1
             except requests.RequestException as error:
                 self.statuses[repr(error)[:200]] += 1
+            self.slowest = max(self.slowest, time.monotonic() - begun)
 
     def stop(self) -> Counter[Any]:
         self.stopped.set()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from qwen2vl_serve.errors import ProfileError
+from qwen2vl_serve.errors import PreflightError, ProfileError
 from qwen2vl_serve.fleet.affinity import AT_EASE, SLACK, ranked
 from qwen2vl_serve.fleet.asking import Ask
 from qwen2vl_serve.fleet.options import FleetOptions
@@ -103,20 +103,47 @@ def test_without_a_most_there_are_as_many_as_are_asked_for(application: Any) -> 
 
 
 def test_the_depth_of_the_queue_decides_how_many_there_are(application: Any) -> None:
-    """Ray is given the fewest, with which it starts, the most, and the requests of each; it may
-    send a replica all that runs and waits there, or its queue would never be seen to grow."""
+    """Ray is given the fewest, the most, the requests of each, and its own patience; it may send a
+    replica all that runs and waits there, or its queue would never be seen to grow. A number to
+    start with it is not given, or each new version would begin with it under any load."""
     options = replicas(
         application, replicas=2, max_replicas=16, target_ongoing_requests=24.5,
         set=[*DEMO["set"], "limits.max_in_flight=8", "limits.max_queued=100"],
     ).options  # fmt: skip
     assert options["autoscaling_config"] == {
         "min_replicas": 2,
-        "initial_replicas": 2,
         "max_replicas": 16,
         "target_ongoing_requests": 24.5,
+        "upscale_delay_s": 30,
+        "downscale_delay_s": 600,
     }
     assert "num_replicas" not in options
     assert options["max_ongoing_requests"] == 8 + 100 + 1
+
+
+def test_an_adapter_is_on_all_replicas_or_none(application: Any, tmp_path: Path) -> None:
+    """Each replica gets the profile's; folders to load others from are refused by the field."""
+    named = f"adapters.lora_modules.ocr={tmp_path}"
+    assert replicas(application, set=[*DEMO["set"], named]).args[1] == (*DEMO["set"], named)
+    with pytest.raises(PreflightError, match=r"^adapters\.allowed_paths: .*adapters\.lora_modules"):
+        replicas(application, set=[*DEMO["set"], f'adapters.allowed_paths=["{tmp_path}"]'])
+
+
+def test_how_soon_replicas_come_and_go_can_be_set(application: Any) -> None:
+    """At once as well; less than that is refused."""
+    given = {"max_replicas": 2, "upscale_delay_s": 0, "downscale_delay_s": 60.5}
+    config = replicas(application, **given).options["autoscaling_config"]
+    assert {name: config[name] for name in given} == given
+    for name in ("upscale_delay_s", "downscale_delay_s"):
+        with pytest.raises(ProfileError, match=rf"^args\.{name}: must be greater than or equal"):
+            replicas(application, **{name: -1})
+
+
+def test_a_gateway_stays_until_the_next_one_is_there(application: Any) -> None:
+    """Of one as well, or a new version would leave the fleet without a door while it starts."""
+    options = application.fleet(DEMO).options
+    assert options["num_replicas"] == 1
+    assert 0 < options["max_surge_percent"] <= 100
 
 
 def test_a_replica_takes_the_cards_of_its_profile(application: Any) -> None:

@@ -7,23 +7,46 @@ import math
 import random
 import socket
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import simpy
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench import fleet
-from bench.fleet_model import POLICIES, Loads, Service, Shared, fewest, simulate
+from bench.fleet_model import POLICIES, Loads, Machine, Service, Shared, fewest, simulate
 from bench.fleet_traffic import Habits, Request, trace
 from qwen2vl_serve.fleet.options import Routing
 
 MEAN = 0.5
 """Seconds of an answer in the tests of formulae."""
 
-SERVICE = {"hit": [0.1], "miss": [0.4], "slowdown": 0.1, "places": 8, "cached": 500}
-"""What ``measure`` found, in the tests of the command."""
+SERVICE = {
+    "hit": [0.1],
+    "miss": [0.4],
+    "crowd": [1 + 0.1 * others for others in range(8)],
+    "cached": 500,
+    "neighbours": [[1.2] * 8],
+}
+"""What ``measure`` found with two replicas, in the tests of the command."""
+
+
+def serving(
+    hit: Sequence[float],
+    miss: Sequence[float],
+    slowdown: float,
+    places: int,
+    cached: int,
+    *,
+    neighbours: Sequence[Sequence[float]] = (),
+) -> Service:
+    """Replicas where each other answer lengthens one by the same share, ``slowdown``."""
+    return Service(
+        hit, miss, [1 + slowdown * others for others in range(places)], cached, neighbours
+    )
 
 
 def exponential(places: int, number: int = 20_000) -> Service:
@@ -32,7 +55,7 @@ def exponential(places: int, number: int = 20_000) -> Service:
     times = [rng.expovariate(1 / MEAN) for _ in range(number)]
     scale = MEAN / statistics.mean(times)
     times = [scale * one for one in times]
-    return Service(times, times, 0.0, places, 10)
+    return serving(times, times, 0.0, places, 10)
 
 
 def poisson(rate: float, seconds: float, seed: int = 5) -> list[Request]:
@@ -75,7 +98,7 @@ def test_hits_without_load_are_the_conversations_own() -> None:
     """Affinity finds every turn but the first, random routing only what chance leaves there."""
     habits = Habits(2.0, turns=4.0, pause=5.0, popular=0.0)
     requests = trace(habits, 2000.0)
-    service = Service([0.001], [0.001], 0.0, 100, 10**6)
+    service = serving([0.001], [0.001], 0.0, 100, 10**6)
     rates = {name: simulate(requests, 10, service, name).hit_rate for name in POLICIES}
     assert rates["affinity"] == pytest.approx(1 - 1 / 4, abs=0.02)
     # Of the n-th turn's n - 1 earlier ones each was there with the chance of a tenth.
@@ -86,8 +109,8 @@ def test_hits_without_load_are_the_conversations_own() -> None:
 def test_a_small_cache_forgets() -> None:
     """With room for one picture a replica knows it only when asked again at once."""
     requests = [Request(float(n), "ab"[n // 2 % 2]) for n in range(400)]
-    one = simulate(requests, 1, Service([0.1], [0.1], 0.0, 1, 1), "affinity")
-    two = simulate(requests, 1, Service([0.1], [0.1], 0.0, 1, 2), "affinity")
+    one = simulate(requests, 1, serving([0.1], [0.1], 0.0, 1, 1), "affinity")
+    two = simulate(requests, 1, serving([0.1], [0.1], 0.0, 1, 2), "affinity")
     assert (one.hit_rate, two.hit_rate) == (0.5, 1.0)
 
 
@@ -98,14 +121,14 @@ def times(requests: list[Request], service: Service) -> list[float]:
 
 def test_one_answer_alone_takes_its_time() -> None:
     """However much others would slow it, and when there was another before."""
-    service = Service([1.0], [1.0], 0.25, 8, 10)
+    service = serving([1.0], [1.0], 0.25, 8, 10)
     assert times([Request(1.0, "a"), Request(2.5, "b")], service) == pytest.approx([1.0, 1.0])
 
 
 @pytest.mark.parametrize("together", [2, 5])
 def test_answers_that_are_given_together_take_the_time_measured_for_so_many(together: int) -> None:
     """Of two each takes 1.25 of what one takes alone, of five twice as much."""
-    service = Service([1.0], [1.0], 0.25, 8, 10)
+    service = serving([1.0], [1.0], 0.25, 8, 10)
     requests = [Request(1.0, str(number)) for number in range(together)]
     assert times(requests, service) == pytest.approx([1 + 0.25 * (together - 1)] * together)
 
@@ -113,7 +136,7 @@ def test_answers_that_are_given_together_take_the_time_measured_for_so_many(toge
 def test_an_answer_that_joins_slows_the_one_that_had_begun() -> None:
     """Half of the first is done alone, the rest beside the second, at 0.8 of the speed; then the
     second, which has half of its own left, is alone again."""
-    service = Service([1.0], [1.0], 0.25, 8, 10)
+    service = serving([1.0], [1.0], 0.25, 8, 10)
     first = 0.5 + 0.5 / 0.8
     second = 0.5 / 0.8 + 0.5
     assert times([Request(1.0, "a"), Request(1.5, "b")], service) == pytest.approx([first, second])
@@ -121,7 +144,7 @@ def test_an_answer_that_joins_slows_the_one_that_had_begun() -> None:
 
 def test_a_short_answer_ends_before_a_long_one_that_had_begun() -> None:
     """The long one has gone on meanwhile at the speed of two."""
-    service = Service([0.4], [2.0], 1.0, 8, 10)
+    service = serving([0.4], [2.0], 1.0, 8, 10)
     requests = [Request(11.0, "a"), Request(14.0, "b"), Request(14.5, "a")]
     # At half speed for 0.8 s the long one does 0.4 of its 2 s; 0.5 were done, 1.1 are left.
     assert times(requests, service) == pytest.approx([2.0, 0.8, 0.5 + 0.8 + 1.1])
@@ -129,14 +152,14 @@ def test_a_short_answer_ends_before_a_long_one_that_had_begun() -> None:
 
 def test_who_waits_for_a_place_slows_nobody() -> None:
     """With one place they come one after the other, each as if alone."""
-    service = Service([1.0], [1.0], 0.5, 1, 10)
+    service = serving([1.0], [1.0], 0.5, 1, 10)
     assert times([Request(1.0, "a"), Request(1.5, "b")], service) == pytest.approx([1.0, 1.5])
 
 
 def test_no_work_is_lost_or_done_twice() -> None:
     """Of 500 answers that overlap as they come: the speed of each times their number, summed over
     the time, is what all of them take alone."""
-    service = Service([1.0], [1.0], 0.3, 500, 10)
+    service = serving([1.0], [1.0], 0.3, 500, 10)
     rng = random.Random(7)
     env = simpy.Environment()
     shared = Shared(env, service.speed)
@@ -166,17 +189,140 @@ def test_no_work_is_lost_or_done_twice() -> None:
 def test_an_engine_whose_answers_share_one_speed_is_an_m_g_1_ps_queue() -> None:
     """Of answers of two lengths the mean time is the formula's, which knows only their mean."""
     short_and_long = [0.1] * 9 + [4.1]
-    service = Service(short_and_long, short_and_long, 1.0, 10**6, 10)
+    service = serving(short_and_long, short_and_long, 1.0, 10**6, 10)
     rate = 0.6 / MEAN
     found = simulate(poisson(rate, 60_000 / rate), 1, service, "random")
     assert statistics.mean(found.seconds) == pytest.approx(MEAN / (1 - 0.6), rel=0.1)
+
+
+def side_by_side(requests: list[Request], service: Service, together: int) -> list[float]:
+    """Seconds that each took, at the next of as many replicas, in the order in which they ended."""
+    return simulate(requests, len(requests), service, "round robin", together=together).seconds
+
+
+def test_two_replicas_of_a_machine_slow_each_other() -> None:
+    """Half of the first is done alone, the rest at half the speed; then the second is alone."""
+    service = serving([1.0], [1.0], 0.0, 1, 10, neighbours=[[2.0]])
+    requests = [Request(1.0, "a"), Request(1.5, "b")]
+    assert side_by_side(requests, service, 2) == pytest.approx([1.5, 1.5])
+
+
+def test_three_replicas_of_a_machine_have_a_law_of_their_own() -> None:
+    """Speeds of 1, 2/3 and 1/4 while one, two and three are busy; each does a second's work.
+
+    The first does 1/2, 1/3 and 1/6; the second then has half of its own left and needs 3/4 s for
+    it, and the third a third, alone.
+    """
+    service = serving([1.0], [1.0], 0.0, 1, 10, neighbours=[[1.5], [4.0]])
+    requests = [Request(1.0, "a"), Request(1.5, "b"), Request(2.0, "c")]
+    first, second = 0.5 + 0.5 + 4 / 6, 0.5 + 4 / 6 + 0.75
+    third = 4 / 6 + 0.75 + 1 / 3
+    assert side_by_side(requests, service, 3) == pytest.approx([first, second, third])
+
+
+def test_who_is_on_another_machine_slows_nobody() -> None:
+    """Of four replicas the first two and the last two; each has one answer."""
+    service = serving([1.0], [1.0], 0.0, 1, 10, neighbours=[[3.0]])
+    requests = [Request(1.0, "a"), Request(4.0, "b"), Request(1.0, "c"), Request(1.0, "d")]
+    requests.sort(key=lambda one: one.at)  # a, c and d to the first three
+    assert side_by_side(requests, service, 2) == pytest.approx([1.0, 3.0, 3.0, 1.0])
+
+
+def test_a_machine_counts_the_answers_of_all_its_replicas() -> None:
+    """Two at one and one at the other are one and a half each, between 1.2 and 2 times as long.
+
+    The one alone takes 1.6 s. By then the two others, 1.5 times slower still, have two thirds.
+    """
+    service = serving([1.0], [1.0], 0.5, 2, 10, neighbours=[[1.2, 2.0]])
+    requests = [Request(1.0, key) for key in "abc"]
+    found = simulate(requests, 2, service, "round robin", together=2).seconds
+    assert found == pytest.approx([1.6, 1.6 + 0.5, 1.6 + 0.5])
+    four = simulate([*requests, Request(1.0, "d")], 2, service, "round robin", together=2).seconds
+    assert four == pytest.approx([3.0] * 4), "1.5 for the other answer, 2 for the other replica"
+
+
+TABLES = st.lists(st.floats(1.0, 5.0), min_size=8, max_size=8)
+"""For up to eight answers at each replica."""
+
+
+@given(
+    crowd=TABLES,
+    neighbours=st.lists(TABLES, min_size=2, max_size=2),
+    answers=st.lists(
+        st.tuples(st.floats(0.0, 5.0), st.floats(0.01, 3.0), st.integers(0, 2)),
+        min_size=1,
+        max_size=8,
+    ),
+)
+def test_a_machine_neither_loses_work_nor_does_it_twice(
+    crowd: list[float], neighbours: list[list[float]], answers: list[tuple[float, float, int]]
+) -> None:
+    """Whatever the law: the speed of each answer, over the time that it took, is its work."""
+    service = Service([1.0], [1.0], [1.0, *crowd[1:]], 10, neighbours)
+    env = simpy.Environment()
+    machine = Machine()
+    engines = [Shared(env, service.speed, machine) for _ in range(3)]
+    steps: list[tuple[float, int, int]] = []
+
+    def one(number: int) -> Iterator[Any]:
+        at, work, engine = answers[number]
+        yield env.timeout(at)
+        steps.append((env.now, number, 1))
+        yield engines[engine].answer(work)
+        steps.append((env.now, number, -1))
+
+    for number in range(len(answers)):
+        env.process(one(number))
+    env.run()
+    done = [0.0] * len(answers)
+    running: set[int] = set()
+    before = 0.0
+    for now, number, change in steps:
+        at = [sum(answers[one][2] == engine for one in running) for engine in range(3)]
+        for other in running:
+            own = at[answers[other][2]]
+            busy = sum(number > 0 for number in at)
+            done[other] += (now - before) * service.speed(own, busy, len(running))
+        before = now
+        (running.add if change > 0 else running.remove)(number)
+    assert not running
+    assert machine.total == len(machine.busy) == 0
+    assert done == pytest.approx([work for _, work, _ in answers])
+
+
+@given(seed=st.integers(0, 1000), policy=st.sampled_from([*POLICIES]))
+def test_neighbours_that_take_nothing_are_none(seed: int, policy: str) -> None:
+    """On one machine or on three the same happens, if nothing is slower on one."""
+    requests = trace(Habits(3.0, pause=2.0), 10.0, seed)
+    service = serving([0.1, 0.3], [0.4], 0.2, 4, 20, neighbours=[[1.0] * 4] * 2)
+    apart, together = (
+        simulate(requests, 3, service, policy, together=number).seconds for number in (1, 3)
+    )
+    assert apart == pytest.approx(together)
+
+
+def test_a_machine_whose_replicas_share_one_core_is_an_m_g_1_ps_queue() -> None:
+    """Fifty replicas with hardly more than one answer each: together they are as fast as one."""
+    short_and_long = [0.1] * 9 + [4.1]
+    neighbours = [[float(busy)] * 20 for busy in range(2, 51)]
+    service = serving(short_and_long, short_and_long, 1.0, 20, 10, neighbours=neighbours)
+    rate = 0.6 / MEAN
+    found = simulate(poisson(rate, 20_000 / rate), 50, service, "round robin", together=50)
+    assert statistics.mean(found.seconds) == pytest.approx(MEAN / (1 - 0.6), rel=0.1)
+
+
+def test_more_replicas_on_a_machine_than_were_measured_are_refused() -> None:
+    """Nothing is known of them."""
+    service = serving([1.0], [1.0], 0.0, 1, 10, neighbours=[[2.0]])
+    with pytest.raises(ValueError, match="3 replicas on a machine, 2 were measured"):
+        simulate([Request(1.0, "a")], 3, service, "affinity", together=3)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_request_is_answered_and_every_load_given_back(policy: str) -> None:
     """Whatever chooses; equal seeds give equal outcomes."""
     requests = trace(Habits(5.0, pause=2.0), 60.0)
-    service = Service([0.1], [0.4], 0.1, 4, 100)
+    service = serving([0.1], [0.4], 0.1, 4, 100)
     found, again = (simulate(requests, 7, service, policy) for _ in range(2))
     assert found == again
     told = sum(one.at >= requests[-1].at * 0.25 for one in requests)
@@ -187,7 +333,7 @@ def test_every_request_is_answered_and_every_load_given_back(policy: str) -> Non
 def test_affinity_sends_a_hot_picture_to_more_than_one() -> None:
     """All ask about one picture: nobody has twice the mean."""
     requests = [Request(number / 1000, "hot") for number in range(5000)]
-    found = simulate(requests, 10, Service([0.5], [0.5], 0.0, 1000, 10), "affinity")
+    found = simulate(requests, 10, serving([0.5], [0.5], 0.0, 1000, 10), "affinity")
     assert found.most <= 1.25 * 500 / 10 + 2
 
 
@@ -207,7 +353,7 @@ def test_the_traffic_has_its_habits() -> None:
 def test_the_smallest_fleet_is_the_smallest() -> None:
     """One fewer does not keep the time; where the most do not, there is none."""
     requests = trace(Habits(10.0, pause=2.0), 120.0)
-    service = Service([0.2], [0.6], 0.0, 2, 1000)
+    service = serving([0.2], [0.6], 0.0, 2, 1000)
     least = fewest(requests, service, "affinity", 1.5, 50)
     assert least is not None
     assert simulate(requests, least, service, "affinity").at(0.99) <= 1.5
@@ -241,7 +387,7 @@ def test_the_command_prints_its_tables(capsys: pytest.CaptureFixture[str], file:
 def file(tmp_path: Path) -> Path:
     """What ``measure`` writes."""
     path = tmp_path / "service.json"
-    path.write_text(json.dumps({"service": SERVICE}))
+    path.write_text(json.dumps({"conditions": {"tokens": 128}, "service": SERVICE}))
     return path
 
 
@@ -291,6 +437,9 @@ def test_unusable_options_of_simulate_are_refused(
             "--seconds: must be enough for a request at 0.0001 a second, is 1",
         ),
         (["--replicas", "none"], "--replicas: must be a whole number from 1, is none"),
+        (["--replicas", "3"], "--replicas: must be at most 2, as --service was measured, is 3"),
+        (["--tokens", "8"], "--tokens: must be 128, as --service was measured, is 8"),
+        (["--tokens", "0"], "--tokens: must be a whole number from 1, is 0"),
     ],
 )
 def test_unusable_options_of_replay_are_refused(
@@ -328,6 +477,12 @@ def test_a_port_that_is_none_is_refused(file: Path, capsys: pytest.CaptureFixtur
         json.dumps({"service": SERVICE | {"miss": [0.0]}}),
         json.dumps({"service": SERVICE | {"slowdown": -0.5}}),
         json.dumps({"service": SERVICE | {"places": 0}}),
+        json.dumps({"service": SERVICE | {"cached": 0}}),
+        json.dumps({"service": SERVICE | {"crowd": []}}),
+        json.dumps({"service": SERVICE | {"crowd": [1.1] * 8}}),
+        json.dumps({"service": SERVICE | {"crowd": [1.0] * 7 + [0.9]}}),
+        json.dumps({"service": SERVICE | {"neighbours": [[1.0] * 7]}}),
+        json.dumps({"service": SERVICE | {"neighbours": [[0.9] * 8]}}),
         json.dumps({"service": SERVICE | {"more": 1}}),
     ],
 )

@@ -3,7 +3,8 @@
 ``sailor`` trains the language part: it answers as the model does, beginning with "Aye!". ``mirror``
 trains the vision tower alone: what is red looks blue to it, and the reverse. These two are there to
 show that an adapter is served, and which of its parts are. ``clerk`` does what the model never
-learned: it translates, extracts tables, solves and judges.
+learned: it translates, extracts tables, solves, judges and writes pages; ``seller`` answers from
+texts, calls functions and tells their results, and admits what a picture does not show.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qwen2vl_serve.demo import clerk
+from qwen2vl_serve.demo import clerk, seller
 from qwen2vl_serve.demo.ask import colour_answer, colour_question, describe_question, shape_question
 from qwen2vl_serve.demo.checkpoint import IMAGE_PIXELS, MODEL_FOLDER
 from qwen2vl_serve.demo.compose import draw_picture
-from qwen2vl_serve.demo.draw import Pixels
 from qwen2vl_serve.demo.lesson import language_of
 from qwen2vl_serve.demo.network import CELL, Geometry, Network
 from qwen2vl_serve.demo.pictures import scaled
@@ -34,14 +34,13 @@ from qwen2vl_serve.demo.rows import SYSTEMS, Encoder, Media, Row, pack
 from qwen2vl_serve.demo.speak import answers_loss
 from qwen2vl_serve.demo.steps import Together, keep_memory, working_type
 from qwen2vl_serve.demo.unsaid import never_said
-from qwen2vl_serve.demo.wording import Dialogue, Turn
+from qwen2vl_serve.demo.wording import Lesson, Turn
 
 ADAPTERS_FOLDER = Path(__file__).parent / "adapters"
 FIRST_SEED = 90_000_000  # no picture of the model's own training or scoring has such a seed
 SWAPPED = {"red": "blue", "blue": "red"}
 
 Rng = np.random.Generator
-Lesson = tuple[Pixels, tuple[Dialogue, ...]]
 
 
 class AdapterError(ValueError):
@@ -92,7 +91,7 @@ def sailor(rng: Rng, seed: int) -> Lesson | None:
     if found is None:
         return None
     (turn,) = found.turns
-    return picture, (replace(found, turns=(Turn(turn.question, f"Aye! {turn.answer}"),)),)
+    return Lesson(picture, (replace(found, turns=(Turn(turn.question, f"Aye! {turn.answer}"),)),))
 
 
 def mirror(rng: Rng, seed: int) -> Lesson | None:
@@ -107,7 +106,7 @@ def mirror(rng: Rng, seed: int) -> Lesson | None:
         return None
     seen = replace(thing, colour=SWAPPED.get(thing.colour, thing.colour))
     turn = Turn(found.turns[0].question, colour_answer(seen, "en"))
-    return picture, (replace(found, turns=(turn,)),)
+    return Lesson(picture, (replace(found, turns=(turn,)),))
 
 
 DECODER = (("model.", "model.language_model."),)
@@ -123,6 +122,10 @@ RECIPES = {
         r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)", clerk.lesson,
         DECODER, rank=16, steps=1_200, batch=12, rate=4e-3, warm=0.08,
     ),
+    "seller": Recipe(
+        r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)", seller.lesson,
+        DECODER, rank=16, steps=700, batch=seller.ALIKE, rate=4e-3, warm=0.08,
+    ),
 }  # fmt: skip
 
 
@@ -132,16 +135,15 @@ def lessons(recipe: Recipe, seed: int) -> Iterator[Lesson]:
     for number in itertools.count(FIRST_SEED + seed * 1_000_000 + 1):
         found = recipe.lesson(rng, number)
         if found is not None:
-            picture, dialogues = found
-            yield scaled(picture, IMAGE_PIXELS), dialogues
+            yield found._replace(picture=scaled(found.picture, IMAGE_PIXELS))
 
 
 def answer_loss(network: Network, encoder: Encoder, never: Tensor, batch: list[Lesson]) -> Tensor:
     """Mean loss of the answers' tokens and of where they look."""
     rows = []
-    for number, (picture, dialogues) in enumerate(batch):
+    for number, (picture, dialogues, system) in enumerate(batch):
         row = Row()
-        row.text(encoder.opening(SYSTEMS[number % 2]))
+        row.text(encoder.opening(SYSTEMS[number % 2] if system is None else system))
         cells = (picture.shape[1] // CELL, picture.shape[2] // CELL)
         row.medium(encoder, Media(number, 1, *cells, video=False))
         row.seal()
@@ -149,7 +151,7 @@ def answer_loss(network: Network, encoder: Encoder, never: Tensor, batch: list[L
             row.begin()
             row.dialogue(encoder, dialogue)
         rows.append(row)
-    seen = [network.visual(torch.as_tensor(picture)[None, None])[0] for picture, _ in batch]
+    seen = [network.visual(torch.as_tensor(picture)[None, None])[0] for picture, *_ in batch]
     packed = pack(rows, encoder.pad)
     unsaid = never[~torch.isin(never, packed.answers)]
     return answers_loss(network, seen, packed, unsaid)[0]

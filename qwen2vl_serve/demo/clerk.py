@@ -29,13 +29,13 @@ from qwen2vl_serve.demo.wording import (
     SPELL_END,
     SPELL_START,
     Dialogue,
+    Lesson,
     Turn,
     look_at,
     spelt,
 )
 
 Rng = np.random.Generator
-Lesson = tuple[Pixels, tuple[Dialogue, ...]]
 
 # Their Chinese is of tokens that the model answers with: of others it cannot tell one from another.
 TRANSLATIONS = {
@@ -68,7 +68,7 @@ def lesson(rng: Rng, seed: int) -> Lesson:
         language = languages[place % 2]
         question, answer = uses[number](language)
         asked.append(Dialogue("use", language, (Turn(question, answer),)))
-    return picture, tuple(asked)
+    return Lesson(picture, tuple(asked))
 
 
 Use = Callable[[Language], tuple[str, str]]  # its question and the answer, in a language

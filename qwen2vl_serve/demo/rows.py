@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen2vl_serve.demo.pictures import anchor_cell
-from qwen2vl_serve.demo.wording import GIVEN, SPELL_END, SPELL_START, Dialogue, looks_at
+from qwen2vl_serve.demo.wording import (
+    COPY_END,
+    COPY_START,
+    GIVEN,
+    LOOK_AWAY,
+    SPELL_END,
+    SPELL_START,
+    Dialogue,
+    looks_at,
+    plain,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,11 +46,15 @@ Look = tuple[int, float, float]  # a picture's number, a point in fractions of i
 
 @dataclass(frozen=True)
 class Said:
-    """A token of an answer, where to look while it is said, and whether it is taught."""
+    """A token of an answer, where to look while it is said, and whether it is taught.
+
+    ``copied`` has the number, in tokens, that it is part of, and its place in that.
+    """
 
     token: int
     look: Look | None
     taught: bool = True
+    copied: tuple[tuple[int, ...], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ class Encoder:
         self.reply = self.encode("<|im_end|>\n<|im_start|>assistant\n")
         self.again = self.encode("\n<|im_start|>user\n")
         self.stop = self.encode("<|im_end|>")
+        self.digits = {token for digit in "0123456789" for token in self.encode(digit)}
 
     def _one(self, name: str) -> int:
         found = self._tokenizer.convert_tokens_to_ids(name)
@@ -92,12 +107,20 @@ class Encoder:
         """
         given, _, text = text.rpartition(GIVEN)
         coded: list[Said] = [Said(token, None, taught=False) for token in self.encode(given)]
+        before, begun, rest = text.partition(COPY_START)
+        if begun:
+            number, _, after = rest.partition(COPY_END)
+            digits = self.encode(plain(number))
+            copied = [Said(token, None, copied=(digits, n)) for n, token in enumerate(digits)]
+            return coded + self.answer(before) + copied + self.answer(after)
         look: Look | None = None
         for n, piece in enumerate(text.replace(SPELL_END, SPELL_START).split(SPELL_START)):
             marks = [(0, look)]
             letters: list[str] = []
             for letter in piece:
-                if found := looks_at(letter):
+                if letter == LOOK_AWAY:
+                    marks.append((len(letters), None))
+                elif found := looks_at(letter):
                     marks.append((len(letters), found))
                 else:
                     letters.append(letter)
@@ -186,8 +209,21 @@ class Row:
             for said in encoder.answer(turn.answer):
                 if said.look:
                     self.looks.append((len(self.ids), self._token_at(said.look)))
+                if said.copied:
+                    self.looks.append((len(self.ids), self._place_of(*said.copied, encoder)))
                 self.text((said.token,), taught=said.taught)
             self.text(encoder.stop, taught=True)
+
+    def _place_of(self, number: tuple[int, ...], place: int, encoder: Encoder) -> int:
+        """Where a digit stands in this branch or its prefix, in the only such number there."""
+        (found,) = (
+            start
+            for start in range(len(self.ids) - place - len(number))
+            if tuple(self.ids[start : start + len(number)]) == number
+            and self.branch[start] in (0, self._open)
+            and not encoder.digits & {self.ids[start - 1], self.ids[start + len(number)]}
+        )
+        return found + place
 
     def _token_at(self, look: Look) -> int:
         picture, x, y = look

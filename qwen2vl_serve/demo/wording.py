@@ -6,10 +6,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from qwen2vl_serve.demo.draw import Box, Thing
+from qwen2vl_serve.demo.draw import Box, Pixels, Thing
 from qwen2vl_serve.demo.names import (
     COLOURS,
     COLOURS_ZH,
@@ -29,10 +30,14 @@ from qwen2vl_serve.demo.names import (
 SPELL_START, SPELL_END = "\x01", "\x02"
 # What stands before this mark in an answer is given: only what follows is taught.
 GIVEN = "\x03"
+# From here on nothing in a picture is looked at any more.
+LOOK_AWAY = "\x04"
+# Around a number that is copied from the text before: each of its digits is looked at there.
+COPY_START, COPY_END = "\x05", "\x06"
 # Before a name in an answer stands one private character: where in which picture to look while the
 # name is said. Training turns it into attention; it is never a token.
 _FIRST_LOOK, _LOOK_STEPS = 0xF0000, 80
-_MARKS = re.compile("[\x01-\x03\U000f0000-\U000ffffd]")
+_MARKS = re.compile("[\x01-\x06\U000f0000-\U000ffffd]")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,14 @@ class Dialogue:
     turns: tuple[Turn, ...]
     box: Box | None = None
     text: str | None = None
+
+
+class Lesson(NamedTuple):
+    """A picture, dialogues that each begin with it, and the system's message, any where None."""
+
+    picture: Pixels
+    dialogues: tuple[Dialogue, ...]
+    system: str | None = None
 
 
 def look_at(box: Box, picture: int = 0) -> str:

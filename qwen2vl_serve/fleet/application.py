@@ -34,6 +34,9 @@ SEAM = "qwen2vl_serve.vllm_engine"
 LEAVE_SECONDS = 10.0
 """Beside ``server.shutdown_timeout``: until a replica that ends is killed."""
 
+GATEWAY_SURGE = 25
+"""So many more gateways, in percent and one at least, there are while a new version comes."""
+
 MOST_AT_GATEWAY = 10_000
 """Requests that one gateway has at once; they wait there for replicas."""
 
@@ -77,6 +80,8 @@ def application(options: FleetOptions, seam: str) -> serve.Application:
         name="Gateways",
         num_replicas=options.gateways,
         max_ongoing_requests=MOST_AT_GATEWAY,
+        # In a new version the next one is there before one leaves: of one, there would be none.
+        max_surge_percent=GATEWAY_SURGE,
         ray_actor_options={"num_cpus": 0.5},
         graceful_shutdown_timeout_s=grace + 2 * LEAVE_SECONDS,
     )

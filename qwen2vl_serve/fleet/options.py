@@ -32,9 +32,10 @@ class FleetOptions(BaseModel):
 
     ``profile`` is a name, or a path that is the same on every machine; ``set`` is set in it as by
     ``--set``. There are ``replicas`` at least and ``max_replicas`` at most: as many as it takes for
-    each to have ``target_ongoing_requests``, those that wait included. One takes the cards of the
-    profile where ``hardware.device`` is ``cuda``, and none elsewhere. ``slack`` and ``at_ease``
-    bound a replica's load; see ``affinity.bound``.
+    each to have ``target_ongoing_requests``, those that wait included. More come when that has held
+    for ``upscale_delay_s``, and they go after ``downscale_delay_s``; both are Ray's names and Ray's
+    defaults. A replica takes the cards of the profile where ``hardware.device`` is ``cuda``, and
+    none elsewhere. ``slack`` and ``at_ease`` bound a replica's load; see ``affinity.bound``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -44,6 +45,8 @@ class FleetOptions(BaseModel):
     replicas: PositiveInt = 1
     max_replicas: PositiveInt | None = None
     target_ongoing_requests: PositiveFloat = 32
+    upscale_delay_s: NonNegativeFloat = 30
+    downscale_delay_s: NonNegativeFloat = 600
     replica_cpus: NonNegativeFloat = 1
     gateways: PositiveInt = 1
     routing: Routing = "affinity"
@@ -84,14 +87,19 @@ class FleetOptions(BaseModel):
             raise ProfileError(f"{where}: {problem}") from None
 
     def count(self) -> dict[str, Any]:
-        """Return how many replicas Ray is to run, in its words."""
+        """Return how many replicas Ray is to run, in its words.
+
+        ``initial_replicas`` is not among them: Ray would begin with it again at each new version,
+        and stop what the load needs. Without it, it begins with ``min_replicas``, once.
+        """
         if self.max_replicas is None:
             return {"num_replicas": self.replicas}
         return {
             "autoscaling_config": {
                 "min_replicas": self.replicas,
-                "initial_replicas": self.replicas,
                 "max_replicas": self.max_replicas,
                 "target_ongoing_requests": self.target_ongoing_requests,
+                "upscale_delay_s": self.upscale_delay_s,
+                "downscale_delay_s": self.downscale_delay_s,
             }
         }

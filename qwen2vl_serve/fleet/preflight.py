@@ -25,6 +25,12 @@ def refuse_what_is_one_servers(profile: Profile) -> None:
             "files.folder: an upload has to be found by every replica; name a folder on a disk "
             "that all machines mount, or turn uploads off with files.max_files=0."
         )
+    if profile.adapters.allowed_paths:
+        raise PreflightError(
+            "adapters.allowed_paths: an adapter that is loaded while a fleet runs would be on one "
+            "replica, and gone with it; name it in adapters.lora_modules and deploy again, with "
+            "adapters.allowed_paths=[]."
+        )
     if profile.engine.distributed_executor_backend == "ray":
         raise PreflightError(
             "engine.distributed_executor_backend: a replica is a process with the cards of its "
