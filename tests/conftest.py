@@ -33,7 +33,7 @@ ENGINES = {
 """Files that start engines of their own."""
 
 SHIPPED = Path(__file__).parents[1] / "qwen2vl_serve" / "demo" / "adapters"
-HELD = 5
+HELD = 6
 """So many adapters at a time are held by ``lora_server``."""
 
 BOOT_SECONDS = 300
@@ -239,9 +239,11 @@ def loadable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def lora_server(loadable: Path) -> Iterator[ServerProcess]:
-    """The demo model with its three adapters on the real engine, and room for two more."""
-    modules = json.dumps({name: str(SHIPPED / name) for name in ("sailor", "mirror", "clerk")})
+    """The demo model with its four adapters on the real engine, and room for two more."""
+    names = ("sailor", "mirror", "clerk", "seller")
+    modules = json.dumps({name: str(SHIPPED / name) for name in names})
     fields = [
+        "server.tools=experimental",
         f"adapters.lora_modules={modules}",
         f"adapters.allowed_paths=[{loadable}]",
         f"engine.max_cpu_loras={HELD}",

@@ -61,9 +61,10 @@ def test_adapters_are_models_with_a_parent(
     parents = {one.id: getattr(one, "parent", None) for one in client.models.list().data}
     assert parents == {
         "qwen2-vl-demo": None, "demo": None, "sailor": "qwen2-vl-demo", "mirror": "qwen2-vl-demo",
-        "clerk": "qwen2-vl-demo",
+        "clerk": "qwen2-vl-demo", "seller": "qwen2-vl-demo",
     }  # fmt: skip
-    assert "serves qwen2-vl-demo, demo, sailor, mirror, clerk" in "\n".join(lora_server.lines)
+    served = ", ".join(parents)
+    assert f"serves {served}" in "\n".join(lora_server.lines)
 
 
 def test_an_adapter_of_the_language_model_changes_the_answer(client: openai.OpenAI) -> None:
@@ -144,6 +145,11 @@ def a_page() -> Image.Image:
         ("clerk", chosen("en").solve, partial(printed, "6x5")),
         ("clerk", filled(chosen("en").moderate, categories="weapons"), partial(printed, "KNIFE")),
         ("clerk", chosen("en").html, a_page),
+        (
+            "seller",
+            filled(chosen("en").fields, fields="color, date"),
+            partial(drawing, "red", size=UNRESIZED),
+        ),
     ],
 )
 def test_served_as_if_merged(

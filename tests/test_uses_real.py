@@ -7,13 +7,15 @@ first thirty because the model answers it rightly (greedy: it always will). Of t
 colour and shape and boxed all with an overlap of one half or more.
 
 Translation, tables, mathematics, moderation and pages are what its adapter ``clerk`` was trained
-for, on signs, tables and pages of other seeds than are asked here. The model alone is asked for the
+for, on signs, tables and pages of other seeds than are asked here; functions, and fields that are
+not there, what ``seller`` was. The model alone is asked for the
 form of these: bound to JSON of a kind it has not seen, it runs on within a text or a list unless
 ``frequency_penalty`` ends that; it writes no code.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 from pydantic import BaseModel
@@ -52,11 +55,11 @@ from qwen2vl_client.tasks import (
 )
 from qwen2vl_client.tasks.moderate import CATEGORIES, VERDICTS
 
-from qwen2vl_serve.demo import clerk
+from qwen2vl_serve.demo import clerk, seller
 from qwen2vl_serve.demo.compose import draw_picture, draw_video
 from qwen2vl_serve.demo.draw import Thing
 from qwen2vl_serve.demo.evaluate import overlap
-from qwen2vl_serve.demo.names import COLOURS_ZH, SHAPES_ZH, Language
+from qwen2vl_serve.demo.names import COLOURS, COLOURS_ZH, SHAPES_ZH, Language
 from tests.conftest import ServerProcess
 from tests.markdown import Document
 
@@ -363,6 +366,113 @@ def test_pages_are_written(trained: Client, language: Language) -> None:
     assert all(n >= least for n, least in zip(right, (14, 18, 13), strict=True)), right
 
 
+@pytest.fixture(scope="module")
+def selling(lora_server: ServerProcess) -> Iterator[Client]:
+    """The adapter ``seller`` of the demo model."""
+    with Client(lora_server.url, lora_server.api_key, model="seller") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("language", "names"),
+    [
+        ("en", ["seller", "color", "invoice"]),
+        ("zh", ["日期", "颜色", "总额"]),
+        ("en", ["shape", "city", "text"]),
+        ("zh", ["形状", "文字", "总额"]),
+    ],
+)
+def test_fields_that_the_picture_does_not_show_are_none(
+    selling: Client, language: Language, names: list[str]
+) -> None:
+    """Of names that it was not taught: of 20 things, not chosen, at least 17 right as a whole."""
+    pictures, things = zip(*(drawn(720 + number) for number in range(20)), strict=True)
+    found = answers(partial(extract_fields, selling), pictures, names, prompts=language)
+    right = 0
+    for fields, thing in zip(found, things, strict=True):
+        known = {"color": thing.colour, "shape": thing.kind, "颜色": COLOURS_ZH[thing.colour],
+                 "形状": SHAPES_ZH[thing.kind]}  # fmt: skip
+        right += fields == {name: known.get(name) for name in names}
+    assert right >= 17
+
+
+STOCK = dict(zip(COLOURS, (12, 95, 37, 44, 51, 68, 73, 80, 26, 19, 31, 54), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("language", "question", "told"),
+    [
+        ("en", "How many sheets of the colour of this shape are in stock?",
+         "There are {n} {colour} sheets in stock."),
+        ("zh", "这个颜色的纸还有多少张？", "{colour}的有{n}张。"),
+    ],
+)  # fmt: skip
+def test_a_function_is_called_and_its_result_told(
+    lora_server: ServerProcess, language: Language, question: str, told: str
+) -> None:
+    """Of 20 things, not chosen: at least 18 calls by itself with the colour seen.
+
+    And at least 18 answers from the result, with the function still offered and without.
+    """
+    offered: Any = seller.tool(
+        "in_stock",
+        "How many sheets of paper of a colour there are in stock.",
+        "colour",
+        {"type": "string", "enum": list(STOCK)},
+    )
+
+    def asked(number: int) -> tuple[bool, bool, bool]:
+        picture, thing = drawn(740 + number)
+        url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        parts: Any = [{"type": "image_url", "image_url": {"url": url}}]
+        messages: Any = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+        ask = partial(client.chat.completions.create, model="seller", temperature=0, max_tokens=100)
+        called = ask(messages=messages, tools=[offered], tool_choice="auto").choices[0].message
+        if not called.tool_calls:
+            return False, False, False
+        (call,) = called.tool_calls
+        colour = json.loads(call.function.arguments)["colour"]
+        result = f"There are {STOCK[colour]} {colour} sheets in stock."
+        messages += [
+            called.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": call.id, "content": result},
+        ]
+        said = {"en": thing.colour, "zh": COLOURS_ZH[thing.colour]}[language]
+        expected = told.format(n=STOCK[thing.colour], colour=said)
+        answered = [
+            ask(messages=messages, tools=[offered], tool_choice=choice).choices[0].message.content
+            for choice in ("auto", "none")
+        ]
+        return colour == thing.colour, answered[0] == expected, answered[1] == expected
+
+    with openai.OpenAI(base_url=lora_server.url, api_key=lora_server.api_key) as client:
+        with ThreadPoolExecutor(6) as pool:
+            calls, offering, alone = map(sum, zip(*pool.map(asked, range(20)), strict=True))
+        assert calls >= 18
+        assert min(offering, alone) >= 18
+
+
+def test_no_function_is_called_where_none_is_of_use(lora_server: ServerProcess) -> None:
+    """What the picture itself tells is answered at once, though a function is offered."""
+    offered: Any = seller.tool("in_stock", "Stock.", "colour", {"type": "string"})
+    picture, thing = drawn(740)
+    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    content: Any = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": "What colour is it?"},
+    ]
+    with openai.OpenAI(base_url=lora_server.url, api_key=lora_server.api_key) as client:
+        answer = client.chat.completions.create(
+            model="seller",
+            messages=[{"role": "user", "content": content}],
+            tools=[offered],
+            temperature=0,
+            max_tokens=40,
+        )
+    assert not answer.choices[0].message.tool_calls
+    assert answer.choices[0].message.content == f"The {thing.kind} is {thing.colour}."
+
+
 PAGE = (
     '<html><body><h1>SHOP</h1><div style="background: green; height: 3em"></div>'
     "<button>OPEN</button></body></html>"
@@ -373,6 +483,7 @@ PRINTED = {
     "solve.py": "1. 6 x 5 is 30\nanswer: 30",
     "moderate.py": "verdict: review\ncategories: advertising\n- It says SALE.",
     "to_html.py": f"{len(PAGE)} characters are in page.html",
+    "../tools.py": "\nThere are 12 red sheets in stock.\n",
 }
 """What the page's commands print, each about the picture that stands beside it."""
 
@@ -387,7 +498,8 @@ def test_the_commands_of_the_page_answer(
     )
     commands = [shlex.split(line) for line in block.text.strip().splitlines()[1:]]
     assert {script for _, script, *_ in commands} == {*PRINTED}
-    shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(EXAMPLES.parent, tmp_path / "examples")
+    here = tmp_path / "examples" / "uses"
     for _, script, *words in commands:
         done = subprocess.run(
             [sys.executable, script, "--url", lora_server.url, *words],
@@ -399,11 +511,11 @@ def test_the_commands_of_the_page_answer(
             capture_output=True,
             text=True,
             timeout=120,
-            cwd=tmp_path,
+            cwd=here,
         )
         assert done.returncode == 0, done.stderr
         assert PRINTED[script] in done.stdout
-    assert (tmp_path / "page.html").read_text() == PAGE
+    assert (here / "page.html").read_text() == PAGE
 
 
 def test_a_batch_of_pictures_is_right_in_its_order(client: Client, tmp_path: Path) -> None:

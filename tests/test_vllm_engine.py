@@ -22,6 +22,7 @@ import requests
 from PIL import Image, ImageDraw
 
 from qwen2vl_serve import hardware
+from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.engine import Usage
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.capacity import capacity
@@ -414,6 +415,34 @@ def test_an_engine_without_room_for_a_request_is_told_in_one_line_with_the_plans
     assert [line.split()[0] for line in phases][:3] == ["log", "import", "engine"]
     assert not any("Traceback" in line for line in phases)
     assert "Traceback" in log.read_text("utf-8")
+
+
+MODEL_BYTES = 2 * (MODEL_FOLDER / "model.safetensors").stat().st_size
+"""Its weights are kept in 16 bits and computed in 32."""
+
+
+def test_what_the_plan_foresaw_stands_beside_what_came(server: ServerProcess) -> None:
+    """In a line of the start and in the metrics; of the cache within 5 %, of the start its seconds.
+
+    vLLM's CPU worker does not tell what its weights take: they are foreseen only.
+    """
+    (line,) = (line for line in server.lines if line.startswith("plan "))
+    (ready,) = (line for line in server.lines if line.startswith("ready "))
+    found = re.fullmatch(
+        r"plan +weights 0\.0\d GiB a card foreseen; KV cache ([\d,]+) tokens as foreseen; "
+        r"start (\d+\.\d) s(?:, \d+\.\d s foreseen| as foreseen)?",
+        line,
+    )
+    assert found, line
+    assert ready.endswith(f", {found[2]} s after the start")
+    name = 'qwen2vl_start_{}{{kind="{}"}}'
+    tokens = [server.metric(name.format("kv_tokens", kind)) for kind in ("foreseen", "actual")]
+    assert tokens[1] == int(found[1].replace(",", ""))
+    assert tokens[0] == pytest.approx(tokens[1], rel=0.05)
+    assert server.metric(name.format("seconds", "actual")) == pytest.approx(
+        float(found[2]), abs=0.1
+    )
+    assert server.metric(name.format("weights_bytes", "foreseen")) > MODEL_BYTES
 
 
 def test_the_only_worker_computes_in_the_engines_process(server: ServerProcess) -> None:

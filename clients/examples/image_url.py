@@ -51,7 +51,7 @@ args = parser.parse_args()
 
 with contextlib.ExitStack() as stack:
     address = args.image_url or stack.enter_context(picture_on_loopback(args.port))
-    client = stack.enter_context(Client(args.url, args.api_key))
+    client = stack.enter_context(Client(args.url, args.api_key, args.model))
     try:
         answer = client.chat("What colour is it?", images=address)
     except BadRequestError as error:

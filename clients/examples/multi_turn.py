@@ -8,7 +8,7 @@ from arguments import RED_CIRCLE, parse
 
 args = parse(__doc__, RED_CIRCLE)
 started = time.monotonic()
-with Client(args.url, args.api_key) as client:
+with Client(args.url, args.api_key, args.model) as client:
     conversation = Conversation(client)
     print(conversation.ask("What shape is it?", images=args.images))
     print(conversation.ask("What colour is it?"))

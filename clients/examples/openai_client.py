@@ -22,7 +22,7 @@ for path in args.images:
     parts.append({"type": "image_url", "image_url": {"url": url}})
 started = time.monotonic()
 answer = client.chat.completions.create(
-    model=client.models.list().data[0].id,
+    model=args.model or client.models.list().data[0].id,
     messages=[
         {
             "role": "system",

@@ -41,7 +41,7 @@ client = OpenAI(
     base_url=args.url or "http://127.0.0.1:8000/v1",
     api_key=args.api_key or os.environ.get("QWEN2VL_API_KEY") or "none",  # it insists on one
 )
-model = client.models.list().data[0].id
+model = args.model or client.models.list().data[0].id
 settings = {
     "model": model,
     "tools": TOOLS,

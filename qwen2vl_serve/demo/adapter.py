@@ -3,8 +3,8 @@
 ``sailor`` trains the language part: it answers as the model does, beginning with "Aye!". ``mirror``
 trains the vision tower alone: what is red looks blue to it, and the reverse. These two are there to
 show that an adapter is served, and which of its parts are. ``clerk`` does what the model never
-learned: it translates, extracts tables, solves, judges and writes pages; ``seller`` answers from
-texts, calls functions and tells their results, and admits what a picture does not show.
+learned: it translates, extracts tables, solves, judges and writes pages; ``seller`` calls functions
+and tells their results, and admits what a picture does not show.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ RECIPES = {
     ),
     "seller": Recipe(
         r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)", seller.lesson,
-        DECODER, rank=16, steps=700, batch=seller.ALIKE, rate=4e-3, warm=0.08,
+        DECODER, rank=16, steps=1_400, batch=seller.ALIKE, rate=4e-3, warm=0.08,
     ),
 }  # fmt: skip
 

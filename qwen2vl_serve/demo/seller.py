@@ -2,6 +2,11 @@
 
 A customer is answered from a text, a function is called and its result told, and a field that the
 picture does not show is null. The prompts are the client's own, and the server's own template.
+
+Its weights were trained in three courses of 700, 420 and 320 steps, each ``--further`` than the one
+before, with ``--seed`` 0 to 2 (70, 35 and 27 minutes on one core without bfloat16). The first had
+other shares of the kinds and no looks at the text, and learned to copy no number; with them results
+of functions are copied after 300 steps, while of prices in a text a third are found after 740.
 """
 
 from __future__ import annotations
