@@ -9,6 +9,8 @@ from transformers import AutoTokenizer
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.demo.rows import Encoder, Media, Row, pack
 from qwen2vl_serve.demo.wording import (
+    COPY_END,
+    COPY_START,
     GIVEN,
     LOOK_AWAY,
     SPELL_END,
@@ -53,6 +55,27 @@ def test_nothing_is_looked_at_where_a_text_is_read():
     for said, expected in zip(coded, seen, strict=True):
         assert (said.look is None) == (expected is None)
         assert said.look is None or abs(said.look[1] - expected) < 0.02
+
+
+def test_a_copied_number_is_looked_at_where_it_stands():
+    """Digit by digit, in its own place: not in a longer number, nor in another branch."""
+    row = Row()
+    row.text(ENCODER.opening("A star costs 17 yuan, a heart 170."))
+    row.seal()
+    for number in ("170", "17"):
+        row.begin()
+        answer = f"It costs {COPY_START}{number}{COPY_END} yuan."
+        row.dialogue(ENCODER, Dialogue("use", "en", (Turn("How much?", answer),)))
+    digits = [ENCODER.encode(digit)[0] for digit in "17170"]
+    short, long = (
+        start
+        for start in range(len(row.ids))
+        if row.branch[start] == 0 and row.ids[start : start + 2] == digits[:2]
+    )
+    seen = [place for _, place in row.looks]
+    assert seen == [long, long + 1, long + 2, short, short + 1]
+    assert all(row.ids[said] == row.ids[place] for said, place in row.looks)
+    assert all(row.taught[said] for said, _ in row.looks)
 
 
 def test_what_is_given_is_not_taught():

@@ -53,11 +53,14 @@ def test_a_rehearsed_topology_answers_as_one_worker_does(
     options: tuple[str, ...],
     workers: int,
 ) -> None:
-    """The profile's worker processes run, and their greedy answers are those of one worker."""
+    """The profile's workers run, each on processors of its own; greedy answers are one worker's."""
     rehearsal = launch_server(*options)
     rehearsal.wait_ready(400)
     processes = psutil.Process(rehearsal.process.pid).children(recursive=True)
-    assert sum("Worker" in process.name() for process in processes) == workers
+    found = [process for process in processes if "Worker" in process.name()]
+    assert len(found) == workers
+    allowed = set(psutil.Process(rehearsal.process.pid).cpu_affinity())
+    assert all(set(one.cpu_affinity()) < allowed or len(allowed) == 1 for one in found)
     assert answers(rehearsal) == answers(server)
     assert rehearsal.stop() == 0
 

@@ -88,11 +88,15 @@ def test_kernels_are_looked_for_in_all_modules_but_llvmlites(
     assert sys.modules.keys() == before.keys()
 
 
-def test_on_cards_nothing_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cpu", "python"), [(False, (3, 11, 7)), (True, (3, 14, 0))])
+def test_on_cards_and_on_later_pythons_nothing_is_forked(
+    cpu: bool, python: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """There vLLM starts its processes as it does by itself."""
     from qwen2vl_serve.vllm_engine import forking
 
-    monkeypatch.setattr(forking, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    monkeypatch.setattr(forking, "current_platform", SimpleNamespace(is_cpu=lambda: cpu))
+    monkeypatch.setattr(forking.sys, "version_info", python)
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
     way = forking.engine_utils.get_mp_context
     forking.share_imports()

@@ -4,9 +4,10 @@ A customer is answered from a text, a function is called and its result told, an
 picture does not show is null. The prompts are the client's own, and the server's own template.
 
 Its weights were trained in three courses of 700, 420 and 320 steps, each ``--further`` than the one
-before, with ``--seed`` 0 to 2 (70, 35 and 27 minutes on one core without bfloat16). The first had
-other shares of the kinds and no looks at the text, and learned to copy no number; with them results
-of functions are copied after 300 steps, while of prices in a text a third are found after 740.
+before, with ``--seed`` 0 to 2 (61, 36 and 26 minutes on one core without bfloat16, beside other
+work). The first had other shares of the kinds and no looks at the text, and learned to copy no
+number. With them, of digits of 64 new lessons' results all are right after 740 steps (97 of 123
+after 420), of those of prices and terms in a text 31 of 87 (14).
 """
 
 from __future__ import annotations

@@ -26,15 +26,17 @@ from vllm.utils.system_utils import set_process_title
 from vllm.v1.engine import utils as engine_utils
 
 TITLE = "Forks"
+KEYED = (3, 14)
 
 
 def share_imports() -> None:
     """Have the cores of engines forked, from now on, from a copy of this process as it is now.
 
-    On cards nothing changes: there the import is a small part of a start. To be called once, by a
-    process with no thread that computes or speaks to others.
+    On cards nothing changes: there the import is a small part of a start. Nor does it from Python
+    3.14 on, whose fork server shares a key with those that ask. To be called once, by a process
+    with no thread that computes or speaks to others.
     """
-    if not current_platform.is_cpu():
+    if not current_platform.is_cpu() or sys.version_info >= KEYED:
         return
     resource_tracker.ensure_running()
     with socket.socket(socket.AF_UNIX) as listener:
