@@ -117,13 +117,15 @@ def check_answer(name: str, done: subprocess.CompletedProcess[str]) -> None:
     ],
 )
 def test_it_sends_what_it_shows(name: str, script: list[stub.Step], asked: list[list[str]]) -> None:
-    """The request holds the tutorial's fields and the pictures by their own type."""
+    """The request holds the tutorial's fields, the model named, the pictures by their own type."""
     own_port = ["--port", str(quiet_port())] if name == "image_url.py" else []
     with stub.running(*script) as server:
-        done = run_example(name, *own_port, url=server.url)
+        done = run_example(name, *own_port, "--model", "adapter-a", url=server.url)
     assert done.returncode == 0, done.stderr
     posted = [request.body for request in server.requests if request.body]
+    assert posted
     for body in posted:
+        assert body["model"] == "adapter-a"
         assert body["messages"][0]["role"] == "system"
         assert body["messages"][0]["content"].startswith("You are Qwen, created by Alibaba")
         sampling = [body[key] for key in ("temperature", "top_p", "repetition_penalty")]

@@ -11,12 +11,20 @@ BLUE_SQUARE = PICTURES / "blue_square.png"
 SQUARE_AND_TRIANGLE = PICTURES / "square_and_triangle.png"
 
 
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of ``url``, ``api_key`` and ``model``, to which an example adds its own."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--url", help="the server (default: http://127.0.0.1:8000/v1)")
+    made.add_argument("--api-key", help="the key (default: QWEN2VL_API_KEY)")
+    made.add_argument("--model", help="the model or adapter (default: the server's first)")
+    return made
+
+
 def parse(description: str | None, *pictures: Path) -> argparse.Namespace:
     """Return ``url``, ``api_key``, ``model`` and ``images``: those named, or those given here."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--url", help="the server (default: http://127.0.0.1:8000/v1)")
-    parser.add_argument("--api-key", help="the key (default: QWEN2VL_API_KEY)")
-    parser.add_argument("--model", help="the model or adapter (default: the server's first)")
+    made = parser(description)
     if pictures:
-        parser.add_argument("images", nargs="*", default=list(pictures), help="pictures")
-    return parser.parse_args()
+        made.add_argument("images", nargs="*", default=list(pictures), help="pictures")
+    return made.parse_args()

@@ -8,7 +8,6 @@ told otherwise; one that may fetch this picture is started with:
         --set "media.allowed_ports=[80, 443, 8765]"
 """
 
-import argparse
 import contextlib
 import functools
 import http.server
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 
 from qwen2vl_client import BadRequestError, Client
 
-from arguments import PICTURES, RED_CIRCLE
+from arguments import PICTURES, RED_CIRCLE, parser
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -40,14 +39,10 @@ def picture_on_loopback(port: int) -> Iterator[str]:
             server.shutdown()
 
 
-parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-)
-parser.add_argument("--url", help="the server (default: http://127.0.0.1:8000/v1)")
-parser.add_argument("--api-key", help="the key (default: QWEN2VL_API_KEY)")
-parser.add_argument("--image-url", help="the picture's address")
-parser.add_argument("--port", type=int, default=8765, help="where this serves its own picture")
-args = parser.parse_args()
+command = parser(__doc__)
+command.add_argument("--image-url", help="the picture's address")
+command.add_argument("--port", type=int, default=8765, help="where this serves its own picture")
+args = command.parse_args()
 
 with contextlib.ExitStack() as stack:
     address = args.image_url or stack.enter_context(picture_on_loopback(args.port))
