@@ -31,6 +31,29 @@ def test_the_code_that_a_cpu_keeps_for_shapes_is_bounded(
 
 
 @pytest.mark.parametrize(
+    ("build", "settings", "bound"),
+    [
+        ("cpu", [], "nobind"),
+        ("cpu", ["engine.tensor_parallel_size=2"], "nobind"),
+        ("cpu", ["hardware.cpu_threads_bind=3"], "3"),
+        ("cuda", [], None),
+    ],
+)
+def test_replicas_of_a_machine_are_not_bound_to_the_same_cpus(
+    monkeypatch: pytest.MonkeyPatch, build: str, settings: list[str], bound: str | None
+) -> None:
+    """vLLM's choice is the same for each; where the profile names them it is obeyed."""
+    variable = "VLLM_CPU_OMP_THREADS_BIND"
+    monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("qwen2vl_serve.engine_environment.vllm_build", lambda: build)
+    profile = load_profile("demo", settings)
+    assert engine_environment(profile, replica=True).get(variable) == bound
+    assert engine_environment(profile).get(variable) != "nobind"
+    monkeypatch.setenv(variable, "0,1")
+    assert variable not in engine_environment(profile, replica=True)
+
+
+@pytest.mark.parametrize(
     ("build", "eager", "off"), [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)]
 )
 def test_an_eager_engine_on_a_cpu_compiles_nothing(

@@ -52,8 +52,16 @@ def hit_rate(fleet: FleetProcess, first: int) -> float:
 
 
 def test_the_fleet_on_the_real_engine(fleet: FleetProcess) -> None:
-    """Hits against random routing, a replica killed under load, a new version under load."""
+    """Hits against random routing, a replica killed under load, a new version under load.
+
+    Engines that are on one machine have all of its processors.
+    """
     begun = time.monotonic()
+    for replica in fleet.processes():
+        engines = replica.children(recursive=True)
+        assert engines
+        for one in engines:
+            assert set(one.cpu_affinity()) == os.sched_getaffinity(0)
     near = hit_rate(fleet, 1000)
     print(f"\naffinity: {near:.3f} of {PICTURES * TURNS} pictures known", flush=True)
     assert near == pytest.approx(1 - 1 / TURNS)

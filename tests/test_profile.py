@@ -464,6 +464,14 @@ def test_cpu_settings_reach_vllm_by_environment():
     }
 
 
+def test_one_cpu_may_be_named_by_its_number():
+    """YAML reads 3 as a number, and 2,3 as text; a truth is no CPU."""
+    for written in ("3", "2,3"):
+        profile = load_profile("demo", [f"hardware.cpu_threads_bind={written}"])
+        assert profile.environment()["VLLM_CPU_OMP_THREADS_BIND"] == written
+    assert "hardware.cpu_threads_bind" in refusal("demo", ["hardware.cpu_threads_bind=true"])
+
+
 def test_several_cpu_workers_are_bound_one_by_one():
     """vLLM looks for as many NUMA nodes as workers unless it is told their processors."""
     profile = load_profile("demo", ["hardware.device=cpu", "engine.tensor_parallel_size=4"])

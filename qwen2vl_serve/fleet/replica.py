@@ -60,7 +60,7 @@ class Replica:
         profile = have_model(self.profile, logger.info)
         adapters = named_adapters(profile)
         profile = with_adapters(profile, adapters)
-        os.environ.update(engine_environment(profile))
+        os.environ.update(engine_environment(profile, replica=True))
         seam = importlib.import_module(self.seam)
         loader = media_loader(profile, shared=True)
         self._open.push_async_callback(loader.close)

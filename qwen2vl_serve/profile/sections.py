@@ -45,6 +45,11 @@ def _as_list(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _as_cpus(value: object) -> object:
+    """Return one CPU, which YAML reads as a number, as text."""
+    return str(value) if type(value) is int else value
+
+
 def _as_binding(text: str) -> str:
     """Return what vLLM reads as CPUs of its workers (``utils/ompmultiprocessing.py``)."""
     parts = (part.strip() for part in re.split("[|,]", text))
@@ -153,7 +158,9 @@ class HardwareSection(Section):
         description="KV cache of each CPU worker in whole GiB (`VLLM_CPU_KVCACHE_SPACE`). Unset: "
         "vLLM takes its share of the memory.",
     )
-    cpu_threads_bind: Annotated[Text, AfterValidator(_as_binding)] | None = Field(
+    cpu_threads_bind: (
+        Annotated[Text, BeforeValidator(_as_cpus), AfterValidator(_as_binding)] | None
+    ) = Field(
         default=None,
         description="CPUs of each CPU worker, as `0-3|4-7` (`VLLM_CPU_OMP_THREADS_BIND`). Unset: "
         "vLLM decides for one worker; several get one CPU each, in turn, and several engines "
