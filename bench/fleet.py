@@ -2,13 +2,14 @@
 
     python -m bench.fleet measure 8000 --replicas 2 --json service.json    times of its answers
     python -m bench.fleet replay 8000 --service service.json --replicas 2 --json run.json
+    python -m bench.fleet recorded run.json again.json
     python -m bench.fleet simulate --service service.json --price 0.5
 
 ``measure`` asks a running server, or all replicas of a fleet on one machine; ``replay`` sends
 conversations to such a fleet and tells beside what was measured what the model predicts, the mean
-of twenty simulations; ``simulate`` compares routing policies for fleets of several sizes, each
-replica on a machine of its own, under the conversations of so many users a day, and finds the
-smallest fleet for each.
+of twenty simulations; ``recorded`` does so for runs that were kept, all of them as one;
+``simulate`` compares routing policies for fleets of several sizes, each replica on a machine of its
+own, under the conversations of so many users a day, and finds the smallest fleet for each.
 """
 
 # ruff: noqa: T201 -- a command prints its results
@@ -27,8 +28,17 @@ from typing import Any, NoReturn, TypeVar, get_args
 
 from bench.fleet_client import TOKENS, Client, replayed
 from bench.fleet_measure import measured
-from bench.fleet_model import POLICIES, Service, fewest, simulate
-from bench.fleet_replay import ENOUGH, SIMULATIONS, Figures, Predicted, Replay, record
+from bench.fleet_model import POLICIES, Outcome, Service, fewest, simulate
+from bench.fleet_replay import (
+    ENOUGH,
+    SIMULATIONS,
+    Figures,
+    Predicted,
+    Recorded,
+    Replay,
+    record,
+    together,
+)
 from bench.fleet_traffic import DAY_SECONDS, Habits, Request, trace
 from bench.servers import BenchError
 from qwen2vl_serve.fleet.affinity import AT_EASE
@@ -66,6 +76,20 @@ def measured_in(name: str) -> Measured:
             f"must be a file that measure wrote, is {name} ({error!r})"
         ) from None
     return Measured(service, content)
+
+
+def run_in(name: str) -> Recorded:
+    """Return what ``replay`` wrote.
+
+    Raises:
+        argparse.ArgumentTypeError: the file is not one of its.
+    """
+    try:
+        return Recorded.of(json.loads(Path(name).read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise argparse.ArgumentTypeError(
+            f"must be a file that replay wrote, is {name} ({error!r})"
+        ) from None
 
 
 def traffic(habits: Habits, arguments: argparse.Namespace) -> Sequence[Request]:
@@ -182,19 +206,37 @@ def replay(arguments: argparse.Namespace) -> None:
     predicted = Predicted.by(run.simulated(before.service))
     client = Client(arguments.port, arguments.model, arguments.tokens)
     found, told = asyncio.run(replayed(client, requests))
+    beside(run.replicas, run.routing, predicted, found)
+    if arguments.json is not None:
+        kept = record(run, asked(arguments) | told, before.content, found)
+        keep(arguments.json, kept)
+
+
+def beside(replicas: int, routing: str, predicted: Predicted, found: Outcome) -> None:
+    """Print what was predicted beside what was found."""
     answers = len(found.seconds)
     few = f" (of fewer than {ENOUGH} the p99 is chance)" if answers < ENOUGH else ""
     print(row("replicas", "routing", "hit rate", "p50, s", "p99, s", "most at one", ""))
     print(row(*["---"] * 7))
-    fleet = (run.replicas, run.routing)
+    fleet = (replicas, routing)
     mean, least, most = (cells(one) for one in (predicted.mean, predicted.least, predicted.most))
     between = map("–".join, zip(least, most, strict=True))
     print(row(*fleet, *mean, predicted.crowded, f"predicted, mean of {SIMULATIONS} simulations"))
     print(row(*fleet, *between, "", "the least and the most of them"))
     print(row(*fleet, *cells(Figures.of(found)), "–", f"measured, {answers} answers{few}"))
-    if arguments.json is not None:
-        kept = record(run, asked(arguments) | told, before.content, predicted, found)
-        keep(arguments.json, kept)
+
+
+def recorded(arguments: argparse.Namespace) -> None:
+    """Print what runs of one fleet say together.
+
+    Raises:
+        Unusable: they are of several fleets.
+    """
+    fleets = {(one.run.replicas, one.run.routing) for one in arguments.runs}
+    if len(fleets) > 1:
+        told = ", ".join(f"{replicas} by {routing}" for replicas, routing in sorted(fleets))
+        raise Unusable(f"argument RUN: must all be of one fleet, are {told}")
+    beside(*fleets.pop(), *together(arguments.runs))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -245,6 +287,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     two.add_argument("--rate", type=_above, default=4.0, help="requests a second (4)")
     two.add_argument("--pause", type=_one, default=5.0, help="seconds between turns (5)")
+    again = commands.add_parser("recorded", help="compare recorded runs with the model")
+    again.set_defaults(run=recorded)
+    again.add_argument(
+        "runs", type=run_in, nargs="+", metavar="RUN", help="a file of replay, of one fleet all"
+    )
     three = commands.add_parser("simulate", help="compare policies and sizes")
     three.set_defaults(run=compare)
     three.add_argument("--users", type=_above, default=1e6, help="a day (1e6)")

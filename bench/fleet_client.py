@@ -125,7 +125,7 @@ class Client:
         another replica than was meant is left out.
 
         Raises:
-            BenchError: an answer was not whole, or more than ``STRAYS`` of a client's were such.
+            BenchError: an answer was not whole, or more than ``STRAYS`` of them were such.
         """
         taken: list[list[Answer]] = [[] for _ in clients]
 
@@ -139,12 +139,12 @@ class Client:
             [answer.seconds for answer in mine[:each] if answer.replica == one.replica]
             for one, mine in zip(clients, taken, strict=True)
         ]
-        least = min(map(len, meant))
-        if least < (1 - STRAYS) * each:
+        asked = each * len(clients)
+        strays = asked - sum(map(len, meant))
+        if strays > STRAYS * asked or not all(meant):
             raise BenchError(
-                f"{each - least} of a client's {each} answers came from another replica than "
-                "before: measure a fleet whose routing is affinity, with args.at_ease of at least "
-                "--places"
+                f"{strays} of {asked} answers came from another replica than before: measure a "
+                "fleet whose routing is affinity, with args.at_ease of at least --places"
             )
         return meant
 

@@ -12,9 +12,11 @@ import heapq
 import itertools
 import math
 import random
+import statistics
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import simpy
@@ -38,7 +40,9 @@ class Service:
     takes ``crowd[n - 1]`` times as long while its replica gives n of them, at most as many as
     ``crowd`` has entries. It takes another ``neighbours[b - 2][n - 1]`` times as long while b
     replicas of its machine, its own among them, give n each; where those give n on average only,
-    whole or not, it is taken to be the same. A replica caches ``cached`` pictures.
+    whole or not, it is taken to be the same. What a new picture takes beyond a known one is work
+    that its replica does for it alone: all other answers stand still. A replica caches ``cached``
+    pictures.
     """
 
     hit: Sequence[float]
@@ -75,9 +79,20 @@ class Service:
         """How many replicas a machine may have."""
         return len(self.neighbours) + 1
 
-    def draw(self, rng: random.Random, *, hit: bool) -> float:
-        """Return how long an answer takes alone, in seconds."""
-        return rng.choice(self.hit if hit else self.miss)
+    @cached_property
+    def preparing(self) -> float:
+        """How long a replica works for a new picture alone, in seconds."""
+        return max(statistics.median(self.miss) - statistics.median(self.hit), 0.0)
+
+    def draw(self, rng: random.Random, *, hit: bool) -> tuple[float, float]:
+        """Return how long a replica works for an answer alone, and how long it then takes alone."""
+        if hit:
+            return 0.0, rng.choice(self.hit)
+        return self.preparing, max(rng.choice(self.miss) - self.preparing, self._least)
+
+    @cached_property
+    def _least(self) -> float:
+        return min(self.hit)
 
     def speed(self, answers: int, busy: int = 1, total: int = 0) -> float:
         """Return how fast each of so many answers of a replica is given.
@@ -127,8 +142,9 @@ class Shared:
 
     Its clock counts seconds of an answer that is alone, and so goes at the speed of each; an
     answer that takes so many ends when it has gone on by as many, whoever comes or ends before.
-    ``speed`` tells it from the number of answers and the numbers of ``machine``, which is one of
-    its own if none is given: engines that are busy, and their answers together.
+    While the engine works for one answer alone, its clock stands still. ``speed`` tells it from the
+    number of answers and the numbers of ``machine``, which is one of its own if none is given:
+    engines that are busy, and their answers together.
     """
 
     def __init__(
@@ -140,6 +156,7 @@ class Shared:
         self._ends: list[tuple[float, int, Any]] = []
         self._numbers = itertools.count()
         self._clock = self._looked = self._now = 0.0
+        self._alone, self._now_alone = 0.0, 1.0
         self._planned: Any = None
 
     @property
@@ -147,31 +164,40 @@ class Shared:
         """How many it gives."""
         return len(self._ends)
 
-    def answer(self, seconds: float) -> Any:
-        """Return the event that an answer has ended which takes so long alone."""
+    def answer(self, seconds: float, alone: float = 0.0) -> Any:
+        """Return the event that an answer has ended which takes so long alone.
+
+        Before that the engine works ``alone`` seconds for it, during which no answer goes on.
+        """
         self._machine.go_on()
         ended = self._env.event()
+        self._alone += alone
         heapq.heappush(self._ends, (self._clock + seconds, next(self._numbers), ended))
         self._machine.plan(self, 1)
         return ended
 
     def go_on(self) -> None:
         """Bring the clock to the present; a new plan follows."""
-        self._clock += (self._env.now - self._looked) * self._now
+        past = self._env.now - self._looked
+        still = min(self._alone / self._now_alone, past)
+        self._alone -= still * self._now_alone
+        self._clock += (past - still) * self._now
 
     def plan(self) -> None:
         """Wait for the next end at the present speed; a plan made before is outdated."""
         machine = self._machine
         self._looked = self._env.now
-        self._now = self._speed(self.answers, len(machine.busy), machine.total)
+        beside = len(machine.busy), machine.total
+        self._now, self._now_alone = self._speed(self.answers, *beside), self._speed(1, *beside)
         left = max(self._ends[0][0] - self._clock, 0.0) / self._now
-        self._planned = self._env.timeout(left)
+        self._planned = self._env.timeout(self._alone / self._now_alone + left)
         self._planned.callbacks.append(self._end)
 
     def _end(self, plan: Any) -> None:
         if plan is self._planned:
             self._machine.go_on()
             self._clock, _, ended = heapq.heappop(self._ends)  # exactly, not by a sum of shares
+            self._alone = 0.0
             self._planned = None
             ended.succeed()
             self._machine.plan(self, -1)
@@ -317,7 +343,8 @@ def simulate(
         with replica.places.request() as turn:
             yield turn
             hit = replica.shown(request.key)
-            yield replica.time.answer(service.draw(rng, hit=hit))
+            alone, seconds = service.draw(rng, hit=hit)
+            yield replica.time.answer(seconds, alone)
         loads.add(number, -1)
         if request.at >= told_from:
             outcome.hits += hit

@@ -93,22 +93,62 @@ class Predicted:
         return cls(all_by(statistics.mean), all_by(min), all_by(max), crowded)
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """A run that was kept: what was sent, the times measured before it, and what was found."""
+
+    run: Replay
+    service: Service
+    found: Outcome
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> Self:
+        """Return it from the content of ``record``.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is another content.
+        """
+        run, measured = Replay(**kept["replay"]), kept["measured"]
+        service = Service(**kept["measured_before"]["service"])
+        service.require()
+        seconds = measured["seconds"]
+        hits = round(measured["hit_rate"] * len(seconds))
+        return cls(run, service, Outcome(run.routing, run.replicas, seconds, hits))
+
+
+def together(recorded: Sequence[Recorded]) -> tuple[Predicted, Outcome]:
+    """Return what the model says and what was found of several runs, as if of one.
+
+    Each is simulated again with the times that were measured before it.
+    """
+    simulated = zip(*(one.run.simulated(one.service) for one in recorded), strict=True)
+    return Predicted.by([_joined(each) for each in simulated]), _joined(
+        [one.found for one in recorded]
+    )
+
+
+def _joined(outcomes: Sequence[Outcome]) -> Outcome:
+    return Outcome(
+        outcomes[0].policy,
+        outcomes[0].replicas,
+        [seconds for one in outcomes for seconds in one.seconds],
+        sum(one.hits for one in outcomes),
+        max(one.most for one in outcomes),
+    )
+
+
 def record(
-    replay: Replay,
-    conditions: dict[str, Any],
-    service: dict[str, Any],
-    predicted: Predicted,
-    found: Outcome,
+    replay: Replay, conditions: dict[str, Any], service: dict[str, Any], found: Outcome
 ) -> dict[str, Any]:
     """Return what is kept of a run, as JSON has it, so that it can be simulated again.
 
-    ``service`` is the content of ``measure``'s file.
+    ``service`` is the content of ``measure``'s file. What the model says of it is not kept: that
+    of today is asked, whichever was there then.
     """
     measured = {"answers": len(found.seconds), **asdict(Figures.of(found))}
     return {
         "replay": asdict(replay),
         "conditions": conditions,
         "measured_before": service,
-        "predicted": {"simulations": SIMULATIONS, **asdict(predicted)},
         "measured": measured | {"seconds": [round(one, 6) for one in found.seconds]},
     }

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 import random
-import statistics
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from bench import fleet
 from bench.fleet_client import Answer, Client, Known
 from bench.fleet_measure import measured
 from bench.fleet_model import WARM, Outcome, Service
-from bench.fleet_replay import ENOUGH, Figures, Predicted, Replay
+from bench.fleet_replay import ENOUGH, Figures, Predicted, Recorded, Replay, together
 from qwen2vl_serve.fleet.affinity import content_key, order
 from qwen2vl_serve.fleet.asking import REPLICA_HEADER
 
@@ -28,7 +27,9 @@ SECONDS = 0.005
 """Of every answer of the scripted fleet."""
 
 RECORDED = Path(__file__).parents[1] / "bench" / "recorded" / "fleet"
-"""Files of ``replay --json``, each of a fleet that ran."""
+"""Folders of files of ``replay --json``: runs of one fleet, each after a ``measure`` of its own."""
+
+README = Path(__file__).parents[1] / "bench" / "README.md"
 
 
 class ScriptedFleet:
@@ -227,7 +228,7 @@ def test_no_two_runs_have_a_picture_in_common() -> None:
     assert len({*first.new(3), *second.new(3), *first.new(3)}) == 9
 
 
-def test_replay_tells_and_keeps_what_it_found_and_what_was_predicted(
+def test_replay_tells_what_it_found_beside_what_was_predicted_and_keeps_it(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same requests at the scripted fleet and in the model, kept to be simulated again."""
@@ -253,7 +254,6 @@ def test_replay_tells_and_keeps_what_it_found_and_what_was_predicted(
     assert kept["measured_before"] == before
 
     predicted = Predicted.by(run.simulated(service))
-    assert kept["predicted"] == {"simulations": 20, **dataclasses.asdict(predicted)}
     assert predicted.least.hit_rate <= predicted.mean.hit_rate <= predicted.most.hit_rate
 
     found, answers = kept["measured"], sum(one.at >= requests[-1].at * WARM for one in requests)
@@ -280,33 +280,65 @@ def test_figures_are_means_over_the_simulations() -> None:
     assert found.crowded == 3
 
 
-runs = sorted(RECORDED.glob("*.json"))
-not_yet = pytest.mark.skip(reason="no run of a fleet is recorded yet: `replay --json` makes them")
+fleets = sorted(path for path in RECORDED.iterdir() if path.is_dir())
 
 HIT_RATE, P50, P99 = 0.03, 0.15, 0.30
 """How far a prediction may be from what was measured: absolute, and shares of what was measured."""
 
 
-@not_yet
-def test_runs_of_two_and_of_three_replicas_are_recorded() -> None:
+def test_fleets_of_two_and_of_three_replicas_are_recorded() -> None:
     """Without them nothing says that the model is right."""
-    sizes = {json.loads(file.read_text())["replay"]["replicas"] for file in runs}
-    assert sizes >= {2, 3}
+    assert {path.name for path in fleets} >= {"2-affinity", "3-affinity"}
 
 
-@not_yet
-@pytest.mark.parametrize("file", runs, ids=lambda file: file.stem)
-def test_the_model_agrees_with_a_fleet_that_ran(file: Path) -> None:
-    """Simulated again with the times measured before it, and the conversations that it had."""
-    kept = json.loads(file.read_text())
-    run, service = Replay(**kept["replay"]), Service(**kept["measured_before"]["service"])
-    assert kept["measured_before"]["conditions"]["tokens"] == kept["conditions"]["tokens"]
-    seconds = kept["measured"]["seconds"]
-    assert len(seconds) >= ENOUGH
-    hits = round(kept["measured"]["hit_rate"] * len(seconds))
-    found = Figures.of(Outcome(run.routing, run.replicas, seconds, hits))
-    predicted = Predicted.by(run.simulated(service)).mean
+@pytest.mark.parametrize("folder", fleets, ids=lambda folder: folder.name)
+def test_the_model_agrees_with_a_fleet_that_ran(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Simulated again with the times measured before each run, and the conversations that it had.
+
+    The table of bench/README has what ``recorded`` prints of them.
+    """
+    files = sorted(folder.iterdir())
+    contents = [json.loads(file.read_text()) for file in files]
+    for kept in contents:
+        assert kept["measured_before"]["conditions"]["tokens"] == kept["conditions"]["tokens"]
+    runs = [Recorded.of(kept) for kept in contents]
+    assert len({str(one.run) for one in runs}) == len(runs)
+    assert {f"{one.run.replicas}-{one.run.routing}" for one in runs} == {folder.name}
+    told, outcome = together(runs)
+    assert len(outcome.seconds) >= ENOUGH
+    predicted, found = told.mean, Figures.of(outcome)
     assert predicted.hit_rate == pytest.approx(found.hit_rate, abs=HIT_RATE)
     assert predicted.p50 == pytest.approx(found.p50, rel=P50)
     assert predicted.p99 == pytest.approx(found.p99, rel=P99)
-    assert statistics.median(seconds) == pytest.approx(kept["measured"]["p50"], rel=0.01)
+
+    fleet.beside(runs[0].run.replicas, runs[0].run.routing, told, outcome)
+    first, _, last = capsys.readouterr().out.splitlines()[2:]
+    (of, *before), (_, *after) = (line.split(" | ")[1:5] for line in (first, last))
+    pairs = (f"{one}, {other}" for one, other in zip(before, after, strict=True))
+    size = folder.name.partition("-")[0]
+    assert f"| {size} | {of} | {' | '.join(pairs)} |" in README.read_text("utf-8")
+
+
+def test_runs_of_several_fleets_are_not_told_as_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 2 names them, and so does a file that is none; those of one are told together."""
+    service = dataclasses.asdict(Service([SECONDS], [SECONDS], [1.0] * 4, 100, [[1.0] * 4]))
+    files = []
+    for routing in ("affinity", "random"):
+        run = dataclasses.asdict(Replay(2, routing, 4.0, 3.0, 1.0, 3.0, 1))
+        measured = {"hit_rate": 0.5, "seconds": [1.0, 2.0]}
+        kept = {"replay": run, "measured_before": {"service": service}, "measured": measured}
+        files.append(tmp_path / f"{routing}.json")
+        files[-1].write_text(json.dumps(kept))
+    for given, said in (
+        (files, "must all be of one fleet, are 2 by affinity, 2 by random"),
+        ([tmp_path / "none.json"], "must be a file that replay wrote, is "),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            fleet.main(["recorded", *map(str, given)])
+        assert f"argument RUN: {said}" in capsys.readouterr().err
+    assert fleet.main(["recorded", str(files[0]), str(files[0])]) == 0
+    assert "| 0.500 | 1.00 | 2.00 | – | measured, 4 answers (" in capsys.readouterr().out
