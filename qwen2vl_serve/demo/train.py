@@ -86,7 +86,7 @@ FURTHER = (
 )  # fmt: skip
 REHEARSAL = Plan(
     pictures=192, videos=48, crowds=48, simple_steps=4, simple_batch=4, crowded_steps=10,
-    crowded_batch=4, again_steps=2, looked_at=96, watched=24, speak_steps=3, both_steps=2,
+    crowded_batch=4, again_steps=2, looked_at=32, watched=8, speak_steps=3, both_steps=2,
     speak_batch=2, corpus=600,
 )  # fmt: skip
 
