@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,12 @@ from qwen2vl_serve.profile import load_profile
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a replica writes into its process's environment is no other test's."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
 
 
 def chat(words: str, **fields: Any) -> Ask:
@@ -51,6 +58,20 @@ def with_replica(folder: Path, do: Callable[[Replica], Awaitable[None]]) -> None
             await do(one)
 
     asyncio.run(run())
+
+
+def test_it_starts_its_engine_beside_others_of_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs it is bound to none of them: vLLM's choice would be the same for each."""
+    variable = "VLLM_CPU_OMP_THREADS_BIND"
+    os.environ.pop(variable, None)
+    monkeypatch.setattr("qwen2vl_serve.engine_environment.vllm_build", lambda: "cpu")
+
+    async def do(_: Replica) -> None:
+        assert os.environ[variable] == "nobind"
+
+    with_replica(tmp_path, do)
 
 
 def test_an_answer_comes_as_messages_with_the_replicas_name(tmp_path: Path) -> None:
