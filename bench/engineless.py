@@ -32,12 +32,12 @@ import psutil
 
 from bench.servers import BenchError
 from qwen2vl_serve.engine import Adapter, Medium
-from qwen2vl_serve.launch import serve
+from qwen2vl_serve.launch.serve import serve
 from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.loader import MediaLoader
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.profile import Profile, load_profile
-from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.protocol.chat import ChatRequest
 from qwen2vl_serve.uploads import FilesAPI
 from tests.fake_engine import FakeEngine
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import xgrammar
 
-from qwen2vl_serve import json_schema
 from qwen2vl_serve.errors import InvalidValue
+from qwen2vl_serve.protocol import json_schema
 
 VOCABULARY = 151_936
 READ_BYTES = 120_000_000

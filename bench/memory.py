@@ -34,7 +34,7 @@ from PIL import Image
 from bench.engineless import engineless
 from bench.media import QUALITY, landscape
 from bench.servers import HOST, BenchError, ours
-from qwen2vl_serve.idle_memory import QUIET_SECONDS
+from qwen2vl_serve.launch.idle_memory import QUIET_SECONDS
 from qwen2vl_serve.profile import load_profile
 
 CLIENTS = 4

@@ -14,13 +14,13 @@ from pydantic_core import to_json
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 
-from qwen2vl_serve import __version__, uploads, usage
+from qwen2vl_serve import __version__, uploads
 from qwen2vl_serve.admission import Admission, Place
-from qwen2vl_serve.auth import Caller
-from qwen2vl_serve.body import BodyReader
-from qwen2vl_serve.call import Call
-from qwen2vl_serve.connection import EventStream, WhileConnected
-from qwen2vl_serve.context import (
+from qwen2vl_serve.auth.keys import Caller
+from qwen2vl_serve.auth.reservation import reserve
+from qwen2vl_serve.context.overflow import Fitted, fit, merged, trimmed
+from qwen2vl_serve.context.summary import Summaries
+from qwen2vl_serve.context.window import (
     Context,
     largest_max_pixels,
     measure,
@@ -29,7 +29,7 @@ from qwen2vl_serve.context import (
     refuse_long_videos,
 )
 from qwen2vl_serve.engine import Engine, ServedModel, Usage
-from qwen2vl_serve.envelope import Metrics
+from qwen2vl_serve.engines.pulse import Pulse
 from qwen2vl_serve.errors import (
     APIError,
     ContextLengthExceeded,
@@ -37,16 +37,17 @@ from qwen2vl_serve.errors import (
     ModelNotFound,
     ShuttingDown,
 )
+from qwen2vl_serve.http.body import BodyReader
+from qwen2vl_serve.http.call import Call
+from qwen2vl_serve.http.connection import EventStream, WhileConnected
+from qwen2vl_serve.http.envelope import Metrics
 from qwen2vl_serve.media.documents import Documents
 from qwen2vl_serve.media.ledger import Account
 from qwen2vl_serve.media.loader import MediaBudget, MediaLoader, Medium
 from qwen2vl_serve.media.picture import Picture
-from qwen2vl_serve.overflow import Fitted, fit, merged, trimmed
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.protocol import ChatRequest
-from qwen2vl_serve.pulse import Pulse
-from qwen2vl_serve.summary import Summaries
-from qwen2vl_serve.validation import RequestLimits, parse_chat, refuse_excess_media
+from qwen2vl_serve.protocol.chat import ChatRequest
+from qwen2vl_serve.protocol.validation import RequestLimits, parse_chat, refuse_excess_media
 
 _T = TypeVar("_T")
 
@@ -134,7 +135,7 @@ class API:
             if chat.stream:
                 await place.start()
                 call.queued = place.waited
-            await usage.reserve(state.visit, fitted, call.usage)
+            await reserve(state.visit, fitted, call.usage)
             media, told = fitted.media, call.usage
             if not chat.stream:
                 answer = self.engine.complete(fitted.request, media, state.id, told)
@@ -282,7 +283,7 @@ class API:
     ) -> bytes:
         """Answer a request of our own within the client's: its place, its key's account."""
         told: Usage = state.call.usage
-        await usage.reserve(state.visit, Fitted(chat, media), told)
+        await reserve(state.visit, Fitted(chat, media), told)
         answer = await self.engine.complete(chat, media, f"{state.id}-summary", used)
         told.summary_tokens += (used.prompt_tokens or 0) + (used.completion_tokens or 0)
         return answer

@@ -17,28 +17,29 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse
 
-from qwen2vl_serve import __version__, docs_page
+from qwen2vl_serve import __version__
 from qwen2vl_serve.adapters.api import AdaptersAPI, LoadRequest, UnloadRequest
 from qwen2vl_serve.api import API
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
+from qwen2vl_serve.auth.quota import Quotas
 from qwen2vl_serve.batches.asking import Asker
 from qwen2vl_serve.batches.routes import BatchesAPI, BatchRequest
 from qwen2vl_serve.batches.runner import Runner
 from qwen2vl_serve.batches.store import BatchStore
-from qwen2vl_serve.door import EXPOSED_HEADERS, Door, host_rule
 from qwen2vl_serve.engine import Engine
-from qwen2vl_serve.envelope import OPEN_PATHS, Envelope, Metrics
 from qwen2vl_serve.errors import (
     MethodNotAllowed,
     RequestError,
     RouteNotFound,
 )
+from qwen2vl_serve.http import docs_page
+from qwen2vl_serve.http.door import EXPOSED_HEADERS, Door, host_rule
+from qwen2vl_serve.http.envelope import OPEN_PATHS, Envelope, Metrics
+from qwen2vl_serve.http.openapi import document
+from qwen2vl_serve.http.tracing import Tracer
 from qwen2vl_serve.media.loader import MediaLoader
-from qwen2vl_serve.openapi import document
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.protocol import ChatRequest
-from qwen2vl_serve.quota import Quotas
-from qwen2vl_serve.tracing import Tracer
+from qwen2vl_serve.protocol.chat import ChatRequest
 from qwen2vl_serve.uploads import UPLOAD_BODY, FilesAPI
 
 BODIES: Mapping[str, type[BaseModel]] = {

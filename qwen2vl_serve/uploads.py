@@ -21,7 +21,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Receive, Scope, Send
 
 from qwen2vl_serve.admission import Admission
-from qwen2vl_serve.auth import Caller
+from qwen2vl_serve.auth.keys import Caller
 from qwen2vl_serve.errors import (
     InvalidType,
     InvalidValue,

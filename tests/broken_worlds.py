@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qwen2vl_serve import hardware
-from qwen2vl_serve.checkpoint import tensor_names
+from qwen2vl_serve.checkpoints.checkpoint import tensor_names
 from qwen2vl_serve.doctor import World, machine, model, software
+from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan.source import architecture_of
 from tests.adapter_files import Q_PROJ, VISION, write_adapter
 from tests.worlds import Lab, copy_tensors, write_safetensors

@@ -12,7 +12,7 @@ from itertools import islice
 
 from qwen2vl_serve.engine import Adapter, EngineState, Medium, ServedModel, Usage
 from qwen2vl_serve.errors import EngineUnavailable, ModelNotFound
-from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.protocol.chat import ChatRequest
 
 
 @dataclass

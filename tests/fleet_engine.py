@@ -6,10 +6,10 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from qwen2vl_serve.content import ImagePart
 from qwen2vl_serve.engine import Adapter, Medium
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.protocol.chat import ChatRequest
+from qwen2vl_serve.protocol.content import ImagePart
 from tests.fake_engine import FakeEngine
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from qwen2vl_serve import quota, quota_sqlite
-from qwen2vl_serve.auth import Caller
+from qwen2vl_serve.auth import quota, quota_sqlite
+from qwen2vl_serve.auth.keys import Caller
+from qwen2vl_serve.auth.keys_file import KeyLimits
+from qwen2vl_serve.auth.quota import Quotas
 from qwen2vl_serve.errors import RateLimited
-from qwen2vl_serve.keys_file import KeyLimits
-from qwen2vl_serve.quota import Quotas
 
 NOW = 6_000_000.0
 

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 
 from qwen2vl_serve.engine import Adapter
 from qwen2vl_serve.errors import ServeError
-from qwen2vl_serve.launch import serve
+from qwen2vl_serve.launch.serve import serve
 from qwen2vl_serve.profile import Profile, load_profile
 from tests.fake_engine import FakeEngine
 

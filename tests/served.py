@@ -15,12 +15,12 @@ import requests
 import uvicorn
 
 from qwen2vl_serve.app import build_app
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.engine import Medium, Usage
-from qwen2vl_serve.launch import _config
+from qwen2vl_serve.launch.resources import batch_store, media_loader
+from qwen2vl_serve.launch.serve import _config
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.protocol import ChatRequest
-from qwen2vl_serve.resources import batch_store, media_loader
+from qwen2vl_serve.protocol.chat import ChatRequest
 from tests.fake_engine import FakeEngine
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}

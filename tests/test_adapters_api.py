@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import requests
 
-from qwen2vl_serve.auth import Keys
-from qwen2vl_serve.keys_file import KeyLimits, KeysFile
+from qwen2vl_serve.auth.keys import Keys
+from qwen2vl_serve.auth.keys_file import KeyLimits, KeysFile
 from qwen2vl_serve.profile import load_profile
 from tests.adapter_files import Q_PROJ, VISION, write_adapter
 from tests.served import Served, served

@@ -21,10 +21,10 @@ from PIL import Image
 from qwen2vl_client.checks import server_timings
 
 from qwen2vl_serve.app import build_app
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.errors import EngineUnavailable, InvalidImage, Overloaded
+from qwen2vl_serve.launch.resources import media_loader
 from qwen2vl_serve.profile import Profile, load_profile
-from qwen2vl_serve.resources import media_loader
 from tests.fake_engine import FakeEngine
 from tests.media.movies import data_url, movie
 from tests.served import eventually

@@ -27,7 +27,7 @@ from qwen2vl_serve.engine import Medium
 from qwen2vl_serve.media.image import decode
 from qwen2vl_serve.media.loader import KNOWN_KEY_BYTES
 from qwen2vl_serve.profile import load_profile
-from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.protocol.chat import ChatRequest
 from tests.fake_engine import FakeEngine
 from tests.media.movies import data_url as movie_url
 from tests.media.movies import movie

@@ -18,9 +18,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qwen2vl_serve import __version__, cli, hardware, launch, preflight
+from qwen2vl_serve import __version__, cli, preflight
 from qwen2vl_serve.errors import BootError, PreflightError
-from qwen2vl_serve.hardware import Card
+from qwen2vl_serve.launch.output import Report
+from qwen2vl_serve.machine import hardware, installed
+from qwen2vl_serve.machine.hardware import Card
 from qwen2vl_serve.plan.answer import as_yaml
 from qwen2vl_serve.profile import Profile, load_profile, profile_names
 
@@ -45,7 +47,7 @@ def started(monkeypatch) -> list[tuple[Profile, bool]]:
         profile: Profile,
         *,
         verbose: bool,
-        report: launch.Report,
+        report: Report,
         read_again: Callable[[], Profile],
     ) -> int:
         # What SIGHUP will read is what was started, options and rehearsal included.
@@ -54,8 +56,8 @@ def started(monkeypatch) -> list[tuple[Profile, bool]]:
         report("ready")
         return 0
 
-    monkeypatch.setattr(launch, "serve", serve)
-    monkeypatch.setattr(preflight, "vllm_build", lambda: "cpu")
+    monkeypatch.setattr("qwen2vl_serve.launch.serve.serve", serve)
+    monkeypatch.setattr(installed, "vllm_build", lambda: "cpu")
     return calls
 
 
@@ -95,7 +97,7 @@ def test_serve_without_a_profile_takes_what_fits(started, monkeypatch, capfd):
     assert "profile demo, for a machine with no NVIDIA card" in capfd.readouterr().out
     card = Card(0, "NVIDIA GeForce RTX 3090", 23.58, 23.0, (8, 6))
     monkeypatch.setattr(hardware, "cards", lambda: (card,))
-    monkeypatch.setattr(preflight, "vllm_build", lambda: "cuda")
+    monkeypatch.setattr(installed, "vllm_build", lambda: "cuda")
     usage = shutil.disk_usage("/")._replace(free=2**40)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert cli.serve_main(["--port", "0"]) == 0
@@ -126,7 +128,7 @@ def test_engine_that_fails_to_boot_ends_with_1(monkeypatch, capfd):
     def fail(*_: object, **__: object) -> int:
         raise BootError("the engine did not start:\nout of memory")
 
-    monkeypatch.setattr(launch, "serve", fail)
+    monkeypatch.setattr("qwen2vl_serve.launch.serve.serve", fail)
     monkeypatch.setattr(preflight, "check", lambda profile: None)
     assert cli.serve_main(["--profile", "demo"]) == 1
     assert capfd.readouterr().err == "serve: the engine did not start: out of memory\n"
@@ -138,7 +140,7 @@ def test_port_that_is_lost_after_the_preflight_ends_with_2(monkeypatch, capfd):
     def fail(*_: object, **__: object) -> int:
         raise PreflightError("server.port: 8000 is in use")
 
-    monkeypatch.setattr(launch, "serve", fail)
+    monkeypatch.setattr("qwen2vl_serve.launch.serve.serve", fail)
     monkeypatch.setattr(preflight, "check", lambda profile: None)
     assert cli.serve_main(["--profile", "demo"]) == 2
     assert capfd.readouterr().err == "serve: server.port: 8000 is in use\n"
@@ -147,7 +149,7 @@ def test_port_that_is_lost_after_the_preflight_ends_with_2(monkeypatch, capfd):
 def test_output_of_the_engine_cannot_mix_with_ours(monkeypatch, capfd):
     """The launcher may point standard output elsewhere; its reports still arrive."""
 
-    def serve(profile: Profile, *, report: launch.Report, **_: object) -> int:
+    def serve(profile: Profile, *, report: Report, **_: object) -> int:
         saved = os.dup(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.write(1, b"flood\n")
@@ -155,7 +157,7 @@ def test_output_of_the_engine_cannot_mix_with_ours(monkeypatch, capfd):
         os.dup2(saved, 1)
         return 0
 
-    monkeypatch.setattr(launch, "serve", serve)
+    monkeypatch.setattr("qwen2vl_serve.launch.serve.serve", serve)
     monkeypatch.setattr(preflight, "check", lambda profile: None)
     assert cli.serve_main(["--profile", "demo"]) == 0
     assert capfd.readouterr().out == "ready 中文\n"
@@ -387,7 +389,7 @@ print(*sys.modules, file=sys.stderr)
     loaded = done.stderr.split()
     assert "qwen2vl_serve.profile" in loaded
     heavy = ("qwen2vl_serve.doctor", "qwen2vl_serve.plan", "qwen2vl_serve.protocol")
-    assert not {*heavy, "qwen2vl_serve.hardware", "qwen2vl_client", "requests"} & {*loaded}
+    assert not {*heavy, "qwen2vl_serve.machine", "qwen2vl_client", "requests"} & {*loaded}
 
 
 @pytest.mark.parametrize("words", [["profiles", "show", "multi-gpu"], ["--help"], ["--version"]])

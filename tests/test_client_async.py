@@ -96,7 +96,7 @@ def test_both_have_the_same_methods_and_parameters(blocking: type, awaiting: typ
 
 def test_every_field_of_the_server_has_a_typed_keyword() -> None:
     """A type checker finds all but messages, model and stream in ``ChatFields``."""
-    from qwen2vl_serve.protocol import ChatRequest
+    from qwen2vl_serve.protocol.chat import ChatRequest
 
     named = set(qwen2vl_client.ChatFields.__annotations__)
     assert set(ChatRequest.model_fields) - {"messages", "model", "stream"} <= named

@@ -27,15 +27,15 @@ from qwen2vl_client import (
 from qwen2vl_client.pixels import png
 from qwen2vl_client.wording import wording_for, wordings
 
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.engine import Usage
 from qwen2vl_serve.profile import load_profile
-from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.protocol.chat import ChatRequest
 from tests import stub_server as stub
+from tests.context.test_overflow import WindowEngine, facts, texts
 from tests.served import Served, served
 from tests.test_client_async import awaited
 from tests.test_client_files import requests_to
-from tests.test_overflow import WindowEngine, facts, texts
 
 EXPLAIN = "/v1/chat/completions/explain"
 CHAT = "/v1/chat/completions"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.profile import load_profile
 from tests import stub_server as stub
 from tests.markdown import ROOT, Block, Document

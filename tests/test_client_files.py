@@ -34,7 +34,7 @@ from qwen2vl_client import (
 from qwen2vl_client.checks import server_timings
 from qwen2vl_client.pixels import png
 
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.profile import load_profile
 from tests import stub_server as stub
 from tests.served import Served, served

@@ -16,8 +16,8 @@ from qwen2vl_client import (
 )
 
 from tests import stub_server as stub
+from tests.context.test_overflow import texts
 from tests.test_client_conversation import picture, talking
-from tests.test_overflow import texts
 
 
 class TestSaving:

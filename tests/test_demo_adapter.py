@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from qwen2vl_serve.adapters.lora import read_adapter
-from qwen2vl_serve.checkpoint import read_config
+from qwen2vl_serve.checkpoints.checkpoint import read_config
 from qwen2vl_serve.demo import adapter
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 

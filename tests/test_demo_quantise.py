@@ -14,11 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen2vl_serve import checkpoint, hardware
+from qwen2vl_serve.checkpoints import checkpoint
 from qwen2vl_serve.demo import packing, quantise
 from qwen2vl_serve.demo.adapter import base_network
 from qwen2vl_serve.demo.network import Network
 from qwen2vl_serve.demo.quantise import Method
+from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan.configuration import read_architecture
 from qwen2vl_serve.plan.source import architecture_of
 from qwen2vl_serve.plan.weights import stage_weights

@@ -13,14 +13,15 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from qwen2vl_serve import cli, content, json_schema, protocol
+from qwen2vl_serve import cli
 from qwen2vl_serve.app import build_app
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.batches.lines import _custom_id
 from qwen2vl_serve.batches.store import Status
-from qwen2vl_serve.door import EXPOSED_HEADERS, SECURITY_HEADERS
-from qwen2vl_serve.envelope import Metrics
 from qwen2vl_serve.errors import APIError, RequestError, ReservedToken
+from qwen2vl_serve.http.door import EXPOSED_HEADERS, SECURITY_HEADERS
+from qwen2vl_serve.http.envelope import Metrics
+from qwen2vl_serve.launch.resources import media_loader
 from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.media.image import Header
 from qwen2vl_serve.media.picture import Picture
@@ -31,9 +32,9 @@ from qwen2vl_serve.profile import load_profile, profile_names
 from qwen2vl_serve.profile.limits import LimitsSection
 from qwen2vl_serve.profile.media import FilesSection, MediaSection
 from qwen2vl_serve.profile.sections import EngineSection
-from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
-from qwen2vl_serve.resources import media_loader
-from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.protocol import chat, content, json_schema
+from qwen2vl_serve.protocol.chat import UNSUPPORTED, ChatRequest
+from qwen2vl_serve.protocol.validation import RequestLimits, parse_chat
 from tests.fake_engine import FakeEngine
 from tests.markdown import ROOT, Cell, Document
 
@@ -163,10 +164,10 @@ def test_every_request_field_has_its_types_and_bounds(document: Document) -> Non
 def test_every_key_of_an_inner_object_has_its_types_and_bounds(document: Document) -> None:
     """``stream_options`` and ``response_format`` are described down to their last key."""
     fields = {
-        **dict(inner_fields(protocol.StreamOptions, "stream_options")),
-        **dict(inner_fields(protocol.ResponseFormat, "response_format")),
-        **dict(inner_fields(protocol.MMProcessorKwargs, "mm_processor_kwargs")),
-        **dict(inner_fields(protocol.MediaIOKwargs, "media_io_kwargs")),
+        **dict(inner_fields(chat.StreamOptions, "stream_options")),
+        **dict(inner_fields(chat.ResponseFormat, "response_format")),
+        **dict(inner_fields(chat.MMProcessorKwargs, "mm_processor_kwargs")),
+        **dict(inner_fields(chat.MediaIOKwargs, "media_io_kwargs")),
     }
     table = document.table_of(fields)
     assert table.keys() == fields.keys()
@@ -181,11 +182,11 @@ def test_every_key_of_an_inner_object_has_its_types_and_bounds(document: Documen
 def test_roles_and_the_keys_of_their_messages(document: Document) -> None:
     """Each role that is served stands with every key that its messages may carry."""
     models = {
-        "system": protocol.SystemMessage,
-        "developer": protocol.SystemMessage,
-        "user": protocol.UserMessage,
-        "assistant": protocol.AssistantMessage,
-        "tool": protocol.ToolMessage,
+        "system": chat.SystemMessage,
+        "developer": chat.SystemMessage,
+        "user": chat.UserMessage,
+        "assistant": chat.AssistantMessage,
+        "tool": chat.ToolMessage,
     }
     table = document.table_of(models)
     assert table.keys() == models.keys()
@@ -294,7 +295,8 @@ def test_every_header_is_listed(document: Document) -> None:
     carried = {name.lower() for kind in errors_with_codes() for name in kind.headers}
     package = ROOT / "qwen2vl_serve"
     source = "".join(
-        (package / name).read_text("utf-8") for name in ("app.py", "connection.py", "envelope.py")
+        (package / name).read_text("utf-8")
+        for name in ("app.py", "http/connection.py", "http/envelope.py")
     )
     set_by_app = set(
         re.findall(r'(?:self\.headers|MutableHeaders\([^)]*\))\["([^"]+)"\] =', source)
@@ -313,7 +315,7 @@ def test_every_metric_of_ours_is_listed_with_its_labels(document: Document) -> N
         known[family.name + ending] = family
     table = document.table_of(known)
     assert table.keys() == known.keys()
-    source = (ROOT / "qwen2vl_serve" / "envelope.py").read_text("utf-8")
+    source = (ROOT / "qwen2vl_serve" / "http" / "envelope.py").read_text("utf-8")
     for name, row in table.items():
         call = source[source.index(f'"{name.removesuffix("_total")}"') :].split("registry=")[0]
         labels = re.search(r"\[(.*?)\]", call, re.DOTALL)

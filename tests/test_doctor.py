@@ -15,11 +15,12 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from qwen2vl_serve import hardware, nvidia, preflight
+from qwen2vl_serve import preflight
 from qwen2vl_serve.boot.phases import PHASES
-from qwen2vl_serve.checkpoint import tensor_names
+from qwen2vl_serve.checkpoints.checkpoint import tensor_names
 from qwen2vl_serve.doctor import CHECKS, World, checks, examine, machine, report, software
 from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.machine import hardware, installed, nvidia
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.answer import as_yaml, fixed
 from qwen2vl_serve.plan.cards import parse_cards
@@ -47,7 +48,7 @@ def lab(monkeypatch, tmp_path) -> Lab:
     """Of a processor with AVX-512, whatever this one has."""
     info = tmp_path / "wide"
     info.write_text("flags : avx512f avx512bw avx512dq avx512vl\n")
-    monkeypatch.setattr("qwen2vl_serve.hardware._CPUINFO", info)
+    monkeypatch.setattr("qwen2vl_serve.machine.hardware._CPUINFO", info)
     return Lab(monkeypatch, tmp_path)
 
 
@@ -74,7 +75,7 @@ def test_no_check_is_without_a_broken_world():
 def test_a_fatal_world_stops_serve_and_a_warning_does_not(lab, monkeypatch):
     """`serve` makes the same checks: the first fatal one is its line, the rest is returned."""
     world = heads_that_do_not_divide(lab)
-    monkeypatch.setattr(preflight, "vllm_build", lambda: "cpu")
+    monkeypatch.setattr(installed, "vllm_build", lambda: "cpu")
     with pytest.raises(PreflightError, match=r"^engine\.tensor_parallel_size: 3 does not divide"):
         preflight.check(world.profile)
     few_open_files(lab)

@@ -9,14 +9,15 @@ import sys
 
 import pytest
 
-from qwen2vl_serve import cli, doctor, preflight
+from qwen2vl_serve import cli, doctor
 from qwen2vl_serve.doctor import CHECKS, Finding, report
+from qwen2vl_serve.machine import installed
 from tests.worlds import Lab
 
 
 @pytest.fixture
 def lab(monkeypatch, tmp_path) -> Lab:
-    monkeypatch.setattr(preflight, "vllm_build", lambda: "cpu")
+    monkeypatch.setattr(installed, "vllm_build", lambda: "cpu")
     return Lab(monkeypatch, tmp_path)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen2vl_serve import checkpoint
+from qwen2vl_serve.checkpoints import checkpoint
 from qwen2vl_serve.doctor import examine
 from qwen2vl_serve.doctor.mend import mended_config, mended_copy
 from qwen2vl_serve.errors import PreflightError, SetupError

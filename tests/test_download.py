@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwen2vl_serve import checkpoint, cli, hubs
+from qwen2vl_serve import cli
+from qwen2vl_serve.checkpoints import checkpoint, hubs
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.download import Downloaded, Source, download, fetching, have_model
 from qwen2vl_serve.download.listing import RepoFile, check_name, needed

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from qwen2vl_serve import errors
-from qwen2vl_serve.envelope import error_response
 from qwen2vl_serve.errors import (
     APIError,
     EngineUnavailable,
@@ -21,6 +20,7 @@ from qwen2vl_serve.errors import (
     RequestError,
     ServeError,
 )
+from qwen2vl_serve.http.envelope import error_response
 
 PACKAGE = Path(errors.__file__).parent
 

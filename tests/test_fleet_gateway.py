@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.fleet.affinity import content_key
 from qwen2vl_serve.fleet.asking import REPLICA_HEADER, Ask, Messages
 from qwen2vl_serve.fleet.gateway import ATTEMPTS, Gateway, ReplicaLost

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.errors import EngineUnavailable
 from qwen2vl_serve.fleet import replica
 from qwen2vl_serve.fleet.asking import Ask, Messages
@@ -66,7 +66,7 @@ def test_it_starts_its_engine_beside_others_of_its_machine(
     """On CPUs it is bound to none of them: vLLM's choice would be the same for each."""
     variable = "VLLM_CPU_OMP_THREADS_BIND"
     os.environ.pop(variable, None)
-    monkeypatch.setattr("qwen2vl_serve.engine_environment.vllm_build", lambda: "cpu")
+    monkeypatch.setattr("qwen2vl_serve.machine.installed.vllm_build", lambda: "cpu")
 
     async def do(_: Replica) -> None:
         assert os.environ[variable] == "nobind"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qwen2vl_serve.boot.forecast import Start, StartTimes, comparison, expose, foresee
-from qwen2vl_serve.envelope import Metrics
-from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.http.envelope import Metrics
+from qwen2vl_serve.machine.hardware import GIB
 from qwen2vl_serve.profile import Profile, load_profile
 
 

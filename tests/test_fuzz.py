@@ -25,7 +25,7 @@ from qwen2vl_serve.errors import RequestError
 from qwen2vl_serve.media.image import decode, read_header
 from qwen2vl_serve.media.video import DEFAULT_LIMITS
 from qwen2vl_serve.media.video import read_header as read_video_header
-from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.protocol.validation import RequestLimits, parse_chat
 
 WARM_UP, MORE = 150, 200
 SECONDS = 300.0

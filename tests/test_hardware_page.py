@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen2vl_serve.hardware import Host
+from qwen2vl_serve.machine.hardware import Host
 from qwen2vl_serve.plan import Verdict, plan_for
 from qwen2vl_serve.plan.cards import parse_cards, table
 from qwen2vl_serve.plan.hardware_page import COMMAND, PAGES, write

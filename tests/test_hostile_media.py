@@ -24,13 +24,13 @@ from PIL import ExifTags, Image
 from qwen2vl_serve.profile import load_profile
 from tests.hostile import addresses, texts
 from tests.hostile.pictures import inline, png, saved
+from tests.launch.test_serve import self_signed
 from tests.media.movies import data_url as movie_url
 from tests.media.movies import movie
 from tests.media.test_fetch import Names, Site, http
 from tests.media.test_fetch import site as site  # noqa: PLC0414  (a fixture)
 from tests.ports import quiet_port
 from tests.test_app import Running, error_of, eventually, running
-from tests.test_launch import self_signed
 
 LEAK = re.compile(
     r"127\.0|10\.0\.0|169\.254|Errno|Traceback|aiohttp|PIL|pillow|/usr|/tmp|\.py|[A-Za-z0-9+/]{60}",

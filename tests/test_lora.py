@@ -20,7 +20,7 @@ from qwen2vl_serve.adapters.named import (
     with_adapters,
 )
 from qwen2vl_serve.adapters.parts import sizes_of
-from qwen2vl_serve.checkpoint import read_config
+from qwen2vl_serve.checkpoints.checkpoint import read_config
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.errors import PreflightError, ProfileError
 from qwen2vl_serve.plan.architectures import published

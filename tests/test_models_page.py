@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from qwen2vl_serve import cli
-from qwen2vl_serve.auth import Keys
-from qwen2vl_serve.checkpoint import check_config
+from qwen2vl_serve.auth.keys import Keys
+from qwen2vl_serve.checkpoints.checkpoint import check_config
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.plan import plan_for
@@ -166,7 +166,7 @@ def test_options_and_variables_of_a_download(page: str, capsys) -> None:
     variables = set(re.findall(r"[A-Z][A-Z_]{6,}", told)) - {"MODEL"}
     package = ROOT / "qwen2vl_serve"
     named = r"\"((?:HF|VLLM|TRANSFORMERS|MODELSCOPE)_[A-Z_]+)\""
-    for name in (package / "hubs.py", *(package / "download").glob("*.py")):
+    for name in (package / "checkpoints" / "hubs.py", *(package / "download").glob("*.py")):
         variables |= set(re.findall(named, name.read_text()))
     assert options == {"--source", "--to", "--revision"}
     assert len(variables) >= 9
@@ -205,7 +205,8 @@ def test_what_is_made_without_weights_can_start(
     blocks = re.findall(r"```bash boot\npython -m (\S+) (.+)\nserve (.+)\n```", text)
     assert [module.rpartition(".")[2] for module, _, _ in blocks] == ["quantise", "hollow"]
     monkeypatch.setattr("qwen2vl_serve.demo.quantise.EXAMPLES", 2)
-    monkeypatch.setattr("qwen2vl_serve.hardware.has_avx512", lambda: True)  # or it is refused
+    avx512 = "qwen2vl_serve.machine.hardware.has_avx512"
+    monkeypatch.setattr(avx512, lambda: True)  # or it is refused
     for module, make, serve in blocks:
         assert importlib.import_module(module).main(shlex.split(make)) == 0
         assert cli.serve_main([*shlex.split(serve), "--port", "0", "--check"]) == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.machine.hardware import GIB
 from qwen2vl_serve.plan.architectures import PADDED_72B, Architecture, published, published_names
 from qwen2vl_serve.plan.configuration import read_architecture
 from qwen2vl_serve.plan.weights import layers_of_stages, stage_weights, stored_bytes

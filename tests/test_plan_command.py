@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen2vl_serve import cli, hardware
+from qwen2vl_serve import cli
 from qwen2vl_serve.errors import PreflightError
-from qwen2vl_serve.hardware import Card, Host
+from qwen2vl_serve.machine import hardware
+from qwen2vl_serve.machine.hardware import Card, Host
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.cards import parse_cards
 from qwen2vl_serve.plan.question import own_cards, split_over

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen2vl_serve.hardware import GIB, Card
+from qwen2vl_serve.machine.hardware import GIB, Card
 from qwen2vl_serve.plan import memory, plan_for
 from qwen2vl_serve.plan.architectures import Architecture, Quantisation, Text, Vision, published
 from qwen2vl_serve.plan.assessment import Assessment, Verdict

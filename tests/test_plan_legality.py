@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.machine.hardware import GIB
 from qwen2vl_serve.plan import Verdict, find_remedies, plan_for
 from qwen2vl_serve.plan.architectures import published
 from qwen2vl_serve.plan.assessment import Assessment

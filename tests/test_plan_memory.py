@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2vl_serve.errors import PreflightError
-from qwen2vl_serve.hardware import GIB, Card, Host
+from qwen2vl_serve.machine.hardware import GIB, Card, Host
 from qwen2vl_serve.plan import Verdict, find_remedies, plan_for
 from qwen2vl_serve.plan.architectures import Architecture, Text, Vision
 from qwen2vl_serve.plan.assessment import Assessment, StagePlan

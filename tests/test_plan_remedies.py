@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen2vl_serve.hardware import Host
+from qwen2vl_serve.machine.hardware import Host
 from qwen2vl_serve.plan import Verdict, plan_for
 from qwen2vl_serve.plan.answer import as_yaml, fixed
 from qwen2vl_serve.plan.assessment import Assessment

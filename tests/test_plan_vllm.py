@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qwen2vl_serve import hardware
+from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.architectures import published
 from qwen2vl_serve.plan.weights import stage_weights

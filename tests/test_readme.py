@@ -16,8 +16,8 @@ import requests
 
 from qwen2vl_serve import cli
 from tests.conftest import ServerProcess
+from tests.launch.test_serve import self_signed
 from tests.markdown import ROOT, Block, Document
-from tests.test_launch import self_signed
 
 README = Document("README.md")
 ADDRESS = "http://127.0.0.1:8000"

@@ -11,7 +11,7 @@ import pytest
 
 from qwen2vl_serve.errors import ProfileError, UnsupportedParameter
 from qwen2vl_serve.profile import Profile, load_profile, profile_names, section_of
-from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.protocol.validation import RequestLimits, parse_chat
 from tests.markdown import ROOT, Document
 
 NOTES = [Document("SECURITY.md"), Document("SECURITY.zh-CN.md")]

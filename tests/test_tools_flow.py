@@ -12,11 +12,11 @@ import openai
 import pytest
 from PIL import Image
 
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.engine import Medium, Usage
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.profile import load_profile
-from qwen2vl_serve.protocol import AssistantMessage, ChatRequest, ToolMessage
+from qwen2vl_serve.protocol.chat import AssistantMessage, ChatRequest, ToolMessage
 from tests.fake_engine import FakeEngine
 from tests.served import served
 from tests.test_examples import run_example

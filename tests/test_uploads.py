@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwen2vl_serve import uploads
-from qwen2vl_serve.auth import Keys
-from qwen2vl_serve.keys_file import KeysFile
+from qwen2vl_serve.auth.keys import Keys
+from qwen2vl_serve.auth.keys_file import KeysFile
 from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.profile import load_profile
 from tests.served import drained, served

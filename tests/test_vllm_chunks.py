@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2vl_serve.engine import Usage
-from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.protocol.chat import ChatRequest
 from tests.conftest import ServerProcess
 
 pytest.importorskip("vllm")

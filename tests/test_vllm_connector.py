@@ -15,11 +15,11 @@ from PIL import Image
 
 from qwen2vl_serve.demo import hollow
 from qwen2vl_serve.errors import InternalError
+from qwen2vl_serve.launch.resources import media_loader
 from qwen2vl_serve.media.clip import Video
 from qwen2vl_serve.plan.architectures import published
 from qwen2vl_serve.profile import load_profile
-from qwen2vl_serve.resources import media_loader
-from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.protocol.validation import RequestLimits, parse_chat
 from tests.media.movies import data_url, movie, picture
 from tests.media.test_loader import loaded
 

@@ -21,13 +21,13 @@ import pytest
 import requests
 from PIL import Image, ImageDraw
 
-from qwen2vl_serve import hardware
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.engine import Usage
+from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.capacity import capacity
 from qwen2vl_serve.profile import load_profile
-from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
+from qwen2vl_serve.protocol.chat import UNSUPPORTED, ChatRequest
 from tests.conftest import BOOT_SECONDS, ServerProcess
 from tests.served import eventually
 

@@ -17,8 +17,9 @@ from typing import Any
 import pynvml
 import pytest
 
-from qwen2vl_serve import hardware
-from qwen2vl_serve.doctor import Build, World, machine
+from qwen2vl_serve.doctor import World, machine
+from qwen2vl_serve.machine import hardware
+from qwen2vl_serve.machine.installed import Build
 from qwen2vl_serve.profile import load_profile
 from tests.adapter_files import DEMO_SIZES, Q_PROJ, write_adapter
 

@@ -13,7 +13,7 @@ from hypothesis.strategies import SearchStrategy
 from bench.fuzz.drawn import drawn
 from bench.fuzz.seeds import VIDEOS, seeds
 from qwen2vl_serve.profile import Overflow
-from qwen2vl_serve.protocol import UNSUPPORTED, ChatRequest
+from qwen2vl_serve.protocol.chat import UNSUPPORTED, ChatRequest
 
 SITE = "http://127.0.0.1:00000"
 """Stands for the hostile site, whose port is known when the request is sent."""

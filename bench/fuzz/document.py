@@ -18,9 +18,9 @@ from schemathesis.core.transport import Response
 
 from bench.fuzz.drawn import drawn
 from qwen2vl_serve.app import build_app
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
+from qwen2vl_serve.launch.resources import media_loader
 from qwen2vl_serve.profile import load_profile
-from qwen2vl_serve.resources import media_loader
 from tests.fake_engine import FakeEngine
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qwen2vl_serve.adapters.lora import read_adapter
 from qwen2vl_serve.adapters.named import check_room, model_config
-from qwen2vl_serve.auth import Caller
+from qwen2vl_serve.auth.keys import Caller
 from qwen2vl_serve.engine import Adapter, Engine, ServedModel
 from qwen2vl_serve.errors import InvalidValue, PermissionDenied, PreflightError
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.profile.adapters import AdapterName
-from qwen2vl_serve.validation import parse_fields
+from qwen2vl_serve.protocol.validation import parse_fields
 
 
 class LoadRequest(BaseModel):

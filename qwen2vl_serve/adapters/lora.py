@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen2vl_serve import checkpoint
 from qwen2vl_serve.adapters.parts import Sizes, sizes_of
+from qwen2vl_serve.checkpoints import checkpoint
 from qwen2vl_serve.engine import Adapter
 from qwen2vl_serve.errors import PreflightError
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from qwen2vl_serve import checkpoint, hubs
 from qwen2vl_serve.adapters.lora import another_model, read_adapter
+from qwen2vl_serve.checkpoints import checkpoint, hubs
 from qwen2vl_serve.engine import Adapter
 from qwen2vl_serve.errors import PreflightError, SetupError
 from qwen2vl_serve.profile import Profile

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen2vl_serve.checkpoint import text_config
+from qwen2vl_serve.checkpoints.checkpoint import text_config
 
 _TEXT = re.compile(
     r"(?:model\.language_model\.|language_model\.model\.|model\.)"

@@ -10,11 +10,11 @@ from fastapi.responses import Response
 from starlette.datastructures import State
 
 from qwen2vl_serve.admission import Admission, Place
-from qwen2vl_serve.auth import Caller, Keys
-from qwen2vl_serve.call import Call
-from qwen2vl_serve.envelope import failure
+from qwen2vl_serve.auth.keys import Caller, Keys
+from qwen2vl_serve.auth.quota import UNLIMITED, Quotas
 from qwen2vl_serve.errors import InvalidAPIKey
-from qwen2vl_serve.quota import UNLIMITED, Quotas
+from qwen2vl_serve.http.call import Call
+from qwen2vl_serve.http.envelope import failure
 
 LOOK_SECONDS = 0.02
 """How often a request that has no turn looks whether somebody left."""

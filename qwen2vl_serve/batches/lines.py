@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from qwen2vl_serve.errors import APIError
-from qwen2vl_serve.validation import MOST_VALUES, is_crowded
+from qwen2vl_serve.protocol.validation import MOST_VALUES, is_crowded
 
 ENDPOINT = "/v1/chat/completions"
 """The one route whose requests a batch may hold."""

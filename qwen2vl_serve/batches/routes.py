@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from qwen2vl_serve.auth import Caller
+from qwen2vl_serve.auth.keys import Caller
 from qwen2vl_serve.batches.lines import ENDPOINT
 from qwen2vl_serve.batches.runner import Runner
 from qwen2vl_serve.batches.store import Batch, NoSuchBatch
@@ -24,7 +24,7 @@ from qwen2vl_serve.errors import (
     UnknownFile,
 )
 from qwen2vl_serve.media.files import NoSuchFile
-from qwen2vl_serve.validation import as_request_error, parse_json
+from qwen2vl_serve.protocol.validation import as_request_error, parse_json
 
 PURPOSE = "batch"
 """What an input file was uploaded for."""

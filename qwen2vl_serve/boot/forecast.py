@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
-from qwen2vl_serve import hardware
-from qwen2vl_serve.envelope import Metrics
 from qwen2vl_serve.errors import PreflightError
-from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.http.envelope import Metrics
+from qwen2vl_serve.machine import hardware
+from qwen2vl_serve.machine.hardware import GIB
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.environment import machines_here
 from qwen2vl_serve.profile import Profile

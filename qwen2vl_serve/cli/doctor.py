@@ -43,12 +43,13 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what was found; 1 where something is fatal, or ``--fix`` cannot do what is asked."""
-    from qwen2vl_serve import doctor, preflight  # noqa: PLC0415 -- as in options
+    from qwen2vl_serve import doctor  # noqa: PLC0415 -- as in options
     from qwen2vl_serve.doctor import report  # noqa: PLC0415
+    from qwen2vl_serve.machine import installed  # noqa: PLC0415
 
     name = choose(arguments.profile, lambda line: print(line, file=sys.stderr, flush=True))
     profile = load(arguments, name)
-    world = doctor.World(profile, preflight.vllm_build(), arguments.adapter)
+    world = doctor.World(profile, installed.vllm_build(), arguments.adapter)
     findings = list(doctor.examine(world))
     copy, reason = _mended(world) if arguments.fix else (None, None)
     if arguments.json:

@@ -8,9 +8,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from qwen2vl_serve.auth.keys_file import KeyLimits, KeysFile, expiry_of
 from qwen2vl_serve.cli.options import Commands
 from qwen2vl_serve.errors import SetupError
-from qwen2vl_serve.keys_file import KeyLimits, KeysFile, expiry_of
 from qwen2vl_serve.profile import default_keys_path
 
 

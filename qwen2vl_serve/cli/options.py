@@ -100,9 +100,10 @@ def choose(name: str, say: Callable[[str], None]) -> str:
     """Return the profile's name, or that of the one that suits this machine's cards."""
     if name != AUTO:
         return name
-    from qwen2vl_serve import hardware, preflight  # noqa: PLC0415 -- as above
+    from qwen2vl_serve.machine import hardware, installed  # noqa: PLC0415 -- as above
+    from qwen2vl_serve.plan.suitable import suitable_profile  # noqa: PLC0415 -- as above
 
     found = hardware.cards()
-    name = preflight.suitable_profile(found, preflight.vllm_build())
+    name = suitable_profile(found, installed.vllm_build())
     say(f"profile {name}, for a machine with {hardware.describe(found)} (--profile to choose)")
     return name

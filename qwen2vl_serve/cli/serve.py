@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check and serve until the server ends; its exit status."""
     if not os.isatty(_STANDARD_INPUT):
         # A supervisor's SIGHUP finds nothing to reload for as long as checks and downloads take;
-        # `launch` handles it from then on. A terminal that goes may end this.
+        # `launch.serve` handles it from then on. A terminal that goes may end this.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from qwen2vl_serve import preflight  # noqa: PLC0415 -- as in options
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"profile {name} can start on this machine")
         return 0
 
-    from qwen2vl_serve import launch  # noqa: PLC0415 -- brings the web framework along
+    from qwen2vl_serve.launch.serve import serve  # noqa: PLC0415 -- brings the web framework along
 
     with _terminal() as terminal:
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             except OSError:
                 return  # whoever read this is gone; the server is not
 
-        return launch.serve(
+        return serve(
             profile,
             verbose=arguments.verbose,
             report=report,

@@ -2,12 +2,11 @@
 
 from qwen2vl_serve.doctor.checks import CHECKS, examine
 from qwen2vl_serve.doctor.finding import Finding, Level
-from qwen2vl_serve.doctor.world import Advice, Build, World
+from qwen2vl_serve.doctor.world import Advice, World
 
 __all__ = [
     "CHECKS",
     "Advice",
-    "Build",
     "Finding",
     "Level",
     "World",

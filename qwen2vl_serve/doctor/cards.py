@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 
-from qwen2vl_serve import hardware, nvidia
 from qwen2vl_serve.doctor import software
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, warning
 from qwen2vl_serve.doctor.world import World
+from qwen2vl_serve.machine import hardware, nvidia
+from qwen2vl_serve.plan.suitable import CARD_TOLERANCE
 from qwen2vl_serve.profile import Profile
 
-# The driver keeps some of what a card is sold with: CUDA gives 7.6 of an RTX 2080's 8 GiB.
-CARD_TOLERANCE = 0.93
 BFLOAT16_CAPABILITY = (8, 0)
 # vLLM's wheels hold kernels from Turing on, and the compilers of CUDA 13 make none for older cards.
 WHEEL_CAPABILITY, COMPILED_BEFORE = (7, 5), 13

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwen2vl_serve import checkpoint, hubs
+from qwen2vl_serve.checkpoints import checkpoint, hubs
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
-from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.machine.hardware import GIB
 from qwen2vl_serve.plan.architectures import published
 from qwen2vl_serve.plan.weights import stored_bytes
 

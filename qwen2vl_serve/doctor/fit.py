@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from qwen2vl_serve import hardware
 from qwen2vl_serve.doctor import cards, machine
 from qwen2vl_serve.doctor.finding import Finding, ok, warning
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import PreflightError
-from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.machine import hardware
+from qwen2vl_serve.machine.hardware import GIB
 from qwen2vl_serve.plan import Assessment, Verdict, plan_for
 from qwen2vl_serve.plan.cards import Machines
 from qwen2vl_serve.plan.environment import cpu_cache_gib

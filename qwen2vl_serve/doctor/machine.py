@@ -19,10 +19,10 @@ from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the
 from packaging.specifiers import SpecifierSet
 from pydantic import SecretStr
 
-from qwen2vl_serve import hardware
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import PreflightError, ProfileError
+from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.assessment import host_weights
 from qwen2vl_serve.plan.cards import Machines

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from qwen2vl_serve import checkpoint
+from qwen2vl_serve.checkpoints import checkpoint
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import PreflightError, SetupError
 

@@ -6,12 +6,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from qwen2vl_serve import checkpoint, hardware, hubs
+from qwen2vl_serve.checkpoints import checkpoint, hubs
 from qwen2vl_serve.doctor import software
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.mend import can_mend
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan.architectures import Quantisation
 from qwen2vl_serve.plan.configuration import quantisation_of
 from qwen2vl_serve.plan.legality import other_size

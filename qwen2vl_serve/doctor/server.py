@@ -9,10 +9,10 @@ import socket
 import ssl
 from pathlib import Path
 
+from qwen2vl_serve.auth.keys_file import KeysFile
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, refused, warning
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
-from qwen2vl_serve.keys_file import KeysFile
 
 LOG_BYTES = 16 * 1024 * 1024
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})

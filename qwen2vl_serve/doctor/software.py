@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, warning
 from qwen2vl_serve.doctor.machine import DISTRIBUTION
-from qwen2vl_serve.doctor.world import Build, World
+from qwen2vl_serve.doctor.world import World
+from qwen2vl_serve.machine.installed import Build
 
 NUMA = "libnuma.so.1"
 ENTRY_POINT = "qwen2vl_torchvision_ops"

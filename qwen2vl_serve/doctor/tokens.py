@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen2vl_serve import checkpoint
+from qwen2vl_serve.checkpoints import checkpoint
 from qwen2vl_serve.doctor.finding import Finding, fatal, ok, warning
 from qwen2vl_serve.doctor.world import World
 

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from qwen2vl_serve import checkpoint, hardware, hubs, nvidia
+from qwen2vl_serve.checkpoints import checkpoint, hubs
 from qwen2vl_serve.errors import SetupError
+from qwen2vl_serve.machine import hardware, nvidia
+from qwen2vl_serve.machine.installed import Build
 from qwen2vl_serve.plan.advice import advice
 from qwen2vl_serve.plan.source import of_config
 from qwen2vl_serve.profile import Profile
 
-Build = Literal["cpu", "cuda"]
 Advice = Callable[[Profile], str | None]
 """Says what to change in a profile that does not fit into memory; None when it knows nothing."""
 

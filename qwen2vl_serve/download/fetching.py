@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from qwen2vl_serve import hubs
+from qwen2vl_serve.checkpoints import hubs
 from qwen2vl_serve.download.huggingface import HuggingFace
 from qwen2vl_serve.download.listing import (
     Hub,

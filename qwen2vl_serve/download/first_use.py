@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from qwen2vl_serve import checkpoint, hubs
+from qwen2vl_serve.checkpoints import checkpoint, hubs
 from qwen2vl_serve.download.fetching import download
 from qwen2vl_serve.download.meter import Meter
 from qwen2vl_serve.profile import Profile

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from qwen2vl_serve import hubs
+from qwen2vl_serve.checkpoints import hubs
 from qwen2vl_serve.download.listing import Advance, Listing, RepoFile
 from qwen2vl_serve.errors import DownloadError, HubUnreachable, PreflightError
 

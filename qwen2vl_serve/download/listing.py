@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from qwen2vl_serve import hubs
+from qwen2vl_serve.checkpoints import hubs
 from qwen2vl_serve.errors import PreflightError
 
 Source = Literal["auto", "hf", "modelscope"]

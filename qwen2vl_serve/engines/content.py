@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
 
-from qwen2vl_serve.content import TextPart
 from qwen2vl_serve.engine import Medium
-from qwen2vl_serve.protocol import AssistantMessage, ChatRequest, SystemMessage
+from qwen2vl_serve.protocol.chat import AssistantMessage, ChatRequest, SystemMessage
+from qwen2vl_serve.protocol.content import TextPart
 
 _CHARACTERS_A_TOKEN = 4
 """Near enough to compare with; a tokenizer would cost more than what it decides."""

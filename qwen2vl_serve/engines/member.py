@@ -9,8 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 from qwen2vl_serve.engine import Engine, EngineState
+from qwen2vl_serve.engines.pulse import Pulse
 from qwen2vl_serve.errors import EngineUnavailable
-from qwen2vl_serve.pulse import Pulse
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from qwen2vl_serve.engine import Adapter, Engine, EngineState, Medium, ServedModel, Usage
 from qwen2vl_serve.engines.content import Content, content_of
 from qwen2vl_serve.engines.member import Member, Start
+from qwen2vl_serve.engines.pulse import Pulse
 from qwen2vl_serve.engines.router import Router
 from qwen2vl_serve.errors import APIError, EngineUnavailable, ModelNotFound
-from qwen2vl_serve.protocol import ChatRequest
-from qwen2vl_serve.pulse import Pulse
+from qwen2vl_serve.protocol.chat import ChatRequest
 
 
 class Engines:

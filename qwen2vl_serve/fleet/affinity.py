@@ -14,7 +14,7 @@ from typing import Any
 from blake3 import blake3
 
 from qwen2vl_serve.errors import InvalidJSON
-from qwen2vl_serve.validation import parse_json
+from qwen2vl_serve.protocol.validation import parse_json
 
 SLACK = 1.25
 """How much above the mean a replica's load may be before its keys go elsewhere."""

@@ -18,15 +18,15 @@ from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qwen2vl_serve.auth import Keys
-from qwen2vl_serve.body import BodyReader
-from qwen2vl_serve.call import Call
-from qwen2vl_serve.connection import WhileConnected
-from qwen2vl_serve.envelope import OPEN_PATHS, Envelope, Metrics
+from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.errors import APIError, EngineUnavailable, Overloaded, RouteNotFound
 from qwen2vl_serve.fleet.affinity import content_key
 from qwen2vl_serve.fleet.asking import REPLICA_HEADER, Ask, Messages, plain_scope
 from qwen2vl_serve.fleet.figures import together
+from qwen2vl_serve.http.body import BodyReader
+from qwen2vl_serve.http.call import Call
+from qwen2vl_serve.http.connection import WhileConnected
+from qwen2vl_serve.http.envelope import OPEN_PATHS, Envelope, Metrics
 from qwen2vl_serve.line import Refused
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.uploads import FORM_BYTES, RECEIVE_SECONDS

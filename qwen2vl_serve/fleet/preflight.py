@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from qwen2vl_serve.auth import Keys
-from qwen2vl_serve.door import LOOPBACK
+from qwen2vl_serve.auth.keys import Keys
+from qwen2vl_serve.auth.keys_file import KeysFile
 from qwen2vl_serve.errors import PreflightError
-from qwen2vl_serve.keys_file import KeysFile
+from qwen2vl_serve.http.door import LOOPBACK
 from qwen2vl_serve.profile import Profile
 
 

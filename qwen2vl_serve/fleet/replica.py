@@ -13,17 +13,17 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Message
 
-from qwen2vl_serve import request_log, tracing
 from qwen2vl_serve.adapters.named import named_adapters, with_adapters
 from qwen2vl_serve.app import build_app
 from qwen2vl_serve.download import have_model
-from qwen2vl_serve.engine_environment import engine_environment
 from qwen2vl_serve.errors import EngineUnavailable
 from qwen2vl_serve.fleet.asking import REPLICA_HEADER, Ask, Messages
 from qwen2vl_serve.fleet.preflight import door_keys
-from qwen2vl_serve.launch import WATCH_SECONDS
+from qwen2vl_serve.http import request_log, tracing
+from qwen2vl_serve.launch.engine_environment import engine_environment
+from qwen2vl_serve.launch.resources import media_loader
+from qwen2vl_serve.launch.serve import WATCH_SECONDS
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.resources import media_loader
 
 logger = logging.getLogger("qwen2vl_serve")
 

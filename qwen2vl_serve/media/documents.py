@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from blake3 import blake3
 
-from qwen2vl_serve.content import FramesPart, ImagePart, VideoPart
 from qwen2vl_serve.errors import InvalidImage, InvalidValue, TooManyItems
 from qwen2vl_serve.media.image import VIDEO_KINDS, file_kind
 from qwen2vl_serve.media.ledger import Account
 from qwen2vl_serve.media.loader import MediaLoader
 from qwen2vl_serve.media.lru import LRU
 from qwen2vl_serve.media.pdf import draw_pages
-from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.protocol.chat import ChatRequest
+from qwen2vl_serve.protocol.content import FramesPart, ImagePart, VideoPart
 from qwen2vl_serve.vision import FACTOR
 
 PROCESSES = 2

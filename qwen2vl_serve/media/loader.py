@@ -18,13 +18,6 @@ from typing import Any, TypeVar
 
 from blake3 import blake3
 
-from qwen2vl_serve.content import (
-    FramesPart,
-    ImagePart,
-    TextPart,
-    VideoFields,
-    VideoPart,
-)
 from qwen2vl_serve.errors import (
     ImageDownloadTimeout,
     InvalidImage,
@@ -56,7 +49,14 @@ from qwen2vl_serve.media.sampling import (
 from qwen2vl_serve.media.sizing import Bounds, shrunk, size_for
 from qwen2vl_serve.media.sources import DataURLError, Sources, UnknownFileID
 from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoLimits, WorkTime
-from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.protocol.chat import ChatRequest
+from qwen2vl_serve.protocol.content import (
+    FramesPart,
+    ImagePart,
+    TextPart,
+    VideoFields,
+    VideoPart,
+)
 
 logger = logging.getLogger(__name__)
 

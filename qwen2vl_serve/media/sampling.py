@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qwen2vl_serve.content import FramesPart, VideoFields, VideoPart
 from qwen2vl_serve.errors import InvalidValue, InvalidVideo
 from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.media.sizing import (
@@ -26,7 +25,8 @@ from qwen2vl_serve.media.sizing import (
     shrunk,
 )
 from qwen2vl_serve.profile.media import MediaSection
-from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.protocol.chat import ChatRequest
+from qwen2vl_serve.protocol.content import FramesPart, VideoFields, VideoPart
 from qwen2vl_serve.vision import FACTOR, FRAME_FACTOR, PixelBudget, smart_resize
 
 # ``FPS``, ``FPS_MIN_FRAMES`` and ``FPS_MAX_FRAMES`` of qwen_vl_utils.

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qwen2vl_serve.content import Detail, ImagePart, PixelFields, VideoFields
 from qwen2vl_serve.errors import InvalidImage, InvalidValue, UnsupportedParameter
 from qwen2vl_serve.media.headers import Header
 from qwen2vl_serve.profile.media import MediaSection
-from qwen2vl_serve.protocol import ChatRequest, MMProcessorKwargs
+from qwen2vl_serve.protocol.chat import ChatRequest, MMProcessorKwargs
+from qwen2vl_serve.protocol.content import Detail, ImagePart, PixelFields, VideoFields
 from qwen2vl_serve.vision import PixelBudget, smart_resize, visual_tokens
 
 LOW_DETAIL_PIXELS = 448 * 448

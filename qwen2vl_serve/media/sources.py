@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 import pybase64
 
-from qwen2vl_serve.content import UPLOAD
 from qwen2vl_serve.media.fetch import Fetcher, FetchError, Take
 from qwen2vl_serve.media.files import FileStore, NoSuchFile
+from qwen2vl_serve.protocol.content import UPLOAD
 
 
 class DataURLError(FetchError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qwen2vl_serve import hardware
 from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan.environment import machines_here
 from qwen2vl_serve.plan.planning import plan_for
 from qwen2vl_serve.plan.remedies import find_remedies

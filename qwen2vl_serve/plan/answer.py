@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from qwen2vl_serve.hardware import GIB, Card, Host
+from qwen2vl_serve.machine.hardware import GIB, Card, Host
 from qwen2vl_serve.plan.assessment import Assessment, StagePlan, Verdict, host_bytes
 from qwen2vl_serve.plan.capacity import Capacity, capacity
 from qwen2vl_serve.plan.cards import (

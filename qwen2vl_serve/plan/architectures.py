@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from qwen2vl_serve import checkpoint
+from qwen2vl_serve.checkpoints import checkpoint
 
 Split = Literal["column", "row", "copied", "vocabulary"]
 MROPE_POSITIONS = 4

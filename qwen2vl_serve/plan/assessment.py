@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from qwen2vl_serve.hardware import GIB, Card, Host
+from qwen2vl_serve.machine.hardware import GIB, Card, Host
 from qwen2vl_serve.plan import memory
 from qwen2vl_serve.plan.adapters import adapter_room
 from qwen2vl_serve.plan.architectures import Architecture

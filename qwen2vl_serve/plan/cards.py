@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from qwen2vl_serve.errors import PreflightError
-from qwen2vl_serve.hardware import Card
+from qwen2vl_serve.machine.hardware import Card
 
 _SPECIFICATION = (
     "write NxNAME as 8x2080ti-11g, 2x3090 or 1xa100-80g, NxSIZE@CAPABILITY as 4x24GiB@8.6, or "

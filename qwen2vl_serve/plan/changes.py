@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.machine.hardware import GIB
 from qwen2vl_serve.plan.architectures import quantised_twin
 from qwen2vl_serve.plan.assessment import Assessment
 from qwen2vl_serve.plan.cards import KV_CACHE_VARIABLE

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeGuard
 
-from qwen2vl_serve.hardware import GIB, Card
+from qwen2vl_serve.machine.hardware import GIB, Card
 from qwen2vl_serve.plan.architectures import Architecture, with_online_fp8
 from qwen2vl_serve.plan.cards import KV_CACHE_VARIABLE, Machines
 from qwen2vl_serve.profile import Profile

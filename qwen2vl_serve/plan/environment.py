@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from qwen2vl_serve import hardware
 from qwen2vl_serve.errors import PreflightError
+from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan.cards import KV_CACHE_VARIABLE, Machines
 
 

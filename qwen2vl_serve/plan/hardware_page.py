@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwen2vl_serve.hardware import GIB, Card, Host
+from qwen2vl_serve.machine.hardware import GIB, Card, Host
 from qwen2vl_serve.plan.assessment import Assessment, Verdict, host_bytes
 from qwen2vl_serve.plan.capacity import capacity
 from qwen2vl_serve.plan.cards import decoder_attention, table, vision_attention

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from qwen2vl_serve import checkpoint
-from qwen2vl_serve.hardware import GIB, Card
+from qwen2vl_serve.checkpoints import checkpoint
+from qwen2vl_serve.machine.hardware import GIB, Card
 from qwen2vl_serve.plan.architectures import Architecture
 from qwen2vl_serve.plan.cards import (
     KV_CACHE_VARIABLE,

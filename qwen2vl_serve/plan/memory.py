@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.machine.hardware import GIB
 from qwen2vl_serve.plan.deployment import Deployment
 from qwen2vl_serve.plan.weights import MIB, StageWeights, allocation
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.machine.hardware import GIB
 from qwen2vl_serve.plan import question
 from qwen2vl_serve.plan.architectures import Architecture, published, published_names
 from qwen2vl_serve.plan.assessment import Verdict

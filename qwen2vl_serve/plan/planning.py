@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qwen2vl_serve.hardware import Card, Host
+from qwen2vl_serve.machine.hardware import Card, Host
 from qwen2vl_serve.plan.architectures import Architecture
 from qwen2vl_serve.plan.assessment import Assessment, StagePlan, Verdict, assess
 from qwen2vl_serve.plan.cards import Machines

@@ -6,7 +6,7 @@ are counted once.
 
 from __future__ import annotations
 
-from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.machine.hardware import GIB
 
 _API_SERVER, _ENGINE_CORE, _WORKER = 0.64 * GIB, 0.47 * GIB, 0.53 * GIB
 _COMPUTING_CORE = 0.59 * GIB

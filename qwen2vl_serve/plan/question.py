@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qwen2vl_serve import hardware
 from qwen2vl_serve.adapters.named import named_adapters, with_adapters
 from qwen2vl_serve.errors import PreflightError
-from qwen2vl_serve.hardware import Card, Host
+from qwen2vl_serve.machine import hardware
+from qwen2vl_serve.machine.hardware import Card, Host
 from qwen2vl_serve.plan.architectures import Architecture
 from qwen2vl_serve.plan.cards import MOST_CARDS, Machines, card_called, parse_cards
 from qwen2vl_serve.plan.environment import cpu_cache_gib
 from qwen2vl_serve.plan.source import architecture_of
-from qwen2vl_serve.preflight import suitable_profile
+from qwen2vl_serve.plan.suitable import suitable_profile
 from qwen2vl_serve.profile import Profile, load_profile, make_profile
 
 # What a profile of its own starts from: pictures as in the profiles that ship.

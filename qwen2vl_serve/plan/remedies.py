@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qwen2vl_serve.hardware import Host
+from qwen2vl_serve.machine.hardware import Host
 from qwen2vl_serve.plan.architectures import Architecture, published
 from qwen2vl_serve.plan.assessment import Assessment, Verdict, assess
 from qwen2vl_serve.plan.cards import Machines

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qwen2vl_serve.hardware import GIB
+from qwen2vl_serve.machine.hardware import GIB
 from qwen2vl_serve.plan import memory
 from qwen2vl_serve.plan.answer import PARTS, Answer
 from qwen2vl_serve.plan.assessment import Assessment, StagePlan, Verdict, host_bytes

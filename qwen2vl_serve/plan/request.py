@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from qwen2vl_serve.content import VideoFields
 from qwen2vl_serve.errors import APIError, PreflightError
 from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.media.sampling import frame_rules, sample_file
 from qwen2vl_serve.media.sizing import picture_bounds
 from qwen2vl_serve.profile import Profile
 from qwen2vl_serve.profile.yaml import shown
+from qwen2vl_serve.protocol.content import VideoFields
 from qwen2vl_serve.vision import MARKER_TOKENS, smart_resize, visual_tokens
 
 FILE_FPS = 30.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from qwen2vl_serve import checkpoint, hubs
+from qwen2vl_serve.checkpoints import checkpoint, hubs
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.plan.architectures import Architecture, published, published_names
 from qwen2vl_serve.plan.configuration import positions_of, read_architecture

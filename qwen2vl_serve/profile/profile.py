@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from qwen2vl_serve.api_keys import keys_of_environment, keys_of_file
 from qwen2vl_serve.profile.adapters import AdaptersSection
+from qwen2vl_serve.profile.api_keys import keys_of_environment, keys_of_file
 from qwen2vl_serve.profile.cpus import equal_shares, one_cpu_each
 from qwen2vl_serve.profile.limits import BatchesSection, LimitsSection, OverflowSection
 from qwen2vl_serve.profile.media import FilesSection, MediaSection

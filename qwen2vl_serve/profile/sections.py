@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from qwen2vl_serve.api_keys import API_KEY_VARIABLE, usable_key
+from qwen2vl_serve.profile.api_keys import API_KEY_VARIABLE, usable_key
 
 DEMO_MODEL = "demo"
 DEMO_MODEL_FOLDER = Path(__file__).parents[1] / "demo" / "model"

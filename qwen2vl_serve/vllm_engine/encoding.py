@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm.renderers.base import BaseRenderer
 
-from qwen2vl_serve.control_tokens import MARK
+from qwen2vl_serve.protocol.control_tokens import MARK
 
 
 class PromptEncoder:

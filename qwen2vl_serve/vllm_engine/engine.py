@@ -32,7 +32,7 @@ from qwen2vl_serve.errors import (
     ModelNotFound,
     Overloaded,
 )
-from qwen2vl_serve.protocol import ChatRequest
+from qwen2vl_serve.protocol.chat import ChatRequest
 from qwen2vl_serve.vllm_engine import tools
 from qwen2vl_serve.vllm_engine.adapters import Adapters
 from qwen2vl_serve.vllm_engine.chunks import is_plain, plain_chunks

@@ -21,10 +21,9 @@ from vllm.multimodal.media.base import MediaWithBytes
 from vllm.sampling_params import StructuredOutputsParams
 from xgrammar.structural_tag import JSONSchemaFormat, StructuralTag
 
-from qwen2vl_serve import protocol
-from qwen2vl_serve.content import ImagePart, TextPart, UserPart
 from qwen2vl_serve.engine import Medium, Picture, Usage
-from qwen2vl_serve.protocol import ChatRequest, Message, ToolMessage
+from qwen2vl_serve.protocol.chat import ChatRequest, Message, ResponseFormat, ToolMessage
+from qwen2vl_serve.protocol.content import ImagePart, TextPart, UserPart
 from qwen2vl_serve.vllm_engine import tools
 from qwen2vl_serve.vllm_engine.connector import Frames
 
@@ -230,7 +229,7 @@ def _as_part(part: UserPart, media: Iterator[Medium]) -> dict[str, Any]:
     return {"type": "video_url", "video_url": Frames(medium), "uuid": medium.key}
 
 
-def _as_structured_outputs(wanted: protocol.ResponseFormat) -> StructuredOutputsParams | None:
+def _as_structured_outputs(wanted: ResponseFormat) -> StructuredOutputsParams | None:
     """Return the grammar of an answer, which has one blank at most between the parts of its JSON.
 
     vLLM's own way to a JSON schema allows any number, and a small model may write nothing else; or

@@ -16,13 +16,13 @@ from vllm.tool_parsers.hermes_tool_parser import Hermes2ProToolParser
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
 from qwen2vl_serve.errors import InvalidValue
-from qwen2vl_serve.protocol import (
+from qwen2vl_serve.protocol.chat import (
     AssistantMessage,
     ChatRequest,
     Message,
     ToolMessage,
 )
-from qwen2vl_serve.tools import NamedTool, Tool
+from qwen2vl_serve.protocol.tools import NamedTool, Tool
 
 TEMPLATE = (Path(__file__).parent / "tools.jinja").read_text("utf-8")
 """Qwen2-VL's own template has no tools; without any, this one renders what that does."""

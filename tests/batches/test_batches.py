@@ -23,18 +23,18 @@ import openai
 import pytest
 from PIL import Image
 
-from qwen2vl_serve import app, auth
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve import app
+from qwen2vl_serve.auth.keys import Keys
+from qwen2vl_serve.auth.keys_file import KeyLimits, KeysFile
+from qwen2vl_serve.auth.quota import Quotas
 from qwen2vl_serve.batches import runner
 from qwen2vl_serve.batches import store as store_module
 from qwen2vl_serve.batches.store import Batch, BatchStore
 from qwen2vl_serve.engine import Medium, Usage
 from qwen2vl_serve.errors import PreflightError
-from qwen2vl_serve.keys_file import KeyLimits, KeysFile
+from qwen2vl_serve.launch.resources import batch_store
 from qwen2vl_serve.profile import Profile, load_profile
-from qwen2vl_serve.protocol import ChatRequest
-from qwen2vl_serve.quota import Quotas
-from qwen2vl_serve.resources import batch_store
+from qwen2vl_serve.protocol.chat import ChatRequest
 from tests.conftest import ServerProcess
 from tests.fake_engine import FakeEngine
 from tests.served import CountingEngine, Served, eventually, served
@@ -752,7 +752,7 @@ def test_a_server_that_loses_its_key_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests of a key that was revoked meanwhile fail with 401."""
-    monkeypatch.setattr(auth, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("qwen2vl_serve.auth.keys.LOOK_SECONDS", 0.0)
     file = KeysFile(tmp_path / "keys.json")
     key = file.add("ada")
     file.add("bob")

@@ -19,7 +19,7 @@ from check_jsonschema.builtin_schemas import get_builtin_schema
 from jsonschema.validators import validator_for
 from packaging.requirements import Requirement
 
-from qwen2vl_serve.launch import _LAST_BYTES_SECONDS
+from qwen2vl_serve.launch.serve import _LAST_BYTES_SECONDS
 from qwen2vl_serve.profile import Profile
 from tests.deploy.dockerfile import Stage, expanded, ignored, pairs, read_stages
 from tests.markdown import ROOT

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from qwen2vl_serve.cli import main
-from qwen2vl_serve.envelope import Metrics
-from qwen2vl_serve.launch import _LAST_BYTES_SECONDS
+from qwen2vl_serve.http.envelope import Metrics
+from qwen2vl_serve.launch.serve import _LAST_BYTES_SECONDS
 from qwen2vl_serve.profile import Profile, load_profile
 from tests.deploy.dockerfile import read_stages
 from tests.markdown import ROOT

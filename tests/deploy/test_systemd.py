@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen2vl_serve.http_server import Signals
-from qwen2vl_serve.launch import _LAST_BYTES_SECONDS
+from qwen2vl_serve.launch.http_server import Signals
+from qwen2vl_serve.launch.serve import _LAST_BYTES_SECONDS
 from qwen2vl_serve.profile import Profile
 from tests.markdown import ROOT
 

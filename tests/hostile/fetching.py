@@ -15,7 +15,7 @@ from tests.hostile.case import Case, Outcome, Refusal, image, shown
 from tests.hostile.pictures import png
 from tests.hostile.sites import OPEN, http
 from tests.hostile.target import Target
-from tests.test_launch import self_signed
+from tests.launch.test_serve import self_signed
 
 TITLE = "fetching"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from qwen2vl_serve import cli
-from qwen2vl_serve.auth import Keys
+from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.profile import load_profile
 from tests.conftest import ServerProcess
 from tests.fake_engine import FakeEngine

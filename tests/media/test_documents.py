@@ -15,8 +15,8 @@ from qwen2vl_serve.media.fetch import Fetcher, FetchPolicy
 from qwen2vl_serve.media.files import FileStore
 from qwen2vl_serve.media.loader import MediaLoader
 from qwen2vl_serve.media.picture import Picture
-from qwen2vl_serve.protocol import ChatRequest
-from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.protocol.chat import ChatRequest
+from qwen2vl_serve.protocol.validation import RequestLimits, parse_chat
 from tests.media.test_loader import BOUNDS, data_url, part
 from tests.media.test_pdf import PDF, colour
 

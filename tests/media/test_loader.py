@@ -28,8 +28,8 @@ from qwen2vl_serve.media.loader import (
 )
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sizing import Bounds
-from qwen2vl_serve.protocol import ChatRequest
-from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.protocol.chat import ChatRequest
+from qwen2vl_serve.protocol.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget
 
 BOUNDS = Bounds(PixelBudget(3136, 1_003_520), PixelBudget(3136, 1_003_520))

@@ -33,7 +33,7 @@ from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.media.sampling import FrameRules
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.media.video import VideoLimits
-from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.protocol.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget
 from tests.media.movies import data_url, movie, picture
 from tests.media.test_loader import loaded

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwen2vl_serve.content import FramesPart, ImagePart, VideoFields, VideoPart
 from qwen2vl_serve.errors import InvalidValue, InvalidVideo
+from qwen2vl_serve.launch.resources import media_loader
 from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.media.sampling import (
     REFERENCE,
@@ -30,9 +30,9 @@ from qwen2vl_serve.media.sampling import (
 from qwen2vl_serve.media.sizing import Bounds
 from qwen2vl_serve.media.video import DEFAULT_LIMITS, frame_indices
 from qwen2vl_serve.profile import Profile
-from qwen2vl_serve.resources import media_loader
+from qwen2vl_serve.protocol.content import FramesPart, ImagePart, VideoFields, VideoPart
+from qwen2vl_serve.protocol.validation import RequestLimits, parse_chat
 from qwen2vl_serve.torchvision_ops import declare_missing_operators
-from qwen2vl_serve.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget
 
 LIMITS = RequestLimits(max_messages=9, max_n=1, max_tokens=None, images=9, videos=9)

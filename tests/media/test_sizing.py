@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen2vl_serve.content import ImagePart
 from qwen2vl_serve.errors import (
     InvalidImage,
     InvalidValue,
@@ -18,7 +17,8 @@ from qwen2vl_serve.errors import (
 )
 from qwen2vl_serve.media.headers import Header
 from qwen2vl_serve.media.sizing import Bounds, Sizing, size_for
-from qwen2vl_serve.validation import RequestLimits, parse_chat
+from qwen2vl_serve.protocol.content import ImagePart
+from qwen2vl_serve.protocol.validation import RequestLimits, parse_chat
 from qwen2vl_serve.vision import PixelBudget, smart_resize
 
 TOKEN = 784

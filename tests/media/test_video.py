@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwen2vl_serve.content import VideoFields
 from qwen2vl_serve.errors import (
     APIError,
     ImageTooLarge,
@@ -35,6 +34,7 @@ from qwen2vl_serve.media.video import (
     read_header,
     read_listed_header,
 )
+from qwen2vl_serve.protocol.content import VideoFields
 from qwen2vl_serve.torchvision_ops import declare_missing_operators
 from tests.media.movies import movie, picture
 

@@ -1,0 +1,1 @@
+"""What this machine has: cards and their driver, processors, memory."""
