@@ -13,9 +13,11 @@ from typing import NoReturn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Match
 
 from qwen2vl_serve import __version__
 from qwen2vl_serve.adapters.api import AdaptersAPI, LoadRequest, UnloadRequest
@@ -34,7 +36,7 @@ from qwen2vl_serve.errors import (
 )
 from qwen2vl_serve.http import docs_page
 from qwen2vl_serve.http.door import EXPOSED_HEADERS, Door, host_rule
-from qwen2vl_serve.http.envelope import OPEN_PATHS, Envelope, Metrics
+from qwen2vl_serve.http.envelope import OPEN_PATHS, Envelope, Metrics, error_response
 from qwen2vl_serve.http.openapi import document
 from qwen2vl_serve.http.tracing import Tracer
 from qwen2vl_serve.media.loader import MediaLoader
@@ -140,7 +142,7 @@ def build_app(
     app.add_middleware(Envelope, metrics=metrics, calls=api.calls, tracer=tracer)
     if server.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            _CORS,
             allow_origins=server.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
@@ -148,6 +150,21 @@ def build_app(
         )  # added last: outermost
     app.openapi = cache(lambda: document(app, BODIES))  # type: ignore[method-assign]  # FastAPI's own hook
     return app
+
+
+class _CORS(CORSMiddleware):
+    """As the framework's, whose refusals are plain text."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        answer = super().preflight_response(request_headers)
+        if answer.status_code < 400:
+            return answer
+        reason = bytes(answer.body).decode()
+        told = error_response(
+            RequestError(f"{reason}; the operator names origins in server.cors_origins.")
+        )
+        told.headers["Vary"] = answer.headers["Vary"]
+        return told
 
 
 async def _docs(request: Request) -> HTMLResponse:
@@ -184,6 +201,16 @@ def _raise_ours(request: Request, error: Exception) -> NoReturn:
         case HTTPException(status_code=404):
             raise RouteNotFound(f"There is no {path!r} here; /docs lists what there is.")
         case HTTPException(status_code=405):
-            raise MethodNotAllowed(f"{path!r} does not take {method}.")
+            taken = _taken(request)
+            refused = MethodNotAllowed(f"{path!r} does not take {method}; it takes {taken}.")
+            refused.headers = {"Allow": taken}
+            raise refused
         case _:
             raise RequestError("The request could not be read.")
+
+
+def _taken(request: Request) -> str:
+    """Name the methods that a path takes, of all its routes; the framework knows the first's."""
+    routes = request.app.router.routes
+    fitting = [one for one in routes if one.matches(request.scope)[0] is Match.PARTIAL]
+    return ", ".join(sorted({method for one in fitting for method in one.methods}))

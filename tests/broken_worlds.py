@@ -71,6 +71,13 @@ def file_of_named_keys_that_is_not_there(lab: Lab) -> World:
     return lab.world(f"server.keys_file={lab.folder / 'nowhere.json'}")
 
 
+@breaks("keys", "fatal", "QWEN2VL_API_KEY: holds no key", "or unset it")
+def variable_of_blanks(lab: Lab) -> World:
+    """Whoever set it wanted a key; the server must not be open."""
+    lab.monkeypatch.setenv("QWEN2VL_API_KEY", " , ")
+    return lab.world("host=0.0.0.0")
+
+
 @breaks("keys", "warning", "none, on 0.0.0.0", "keys add NAME")
 def open_to_the_network(lab: Lab) -> World:
     return lab.world("host=0.0.0.0")
@@ -91,6 +98,31 @@ def taken_port(lab: Lab) -> World:
 @breaks("log", "fatal", "is a folder", "server.log_file")
 def log_in_place_of_a_folder(lab: Lab) -> World:
     return lab.world(f"server.log_file={lab.folder}")
+
+
+@breaks("log", "fatal", "server.log_file: /dev/zero is not a file", "/dev/null for none")
+def log_in_an_endless_device(lab: Lab) -> World:
+    """The boot would read one line of it until no memory is left."""
+    return lab.world("server.log_file=/dev/zero")
+
+
+@breaks("log", "fatal", "server.log_file:", "is not a file", "--verbose")
+def log_in_a_pipe(lab: Lab) -> World:
+    """Opening it would wait for ever."""
+    os.mkfifo(lab.folder / "pipe")
+    return lab.world(f"server.log_file={lab.folder / 'pipe'}")
+
+
+@breaks("log", "fatal", "server.log_file: /dev/stdout is not a file", "--verbose")
+def log_to_standard_output(lab: Lab) -> World:
+    """Whatever it leads to: it is usual in containers."""
+    return lab.world("server.log_file=/dev/stdout")
+
+
+@breaks("uploads", "fatal", "files.folder: /proc/x cannot be made or written", "name another")
+def uploads_where_nothing_can_be_made(lab: Lab) -> World:
+    """Root may write anywhere by its rights, and here by nothing else."""
+    return lab.world("files.folder=/proc/x")
 
 
 @breaks("uploads", "fatal", "files.folder", "cannot be written")
@@ -293,10 +325,16 @@ def cache_of_the_cpu_for_no_request(lab: Lab) -> World:
     return lab.world("engine.kv_cache_memory_bytes=1000000")
 
 
-@breaks("fit", "warning", "engine.max_model_len: 9999999 is beyond the model's 8192 positions",
+@breaks("config", "fatal", "engine.max_model_len: 9999999 is beyond the model's 8192 positions",
         "vLLM refuses it", "lower it")  # fmt: skip
 def longer_than_the_model(lab: Lab) -> World:
     return lab.world("engine.max_model_len=9999999")
+
+
+@breaks("fit", "warning", "engine.max_model_len: 9999999 is beyond the model's 32768 positions",
+        "vLLM refuses it", "lower it")  # fmt: skip
+def longer_than_a_model_that_is_not_here(lab: Lab) -> World:
+    return lab.world("model=Qwen/Qwen2-VL-2B-Instruct", "engine.max_model_len=9999999")
 
 
 @breaks("p2p", "warning", "cards 0 and 1", "NCCL_P2P_DISABLE=1",
@@ -386,6 +424,16 @@ def proxy_of_the_environment_in_another_tongue(lab: Lab) -> World:
 @breaks("model", "fatal", "there is no folder", "Qwen/Qwen2-VL-7B-Instruct")
 def no_folder(lab: Lab) -> World:
     return lab.world(f"model={lab.folder}/none")
+
+
+@breaks("model", "fatal", "model.tokenizer: there is no folder /nope", "correct the path")
+def no_folder_of_a_tokenizer(lab: Lab) -> World:
+    return lab.world("model.tokenizer=/nope")
+
+
+@breaks("model", "fatal", "model.generation_config: there is no folder /nope", "auto or vllm")
+def no_folder_of_sampling_values(lab: Lab) -> World:
+    return lab.world("model.generation_config=/nope")
 
 
 @breaks("model", "fatal", "HF_HUB_OFFLINE forbids", "unset the variable")

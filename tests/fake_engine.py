@@ -17,7 +17,7 @@ from qwen2vl_serve.protocol.chat import ChatRequest
 
 @dataclass
 class FakeEngine:
-    """Answers ``words``, at most ``max_tokens``; ``failure`` is raised before word ``fail_at``.
+    """Answers ``words``, at most ``most_tokens``; ``failure`` is raised before word ``fail_at``.
 
     While ``hung`` it keeps what it has and gives nothing out, as a process that was stopped.
     """
@@ -131,7 +131,7 @@ class FakeEngine:
         self.media.append(media)
         self.running += 1
         try:
-            for index, word in enumerate(islice(self.words, request.max_tokens)):
+            for index, word in enumerate(islice(self.words, request.most_tokens)):
                 if self.failure is not None and index == self.fail_at:
                     raise self.failure
                 await asyncio.sleep(self.pause)

@@ -153,6 +153,19 @@ def test_what_is_not_there_is_told_in_openais_shape(
     assert answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    ("path", "taken"),
+    [("/v1/chat/completions", "POST"), ("/v1/files", "GET, POST"), ("/v1/files/x", "DELETE, GET")],
+)
+def test_a_method_that_is_not_taken_is_told_with_those_that_are(
+    api: Running, path: str, taken: str
+) -> None:
+    """All of them, though each is a route of its own (RFC 9110, 15.5.6)."""
+    answer = requests.put(api.root + path, timeout=60)
+    assert answer.headers["allow"] == taken
+    assert error_of(answer)["message"].endswith(f"does not take PUT; it takes {taken}.")
+
+
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
 def test_only_json_is_read(api: Running, kind: str | None) -> None:
     """A body that is not declared as JSON is refused with 415."""
@@ -494,3 +507,17 @@ def test_the_openapi_document_describes_the_chat_body(api: Running) -> None:
     for reference in json.dumps(document).split('"$ref": "')[1:]:
         name = reference.partition('"')[0].rpartition("/")[2]
         assert name in schemas
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_without_max_tokens_is_held_to_the_profiles(stream: bool) -> None:
+    """``limits.max_tokens`` bounds every answer; what the request asks for itself is kept."""
+    profile = load_profile("demo", ["limits.max_tokens=2"])
+    with running(FakeEngine(words=["a "] * 9), profile=profile) as server:
+        assert server.chat({**HELLO, "stream": stream}).text.count('"a ') == (2 if stream else 1)
+        assert server.chat({**HELLO, "stream": stream, "max_tokens": 1}).status_code == 200
+        assert [one.most_tokens for one in server.engine.requests] == [2, 1]
+        error = error_of(server.chat({**HELLO, "stream": stream, "min_tokens": 3}))
+    assert error["param"] == "min_tokens"
+    assert "min_tokens is 3, more than limits.max_tokens" in error["message"]
+    assert "(2)" in error["message"]

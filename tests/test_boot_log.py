@@ -82,6 +82,15 @@ def test_a_line_written_in_pieces_is_read_once(log: Path) -> None:
     assert lines.count("Loading weights took 1 seconds") == 1
 
 
+def test_a_line_without_an_end_is_read_in_parts(log: Path) -> None:
+    """It must not be gathered until no memory is left."""
+    lines: list[str] = []
+    with BootLog(log, lines.append, verbose=True):
+        append(log, "x" * 200_000)
+        eventually(lambda: len(lines) >= 3)
+    assert max(map(len, lines)) < 140_000
+
+
 def test_after_ready_no_phase_is_reported(log: Path) -> None:
     """The log goes on; the operator's lines are the requests' now."""
     lines: list[str] = []

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import qwen2vl_client
 from hypothesis import given, settings
@@ -187,6 +188,15 @@ class TestChat:
         assert said[1] == [("system", "own"), ("user", "a"), ("assistant", "b")]
         assert said[2] == [("user", "c")]
 
+    def test_a_developer_message_is_a_system_message(self) -> None:
+        """The client's own prompt is not put before it, and ``system=`` with it is refused."""
+        told = [{"role": "developer", "content": "own"}, {"role": "user", "content": "a"}]
+        with asking(stub.completion()) as (client, server):
+            client.chat(messages=told)
+            with pytest.raises(InvalidArgumentError, match="drop one of the two"):
+                client.chat(messages=told, system="S")
+        assert [request.body["messages"] for request in server.requests] == [told]
+
     def test_the_model_is_asked_of_the_server_once(self) -> None:
         """Eight calls at once read the list of models once, and all name the model it offers."""
         with stub.running(stub.completion()) as server, Client(server.url) as client:
@@ -285,8 +295,12 @@ class TestChat:
         [
             ({}, "nothing to ask"),
             ({"text": b"x"}, "text must be a string, not bytes"),
-            ({"text": "x", "temperature": float("nan")}, "JSON"),
-            ({"text": "x", "stop": {1}}, "JSON"),
+            (
+                {"text": "x", "temperature": float("nan")},
+                "temperature=nan cannot be written as JSON",
+            ),
+            ({"text": "x", "stop": {1}}, "stop={1} cannot be written as JSON"),
+            ({"text": "x", "seed": np.int64(7)}, f"seed={np.int64(7)!r} cannot be written as"),
             ({"text": "half \ud83d"}, "surrogate"),
             ({"text": "x", "stream": True}, "use stream()"),
             ({"text": "x", "timeout": 0}, "timeout=0"),

@@ -162,8 +162,8 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     options = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", capsys.readouterr().out))
     assert options == {
-        "--help", "--url", "--api-key", "--model", "--timeout", "--image", "--video", "--system",
-        "--max-tokens", "--temperature", "--top-p", "--seed", "--no-stream",
+        "--help", "--url", "--api-key", "--model", "--timeout", "--verify", "--image", "--video",
+        "--system", "--max-tokens", "--temperature", "--top-p", "--seed", "--no-stream",
     }  # fmt: skip
 
 

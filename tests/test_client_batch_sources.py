@@ -148,6 +148,7 @@ def test_a_system_message_among_the_fields_is_for_requests_without_one() -> None
         ({"text": "b", "system": "own"}, "own"),
         ({"text": "c", "system": None}, None),
         ({"messages": [own, question]}, "own"),
+        ({"messages": [{**own, "role": "developer"}, question]}, "own"),
         ({"messages": [question]}, "FIELDS"),
         ({"messages": [question], "system": "own"}, "own"),
         (ocr.task(picture), "FIELDS"),
@@ -159,7 +160,7 @@ def test_a_system_message_among_the_fields_is_for_requests_without_one() -> None
         report = batch(client, given, fields={"system": "FIELDS"}, concurrency=1)
     assert not report.failed
     first = [request.body["messages"][0] for request in server.requests]
-    told = [one["content"].split()[-1] if one["role"] == "system" else None for one in first]
+    told = [one["content"].split()[-1] if one["role"] != "user" else None for one in first]
     assert told == [system for _, system in requests]
 
 

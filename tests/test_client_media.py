@@ -110,6 +110,31 @@ def test_pillow_images_keep_their_pixels(mode: str) -> None:
     )
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+@pytest.mark.parametrize("value", [0, 200, 32768])
+def test_pixels_of_no_known_range_are_refused(mode: str, value: int) -> None:
+    """As an array of such numbers is: PNG would cut them to 0 to 255, which leaves white or black.
+
+    What is offered instead is taken.
+    """
+    picture = Image.new(mode, (9, 7), value)
+    with pytest.raises(MediaError) as caught:
+        image_part(picture)
+    for word in (f"mode {mode}", "0 to 255", 'convert("L")', 'convert("I;16")'):
+        assert word in str(caught.value)
+    _, data = content_of(image_part(picture.convert("I").convert("I;16")))
+    assert Image.open(io.BytesIO(data)).getextrema() == (value, value)
+
+
+@pytest.mark.parametrize("mode", ["I;16L", "I;16B", "I;16N"])
+def test_sixteen_bits_are_kept_in_any_byte_order(mode: str) -> None:
+    """Which PNG writes as its own, not cut to 255."""
+    picture = Image.frombytes(mode, (3, 1), b"\x80\x00\x01\x02\xff\xfe")
+    _, data = content_of(image_part(picture))
+    sent = Image.open(io.BytesIO(data)).convert("I")
+    assert sent.tobytes() == picture.convert("I").tobytes()
+
+
 def test_an_opened_photo_is_sent_upright() -> None:
     """PNG would lose the EXIF orientation that the server applies to a file."""
     photo = Image.new("RGB", (40, 20), "white")
@@ -134,6 +159,7 @@ def test_an_opened_photo_is_sent_upright() -> None:
         ("a\0b", ["cannot read the picture"]),
         ("A" * 5000, ["too long", "5000 characters"]),
         (b"", ["empty"]),
+        ("", ["empty", "path"]),
         (b"%PDF-1.7", ["a PDF"]),
         (b"<?xml?><svg/>", ["an SVG"]),
         (b"plain text", ["no known kind", "plain te"]),

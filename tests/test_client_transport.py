@@ -14,6 +14,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -42,6 +43,7 @@ from qwen2vl_client import (
     ServerError,
     ServerNotReachedError,
 )
+from qwen2vl_client.cli import main
 from qwen2vl_client.retry import RetryPolicy, parse_retry_after
 
 from tests import stub_server as stub
@@ -205,6 +207,17 @@ class TestKeysAndAddresses:
         with pytest.raises(InvalidArgumentError, match=f"{name}={value!r} must be"):
             Client(**{name: value})
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("api_key", b"sk-secret"), ("api_key", 5), ("base_url", 5), ("base_url", b"http://h")],
+    )
+    def test_a_key_or_address_of_another_type_is_named(self, name: str, value: Any) -> None:
+        """With its type; a key is not repeated."""
+        with pytest.raises(InvalidArgumentError, match=f"{name}.*must be a string") as caught:
+            Client(**{name: value})
+        assert type(value).__name__ in str(caught.value)
+        assert "secret" not in str(caught.value)
+
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -258,6 +271,18 @@ class TestHTTPS:
             client.chat("x")
         assert not caught.value.retryable
         assert server.requests == []
+
+    def test_the_command_line_takes_an_authority_too(
+        self, certificate: Path, tls: ssl.SSLContext, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """``--verify FILE`` is trusted; without it the advice names it, and a bad file is told."""
+        with stub.running(stub.completion(), tls=tls) as server:
+            words = ["ask", "--url", server.url, "--model", "m", "--no-stream", "x"]
+            assert main([*words, "--verify", str(certificate)]) == 0
+            assert main(words) == 1
+            assert "--verify" in capsys.readouterr().err
+            assert main([*words, "--verify", "none.pem"]) == 2
+            assert "none.pem" in capsys.readouterr().err
 
     def test_another_thread_can_stop_a_waiting_stream(
         self, certificate: Path, tls: ssl.SSLContext
@@ -555,14 +580,32 @@ class TestRetries:
 
     @pytest.mark.parametrize(
         ("value", "seconds"),
-        [("0", 0), (" 12 ", 12), ("Thu, 01 Jan 1970 00:00:00 GMT", 0), ("-3", None), ("1.5", None),
-         ("", None), ("٣", None), (None, None)],
+        [("0", 0), (" 12 ", 12), ("1.5", 1.5), ("Thu, 01 Jan 1970 00:00:00 GMT", 0), ("-3", None),
+         ("", None), ("٣", None), ("1.", None), ("1e3", None), ("nan", None), (None, None)],
     )  # fmt: skip
     def test_retry_after_is_read_as_the_rfc_says(
         self, value: str | None, seconds: float | None
     ) -> None:
-        """It is ASCII digits or an HTTP date, of which a past one is 0; all else counts as none."""
+        """It is ASCII digits or an HTTP date, of which a past one is 0; all else counts as none.
+
+        Only a fraction goes beyond the RFC: servers send it, and to come earlier would be wrong.
+        """
         assert parse_retry_after(value) == seconds
+
+    @pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone cannot be set")
+    @pytest.mark.parametrize(
+        "date", ["Sun Nov  6 08:49:37 1994", "Sun, 06 Nov 1994 08:49:37 -0000"]
+    )
+    def test_a_date_without_a_zone_is_utc(self, date: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The asctime form and ``-0000`` mean UTC, wherever this machine stands."""
+        try:
+            with monkeypatch.context() as shanghai:
+                shanghai.setenv("TZ", "Asia/Shanghai")
+                time.tzset()
+                asked = parse_retry_after(date, "Sun, 06 Nov 1994 08:49:00 GMT")
+        finally:
+            time.tzset()
+        assert asked == 37
 
 
 class TestTimeouts:

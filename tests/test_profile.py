@@ -84,6 +84,21 @@ def test_kind_of_media_that_is_not_named_is_refused(write):
     assert profile.engine_args()["limit_mm_per_prompt"] == {"image": 0, "video": 2}
 
 
+def test_a_name_is_served_once():
+    """Twice, it would be listed twice."""
+    told = refusal("demo", ["model.served_model_name=[a, b, a]"])
+    assert "model.served_model_name has 'a' twice; keep one" in told
+
+
+def test_origins_and_hosts_may_have_every_form_that_can_match():
+    """Ports and the schemes of programs with pages; addresses of both kinds, with or without []."""
+    origins = '["*", "http://localhost:3000", "https://xn--fsq.example:8443", "app://x", "null"]'
+    hosts = '["*", "a-b.example", "127.0.0.1", "::1", "[fe80::1]"]'
+    told = [f"server.cors_origins={origins}", f"server.allowed_hosts={hosts}"]
+    assert len(load_profile("demo", told).server.cors_origins) == 5
+    assert len(load_profile("demo", told).server.allowed_hosts) == 5
+
+
 def test_profile_is_immutable():
     """Setting a field of a section raises: what was checked at load stays as it was."""
     profile = load_profile("demo")
@@ -108,7 +123,17 @@ def test_profile_is_immutable():
         ("engine:\n  gpu_memory_utilization: 1.5\n", 4, ["less than or equal to 1", "1.5"]),
         ("engine:\n  gpu_memory_utilization: .nan\n", 4, ["'.nan'"]),
         ("engine:\n  seed: [1]\n", 4, ["engine.seed", "[1]"]),
+        ("engine:\n  seed: -1\n", 4, ["engine.seed", "greater than or equal to 0", "-1"]),
+        ("engine:\n  seed: 4294967296\n", 4, ["engine.seed", "less than or equal to 4294967295"]),
         ("engine: 3\n", 3, ["section of keys and values"]),
+        ("engine:\n", 3, ["engine is empty", "leave it out"]),
+        ("media:\n  allowed_networks: [10.0.0.1/8]\n", 4, ["must be networks", "host bits"]),
+        ("server:\n  cors_origins: [example.com]\n", 4, ["https://example.com", "'example.com'"]),
+        ("server:\n  cors_origins: ['https://a.b/']\n", 4, ["without a path", "'https://a.b/'"]),
+        ("server:\n  cors_origins: [https://A.b]\n", 4, ["small letters", "'https://A.b'"]),
+        ("server:\n  allowed_hosts: ['http://x']\n", 4, ["without scheme", "'http://x'"]),
+        ("server:\n  allowed_hosts: ['x:8000']\n", 4, ["port", "'x:8000'"]),
+        ("server:\n  allowed_hosts: ['*.x.y']\n", 4, ["names", "'*.x.y'"]),
         ("engine:\n  seed: 1\n  seed: 2\n", 5, ["engine.seed", "twice", ":4"]),
         ("engine:\n\tseed: 1\n", 4, ["tab", "spaces"]),
         ("engine: &a {seed: 1}\nserver: *a\n", 4, ["aliases"]),
@@ -241,7 +266,9 @@ def test_overrides_replace_values_and_later_ones_win(write):
         ("engine.seed=*a", "aliases"),
         ("engine.seed=[", "--set"),
         ("port=abc", "--port: server.port must be a valid integer, is 'abc'"),
-        ("port=-1", "'-1'"),
+        ("port=-1", "--port: server.port must be greater than or equal to 0, is -1"),
+        ("server.api_keys=sk-1", "server.api_keys must be a list"),
+        ("model.served_model_name=5", "model.served_model_name must be a list, is 5"),
         ("port=99999999999999999999", "less than or equal to 65535"),
         ("host=", "--host: server.host must have at least 1 character"),
         ("hardware.cards=4", "make them equal"),
@@ -353,6 +380,14 @@ def test_keys_come_from_profile_file_and_environment(tmp_path):
     profile = load_profile("demo", ["server.api_keys=[profile-key]", f"server.api_key_file={file}"])
     keys = profile.api_keys({"QWEN2VL_API_KEY": "env-1, env-2,"})
     assert keys == {"profile-key", "file-key", "spaced", "env-1", "env-2"}
+
+
+@pytest.mark.parametrize("value", [" ", ",", " , "])
+def test_variable_without_a_key_is_refused(value):
+    """Whoever set it wanted a key; a variable that is empty is what compose files pass for none."""
+    with pytest.raises(ProfileError, match="QWEN2VL_API_KEY: holds no key"):
+        load_profile("demo").api_keys({"QWEN2VL_API_KEY": value})
+    assert load_profile("demo").api_keys({"QWEN2VL_API_KEY": ""}) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -621,7 +656,7 @@ EVERYTHING = {
         "kv_cache_memory_bytes": 6,
         "cpu_offload_gb": 1.5,
         "enable_prefix_caching": False,
-        "seed": -7,
+        "seed": 4294967295,
         "disable_custom_all_reduce": True,
         "mm_processor_cache_gb": 0,
         "mm_encoder_tp_mode": "data",

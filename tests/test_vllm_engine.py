@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 
 from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.engine import Usage
+from qwen2vl_serve.errors import InvalidValue
 from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan import plan_for
 from qwen2vl_serve.plan.capacity import capacity
@@ -280,6 +281,51 @@ def test_vllm_does_not_swallow_what_ends_a_whole_answer() -> None:
     asyncio.run(cut())
 
 
+def rendered(prompt: int, most: int | None, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Any:
+    """Return vLLM's request once a prompt of so many tokens is rendered, in a window of 100."""
+    from types import SimpleNamespace
+
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+
+    from qwen2vl_serve.vllm_engine.engine import Chat
+    from qwen2vl_serve.vllm_engine.request import as_vllm
+
+    async def render(self: Any, request: Any) -> Any:
+        return [], [{"prompt_token_ids": [0] * prompt}]
+
+    monkeypatch.setattr(OpenAIServingChat, "render_chat_request", render)
+    chat = Chat.__new__(Chat)
+    chat.model_config = SimpleNamespace(max_model_len=100)
+    body = {"messages": [{"role": "user", "content": "Hello"}], **fields}
+    request = ChatRequest.model_validate(body)
+    request.held_to(most)
+    asked = as_vllm(request, [], "a")
+    asyncio.run(chat.render_chat_request(asked))
+    return asked
+
+
+def test_the_profiles_max_tokens_is_cut_to_what_the_window_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody asked for so much; what a request asks for is never cut."""
+    assert rendered(40, 20, monkeypatch).max_tokens == 20
+    assert rendered(90, 20, monkeypatch).max_tokens == 10
+    assert rendered(90, None, monkeypatch).max_tokens is None
+    assert rendered(40, 20, monkeypatch, max_tokens=5).max_tokens == 5
+    asked = rendered(40, 20, monkeypatch, max_completion_tokens=5)
+    assert (asked.max_tokens, asked.max_completion_tokens) == (None, 5)
+
+
+def test_more_min_tokens_than_the_window_leaves_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With what is left."""
+    assert rendered(40, None, monkeypatch, min_tokens=60).min_tokens == 60
+    with pytest.raises(InvalidValue, match=r"min_tokens is 61, .* leaves 60 of the 100") as caught:
+        rendered(40, None, monkeypatch, min_tokens=61)
+    assert caught.value.param == "min_tokens"
+
+
 def test_what_vllm_refuses_is_told_in_our_words(caplog: pytest.LogCaptureFixture) -> None:
     """By the error's class, field and value; its text goes to the log alone."""
     from types import SimpleNamespace
@@ -324,6 +370,37 @@ def test_what_vllm_refuses_is_told_in_our_words(caplog: pytest.LogCaptureFixture
     assert "999999" in errors[1].message
     assert not [error.message for error in errors if "Their" in error.message]
     assert caplog.text.count("Their words") >= len(errors)
+
+
+def test_the_log_has_the_cause_of_a_refusal_and_whose_it_was(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At a level that the server writes; a schema that the grammar refuses is named."""
+    from types import SimpleNamespace
+
+    from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+    from vllm.exceptions import VLLMValidationError
+
+    from qwen2vl_serve.vllm_engine.engine import VLLMEngine
+    from qwen2vl_serve.vllm_engine.request import as_vllm
+
+    engine = VLLMEngine.__new__(VLLMEngine)
+    engine._client, engine._window = SimpleNamespace(errored=False), 4096
+    caplog.set_level("WARNING")
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "string"}}}
+    body = {"messages": [{"role": "user", "content": "x"}], "response_format": wanted}
+    asked = as_vllm(ChatRequest.model_validate(body), [], "the-id")
+    theirs = "Failed to compile their grammar"
+    info = ErrorInfo(message=theirs, type="x", param=None, code=400)
+    with pytest.raises(InvalidValue) as caught:
+        engine._raise_error(ErrorResponse(error=info), asked)
+    errors = [engine._translated(one(theirs), asked) for one in (VLLMValidationError, ValueError)]
+    for error in (caught.value, *errors):
+        assert error.param == "response_format.json_schema.schema"
+        assert error.param in error.message
+    assert engine._translated(ValueError("of a temperature"), asked).param is None
+    assert caplog.text.count("the-id") == 4
+    assert caplog.text.count(theirs) >= 3
 
 
 def test_a_client_that_leaves_a_whole_answer_is_counted_as_gone(server: ServerProcess) -> None:

@@ -32,6 +32,7 @@ from qwen2vl_client.checks import (
     status_error,
     timed_out,
     trusted,
+    untrusted,
     url_of,
     whole_reply,
 )
@@ -221,11 +222,7 @@ def _connection_error(error: Exception, base_url: str, timeout: float) -> Client
         case httpx.TimeoutException():
             return timed_out(base_url, timeout)
         case httpx.ConnectError() if _caused_by_tls(error):
-            return APIConnectionError(
-                f"cannot reach {base_url} safely: {reason}; for a certificate of your own "
-                "give its file as verify=",
-                retryable=False,
-            )
+            return untrusted(base_url, reason)
         case httpx.ConnectError():
             return ServerNotReachedError(f"cannot reach {base_url}: {reason}")
         case httpx.InvalidURL() | httpx.UnsupportedProtocol() | httpx.LocalProtocolError():

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qwen2vl_client.errors import (
+    APIConnectionError,
     APIResponseError,
     APIStatusError,
     APITimeoutError,
@@ -36,6 +37,11 @@ POOL = 32
 
 def checked_base_url(base_url: str) -> str:
     """Return ``base_url`` without a final slash, with ``/v1`` where it has no path."""
+    if not isinstance(base_url, str):
+        raise InvalidArgumentError(
+            f"base_url={base_url!r} must be a string like http://127.0.0.1:8000/v1, "
+            f"not {type(base_url).__name__}"
+        )
     try:
         parts = urlsplit(base_url.strip())
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -53,6 +59,8 @@ def checked_base_url(base_url: str) -> str:
 
 def checked_api_key(api_key: str | None) -> str | None:
     """Return the key, or None for an empty one; never repeats it in an error."""
+    if api_key is not None and not isinstance(api_key, str):
+        raise InvalidArgumentError(f"api_key must be a string, not {type(api_key).__name__}")
     if not api_key:
         return None
     if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
@@ -164,6 +172,15 @@ def no_connection(base_url: str, timeout: float) -> ServerNotReachedError:
     """Return the error for a connection that did not come about in time."""
     return ServerNotReachedError(
         f"cannot reach {base_url}: no connection within {min(timeout, CONNECT_TIMEOUT):g} s"
+    )
+
+
+def untrusted(base_url: str, reason: str) -> APIConnectionError:
+    """Return the error for a server whose certificate no known authority has signed."""
+    return APIConnectionError(
+        f"cannot reach {base_url} safely: {reason}; for a certificate of your own give its file as "
+        "verify= (at the command line: --verify)",
+        retryable=False,
     )
 
 

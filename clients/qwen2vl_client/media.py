@@ -217,6 +217,8 @@ def _file_bytes(source: object, what: str) -> tuple[bytes, str]:
         return content, f"the {what} read from an open file"
     if not isinstance(source, str | os.PathLike):
         raise MediaError(f"{_kind(source)} is no {what}: {_ACCEPTED}")
+    if source == "":
+        raise MediaError(f"an empty string names no {what}: {_ACCEPTED}")
     path = Path(os.fsdecode(source))
     name = _short(str(path))
     try:
@@ -248,14 +250,28 @@ def _encode_pillow(source: Any) -> bytes:
     from PIL import ImageOps  # noqa: PLC0415  (an option of the caller, not a dependency)
 
     try:
-        upright = ImageOps.exif_transpose(source)
-        if upright.mode not in _PNG_MODES:
-            upright = upright.convert("RGB")
+        upright = _writable(ImageOps.exif_transpose(source))
         buffer = io.BytesIO()
         upright.save(buffer, format="PNG", compress_level=1)
     except (OSError, ValueError, SyntaxError) as error:
         raise MediaError(f"the Pillow image cannot be encoded as PNG: {error}") from error
     return buffer.getvalue()
+
+
+def _writable(picture: Any) -> Any:
+    """Return a Pillow image in a mode that PNG holds; ``MediaError`` where its range is unknown."""
+    if picture.mode in _PNG_MODES:
+        return picture
+    if picture.mode in ("I", "F"):
+        # Pillow would cut the numbers to 0 to 255, which leaves a white or a black picture.
+        raise MediaError(
+            f"a Pillow image of mode {picture.mode} is no picture: its numbers may be of any "
+            'range; scale them to 0 to 255 and give image.convert("L"), or where they are 16 bits '
+            'of grey (0 to 65535) image.convert("I").convert("I;16")'
+        )
+    if picture.mode.startswith("I;16"):  # another order of its bytes
+        return picture.convert("I").convert("I;16")
+    return picture.convert("RGB")
 
 
 def _data_url(data: bytes, mime: str) -> str:

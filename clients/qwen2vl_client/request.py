@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -109,8 +110,8 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[dict[st
     if has_system(turns):
         if system != SYSTEM_PROMPT:
             raise InvalidArgumentError(
-                "messages already hold a system message and system= was given as well: "
-                "drop one of the two"
+                "messages already hold a system (or developer) message and system= was given as "
+                "well: drop one of the two"
             )
         return turns
     return [{"role": "system", "content": system}, *turns]
@@ -136,9 +137,13 @@ def checked_messages(given: Any) -> list[dict[str, Any]]:
 
 
 def has_system(messages: object) -> bool:
-    """Tell whether there is a system message among what is given as messages."""
+    """Tell whether there is a system message among what is given as messages.
+
+    ``developer`` is OpenAI's newer name of the role.
+    """
     return isinstance(messages, list | tuple) and any(
-        isinstance(message, Mapping) and message.get("role") == "system" for message in messages
+        isinstance(message, Mapping) and message.get("role") in ("system", "developer")
+        for message in messages
     )
 
 
@@ -234,4 +239,15 @@ def encode(body: Mapping[str, Any]) -> bytes:
             "which UTF-8 cannot express: repair the text"
         ) from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidArgumentError(f"the request cannot be written as JSON: {error}") from error
+        raise InvalidArgumentError(
+            f"{_unwritable(body)} cannot be written as JSON: {error}; give plain Python values"
+        ) from error
+
+
+def _unwritable(body: Mapping[str, Any]) -> str:
+    for name, value in body.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            return f"{name}={reprlib.repr(value)}"  # of anything deep or long the beginning
+    return "the request"

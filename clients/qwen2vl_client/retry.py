@@ -8,8 +8,10 @@ doubles the load) from a connection that broke, and does not see a body that bro
 from __future__ import annotations
 
 import random
+import re
 import time
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -17,6 +19,7 @@ from qwen2vl_client.errors import APIConnectionError, APIStatusError
 from qwen2vl_client.steps import Call, Flow, Wait
 
 RETRIED_STATUSES = frozenset({408, 409, 429})
+_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,14 @@ def is_retryable(error: APIConnectionError | APIStatusError) -> bool:
 def parse_retry_after(value: str | None, date: str | None = None) -> float | None:
     """Return the seconds that a ``Retry-After`` header asks for, never negative.
 
-    ``value`` holds seconds or an HTTP date (RFC 9110, section 10.2.3). ``date`` is the
+    ``value`` holds seconds or an HTTP date (RFC 9110, section 10.2.3); a fraction of a second,
+    which the RFC does not know and servers send, is taken at its word. ``date`` is the
     answer's own ``Date`` header, which makes the result independent of this machine's clock.
     None where the header is absent or cannot be read.
     """
     if value is None:
         return None
-    if value.strip().isascii() and value.strip().isdigit():
+    if _SECONDS.fullmatch(value.strip()):
         return float(value)
     until = _timestamp(value)
     if until is None:
@@ -87,6 +91,8 @@ def parse_retry_after(value: str | None, date: str | None = None) -> float | Non
 
 def _timestamp(http_date: str) -> float | None:
     try:
-        return parsedate_to_datetime(http_date).timestamp()
+        told = parsedate_to_datetime(http_date)
+        # The asctime form and "-0000" name no zone: UTC, and not this machine's own.
+        return (told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None

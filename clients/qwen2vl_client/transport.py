@@ -32,6 +32,7 @@ from qwen2vl_client.checks import (
     status_error,
     timed_out,
     trusted,
+    untrusted,
     url_of,
     whole_reply,
 )
@@ -237,11 +238,7 @@ def _connection_error(error: Exception, base_url: str, timeout: float) -> Except
     if isinstance(error, requests.ConnectTimeout):
         return no_connection(base_url, timeout)
     if isinstance(error, requests.exceptions.SSLError):
-        return APIConnectionError(
-            f"cannot reach {base_url} safely: {_reason(error)}; for a certificate of your own "
-            "give its file as verify=",
-            retryable=False,
-        )
+        return untrusted(base_url, _reason(error))
     if _caused_by(error, urllib3.exceptions.NewConnectionError):
         return ServerNotReachedError(f"cannot reach {base_url}: {_reason(error)}")
     if isinstance(error, requests.RequestException) and not isinstance(

@@ -16,6 +16,8 @@ from qwen2vl_serve.boot.phases import PHASES, WAITING
 _PLACE = {phase.name: place for place, phase in enumerate(PHASES)}
 _SHARDS = re.compile(r"checkpoint shards: +(\d+)% Completed \| (\d+)/(\d+)")
 _LOADED = re.compile(r"Model loading took ([\d.]+) GiB")
+_LINE_CHARACTERS = 64 * 1024
+"""Most of a line that is read at once: it may have no end."""
 _LOOK_SECONDS = 0.1
 
 
@@ -96,9 +98,9 @@ class BootLog:
             line = ""
             while True:
                 closing = self._closing.is_set() or not (self._booting or self._verbose)
-                piece = log.readline()
+                piece = log.readline(_LINE_CHARACTERS)
                 line += piece
-                if line.endswith("\n"):
+                if line.endswith("\n") or len(line) >= _LINE_CHARACTERS:
                     self._read(line.rstrip("\n"))
                     line = ""
                 elif closing and not piece:

@@ -53,10 +53,18 @@ def _show(arguments: argparse.Namespace) -> int:
     profile = load(arguments, arguments.profile)
     title = f"{profile.name}, rehearsed" if arguments.rehearse else profile.name
     values = profile.model_dump(mode="json", exclude_none=True, exclude={"server": {"api_keys"}})
+    secrets = [
+        ("media", "proxy", profile.media.proxy_is_secret),
+        ("server", "quota_storage", profile.server.quota_storage_is_secret),
+    ]
+    # Without its password a value is none, and the output a profile.
+    cut = {f"{at}.{name}": values[at].pop(name) for at, name, is_secret in secrets if is_secret}
     print(f"# Profile {title}, as resolved; fields that are not here keep vLLM's default.")
     print(_yaml(values), end="")
     if profile.server.api_keys:
         print(f"# server.api_keys: {len(profile.server.api_keys)}, not shown")
+    for name, rest in cut.items():
+        print(f"# {name}: {rest}, not shown whole")
     print("# The same engine under plain vLLM:")
     variables = [f"{name}={shlex.quote(value)}" for name, value in profile.environment().items()]
     print("#", *variables, shlex.join(profile.vllm_command()))

@@ -24,8 +24,8 @@ class Context:
     """A request against the window; all figures in tokens.
 
     ``text`` holds the template's tokens and the media's markers as well; ``answer`` is what
-    must be left for it: ``max_tokens``, or 1; ``item`` is the most that the engine computes of a
-    single picture or video.
+    must be left for it: ``max_tokens``, or 1, and ``asked`` the name that it was asked for by;
+    ``item`` is the most that the engine computes of a single picture or video.
     """
 
     text: int
@@ -33,6 +33,7 @@ class Context:
     window: int
     answer: int
     item: int
+    asked: str = "max_tokens"
 
     @property
     def visual(self) -> int:
@@ -64,7 +65,7 @@ def measure(
     """
     # The count has one token for each of the media, which its visual tokens replace.
     text = count_text(request) - len(media)
-    return Context(text, media, window, request.output_limit or 1, item)
+    return Context(text, media, window, request.output_limit or 1, item, request.output_field)
 
 
 def largest_max_pixels(context: Context, loader: MediaLoader) -> int | None:
@@ -136,7 +137,8 @@ def refusal(context: Context, loader: MediaLoader) -> ContextLengthExceeded:
     """Return the error that says what each item costs, and which answer or pictures would fit."""
     costs = ", ".join(f"{medium.param} {medium.visual_tokens} tokens" for medium in context.media)
     left = context.window - context.prompt
-    ways = [f"max_tokens of at most {left}"] if 0 < left < context.answer else []
+    room = 0 < left < context.answer
+    ways = [f"{context.asked} of at most {left}"] if room else []
     budget = largest_max_pixels(context, loader)
     if budget is not None:
         ways.append(f"max_pixels {budget} for each picture{_or_frame(context)}")
@@ -148,13 +150,14 @@ def refusal(context: Context, loader: MediaLoader) -> ContextLengthExceeded:
             advice = "not even the smallest size fits: send fewer items or frames, or less text"
     else:
         advice = "send shorter messages"
+    begin = f"{context.asked} is {context.answer}, for which t" if room else "T"
     return ContextLengthExceeded(
         # LangChain knows it by "prompt is too long", LiteLLM by "maximum context length is".
-        f"The prompt is too long: it takes {context.prompt} tokens ({context.text} text"
+        f"{begin}he prompt is too long: it takes {context.prompt} tokens ({context.text} text"
         f"{'; ' + costs if costs else ''}) and the answer asks for {context.answer}, but this "
         f"model's maximum context length is {context.window} tokens (max_model_len is "
         f"{context.window}): {advice}.",
-        param="messages",
+        param=context.asked if room else "messages",
     )
 
 

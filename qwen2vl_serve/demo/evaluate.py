@@ -2,7 +2,7 @@
 
 Pictures come from seeds that are never trained on and go through the whole path that a user's
 picture takes: data URL, HTTP, the server's media checks, the engine. Every task is asked in English
-and in Chinese; the exit status is 1 when a task misses its bar.
+and in Chinese; the exit status is 1 when a task misses its bar, 2 when nothing could be scored.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -31,6 +32,8 @@ from qwen2vl_serve.demo.foreign import with_cairo, with_matplotlib
 from qwen2vl_serve.demo.names import COLOURS, SHAPES, Language
 from qwen2vl_serve.demo.talk import talk_question
 from qwen2vl_serve.demo.wording import Dialogue, plain, said
+from qwen2vl_serve.errors import ProfileError
+from qwen2vl_serve.profile.api_keys import API_KEY_VARIABLE, keys_of_environment
 
 FIRST_SEED = 50_000_000  # training draws below one million
 BARS: dict[str, float] = {
@@ -256,7 +259,7 @@ def converse(
 ) -> str:
     """Ask the turns in order, each with the server's own earlier answers; returns the last one.
 
-    Raises requests.HTTPError with the server's message when a turn is refused.
+    Raises requests.RequestException with the server's message when a turn is refused.
     """
     messages: list[dict[str, Any]] = []
     answer = ""
@@ -268,10 +271,41 @@ def converse(
         messages.append({"role": "user", "content": content})
         body = {"model": model, "messages": messages, "max_tokens": 128, **sampling}
         reply = requests.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=120)
-        if not reply.ok:
-            raise requests.HTTPError(f"{reply.status_code}: {reply.text[:300]}", response=reply)
-        answer = str(reply.json()["choices"][0]["message"]["content"])
+        answer = str(picked(reply, "choices", 0, "message", "content"))
     return answer
+
+
+def picked(reply: requests.Response, *path: str | int) -> Any:
+    """What stands at ``path`` in the server's answer.
+
+    Raises requests.RequestException with the server's words for a refusal, and for what is no
+    answer of the API.
+    """
+    if not reply.ok:
+        advice = f"; give its key with --api-key or {API_KEY_VARIABLE}"
+        raise requests.HTTPError(
+            f"{reply.url} answers {reply.status_code}: {_reason(reply)}"
+            + (advice if reply.status_code == 401 else "")
+        )
+    try:
+        found = reply.json()
+        for key in path:
+            found = found[key]
+    except (ValueError, LookupError, TypeError) as error:
+        raise requests.RequestException(
+            f"{reply.url} answers {_reason(reply)!r}, with no {path[0]!r} as the API has it; "
+            "is --url the server's?"
+        ) from error
+    return found
+
+
+def _reason(reply: requests.Response) -> str:
+    """The message of the API's error, or how the body of anything else begins."""
+    try:
+        said = str(reply.json()["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        said = reply.text[:300]
+    return " ".join(said.split())
 
 
 def evaluate(
@@ -290,8 +324,7 @@ def evaluate(
     url = url.rstrip("/").removesuffix("/v1")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     listed = requests.get(f"{url}/v1/models", headers=headers, timeout=30)
-    listed.raise_for_status()
-    model = str(listed.json()["data"][0]["id"])
+    model = str(picked(listed, "data", 0, "id"))
     sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
     scores: list[Score] = []
     each = max(1, per_task // 2)
@@ -324,7 +357,52 @@ def table(scores: list[Score]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns 1 when a task misses its bar."""
+    """The command line; returns 1 when a task misses its bar, 2 when nothing could be scored."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.n < 1 or options.seed < 0:
+        parser.error(f"--n {options.n} must be 1 or more, --seed {options.seed} 0 or more")
+    foreign = options.painter != "own"
+    for task in NEED_NO_PAINTER.intersection(options.task or ()) if foreign else ():
+        parser.error(
+            f"--painter {options.painter} has no pictures for --task {task}: leave one of them out"
+        )
+    tasks = options.task or [task for task in BARS if not foreign or task not in NEED_NO_PAINTER]
+    try:
+        scores = evaluate(
+            options.url, options.n, options.seed, tasks=tuple(tasks), api_key=_key(options.api_key),
+            temperature=options.temperature, top_p=options.top_p, painter=options.painter,
+        )  # fmt: skip
+        sys.stdout.write(table(scores) + "\n")
+        if options.json:
+            _write(scores, options.json)
+    except (ProfileError, ImportError, OSError) as error:  # requests' own are OSErrors
+        sys.stderr.write(f"error: {_told(error, options.url)}\n")
+        return 2
+    return 0 if all(s.passed for s in scores) else 1
+
+
+def _key(given: str | None) -> str | None:
+    """The key given, or the first of those that the environment holds for a server."""
+    return given or next(iter(keys_of_environment(os.environ)), None)
+
+
+def _told(error: Exception, url: str) -> str:
+    if isinstance(error, requests.exceptions.SSLError):  # a ConnectionError, of one that listens
+        return f"{error}; name a certificate of your own with REQUESTS_CA_BUNDLE=FILE"
+    if isinstance(error, requests.ConnectionError):
+        return f"no server answers at {url}: start one (serve --profile demo) or name it with --url"
+    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
+        return f"--url {url} is no address like http://127.0.0.1:8000"
+    return str(error)
+
+
+def _write(scores: list[Score], path: Path) -> None:
+    figures = [asdict(s) | {"share": s.share, "passed": s.passed} for s in scores]
+    path.write_text(json.dumps(figures, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m qwen2vl_serve.demo.evaluate",
         description=__doc__.splitlines()[0] if __doc__ else "",
@@ -335,24 +413,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", action="append", choices=list(BARS), help="only this task")
-    parser.add_argument("--api-key")
+    parser.add_argument("--api-key", help=f"(default: the first in {API_KEY_VARIABLE})")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--painter", choices=list(PAINTERS), default="own", help="who draws")
     parser.add_argument("--json", type=Path, help="write every figure and some wrong answers here")
-    options = parser.parse_args(arguments)
-    tasks = tuple(options.task or BARS)
-    if options.painter != "own":
-        tasks = tuple(task for task in tasks if task not in NEED_NO_PAINTER)
-    scores = evaluate(
-        options.url, options.n, options.seed, tasks=tasks, api_key=options.api_key,
-        temperature=options.temperature, top_p=options.top_p, painter=options.painter,
-    )  # fmt: skip
-    sys.stdout.write(table(scores) + "\n")
-    if options.json:
-        figures = [asdict(s) | {"share": s.share, "passed": s.passed} for s in scores]
-        options.json.write_text(json.dumps(figures, ensure_ascii=False, indent=1), encoding="utf-8")
-    return 0 if all(s.passed for s in scores) else 1
+    return parser
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def examine(world: World) -> Iterator[Finding]:
-    """Make every check in turn; nothing but the profile's port is touched."""
+    """Make every check in turn; only the profile's port and folder for uploads are tried."""
     for check in CHECKS:
         try:
             finding = check(world)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen2vl_serve.doctor import cards, machine
+from qwen2vl_serve.doctor import cards, machine, model
 from qwen2vl_serve.doctor.finding import Finding, ok, warning
 from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import PreflightError
@@ -32,7 +32,8 @@ def fit(world: World) -> Finding:
 
     The plan's ranges are wide where nothing was measured, so that it warns and stops nothing.
     """
-    if not world.on_cards and machine.memory(world).level != "ok":
+    short = not world.on_cards and machine.memory(world).level != "ok"
+    if short or model.config(world).level == "fatal":
         return ok(_STOPPED)
     if world.on_cards and len(world.used_cards) < world.profile.workers:
         return ok("not planned: cards are missing")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qwen2vl_serve.checkpoints import checkpoint, hubs
 from qwen2vl_serve.doctor import software
@@ -14,7 +16,7 @@ from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
 from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan.architectures import Quantisation
-from qwen2vl_serve.plan.configuration import quantisation_of
+from qwen2vl_serve.plan.configuration import positions_of, quantisation_of
 from qwen2vl_serve.plan.legality import other_size
 from qwen2vl_serve.plan.refusals import mismatch, refusal
 from qwen2vl_serve.plan.source import architecture_of
@@ -26,6 +28,8 @@ PICKLES = ("pt", "npcache")
 PACKED_BY = (
     "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json",
 )  # fmt: skip
+POSITIONS = 32768
+"""Of a text model whose config.json does not say (transformers' default for the family)."""
 UNPADDED_72B, PADDED_72B = 29568, 29696
 _PART = re.compile(
     r"visual\.(?:blocks\.\d+\.(?:attn|mlp)|patch_embed|merger)"
@@ -35,6 +39,8 @@ _PART = re.compile(
 
 def model(world: World) -> Finding:
     """See that the model's folder exists, or that the hub may be asked for it."""
+    if (lost := _lost_folder(world)) is not None:
+        return lost
     name = world.profile.model.path
     if world.local:
         if Path(name).is_dir():
@@ -56,6 +62,24 @@ def model(world: World) -> Finding:
     return ok(f"{name}, to be downloaded from the hub")
 
 
+def _lost_folder(world: World) -> Finding | None:
+    """Look for the folders of what may stand elsewhere than the weights."""
+    section = world.profile.model
+    for field, name, instead in (
+        ("tokenizer", section.tokenizer, "leave it out for the model's own"),
+        ("generation_config", section.generation_config, "write auto or vllm"),
+    ):
+        if name in (None, "auto", "vllm") or not checkpoint.is_folder(name):
+            continue
+        if not Path(name).is_dir():
+            return fatal(
+                f"model.{field}: there is no folder {name}",
+                "vLLM stops at it",
+                f"correct the path, or {instead}",
+            )
+    return None
+
+
 def config(world: World) -> Finding:
     """Read config.json: a family that is served, rotary settings that vLLM understands."""
     if world.folder is None or not world.folder.is_dir():
@@ -68,20 +92,49 @@ def config(world: World) -> Finding:
             mend = f"{finding.mend} (`qwen2vl-serve doctor --fix` does it on a copy)"
             return fatal(finding.found, finding.why, mend)
         return finding
-    kind = settings["model_type"]
     text = checkpoint.text_config(settings)
+    return _too_long(world, text) or _rotary(world, settings["model_type"], text)
+
+
+def _rotary(world: World, kind: str, text: dict[str, Any]) -> Finding:
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if rope.get("type") == "mrope" and "rope_type" not in rope:
         older = 'rope_scaling {"type": "mrope"}, as transformers wrote it up to 4.44'
         if _as_tested(world):
             return ok(f"{kind}; {older}, which this vLLM reads")
         return warning(
-            f"{world.folder / 'config.json'}: {older}",
+            f"{world.folder}/config.json: {older}",
             'other versions stop at it: KeyError, or assert "factor" in rope_scaling',
             'write "rope_type": "default" beside it (`qwen2vl-serve doctor --fix` does it on a '
             "copy), or install the tested versions",
         )
-    return ok(str(kind))
+    return ok(kind)
+
+
+def _too_long(world: World, text: dict[str, Any]) -> Finding | None:
+    """Find a window that no reading of the rotary settings allows.
+
+    Source: ``_get_and_verify_max_len`` in vLLM's ``config/model.py``, which counts a ``factor`` by
+    the type of the settings; what is between the readings is the plan's, which only warns.
+    """
+    asked = world.profile.engine.max_model_len
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    positions = text.get("max_position_embeddings", POSITIONS)
+    factor = rope.get("factor")
+    stretched = positions * factor if isinstance(factor, int | float) else positions
+    longest = int(max(positions, stretched, positions_of(text, POSITIONS)))
+    if asked is None or asked <= longest or _long_allowed():
+        return None
+    return fatal(
+        f"engine.max_model_len: {asked} is beyond the model's {longest} positions",
+        "vLLM refuses it",
+        "lower it, or extend them with model.hf_overrides (YaRN)",
+    )
+
+
+def _long_allowed() -> bool:
+    """Whether vLLM is told to only warn, as its ``envs.py`` reads the variable."""
+    return os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "").strip().lower() in ("1", "true")
 
 
 def processor(world: World) -> Finding:

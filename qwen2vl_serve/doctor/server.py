@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import ssl
+import tempfile
 from pathlib import Path
 
 from qwen2vl_serve.auth.keys_file import KeysFile
@@ -15,6 +16,7 @@ from qwen2vl_serve.doctor.world import World
 from qwen2vl_serve.errors import SetupError
 
 LOG_BYTES = 16 * 1024 * 1024
+_STREAMS = frozenset({"/dev/stdout", "/dev/stderr"})
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -102,12 +104,20 @@ def address(world: World) -> Finding:
 
 
 def log(world: World) -> Finding:
-    """See that the log file can be written and that its disk has 16 MiB left."""
+    """See that the log file is one, can be written, and that its disk has 16 MiB left."""
     file = world.profile.log_path.absolute()
+    if str(file) == os.devnull:
+        return ok(f"{file}: none is kept")
     why = "the engine's words would be lost, and with them the cause of a failed start"
     hint = "name another with server.log_file"
     if file.is_dir():
         return fatal(f"server.log_file: {file} is a folder", why, hint)
+    if str(file) in _STREAMS or (file.exists() and not file.is_file()):
+        return fatal(
+            f"server.log_file: {file} is not a file",
+            "it is emptied at the start and read while the engine boots",
+            f"name one, or {os.devnull} for none; `--verbose` shows its lines on standard output",
+        )
     existing = next(place for place in (file, *file.parents) if place.exists())
     if not os.access(existing, os.W_OK) or (existing != file and not existing.is_dir()):
         return fatal(f"server.log_file: {file} cannot be written by this user", why, hint)
@@ -128,11 +138,19 @@ def uploads(world: World) -> Finding:
     if files.folder is None or files.max_files == 0:
         return ok("a temporary folder" if files.max_files else "off")
     folder = Path(files.folder).expanduser().absolute()
+    why, hint = "no upload could be kept", "name another, or leave it out for a temporary one"
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return fatal(
             f"files.folder: {folder} cannot be written by this user",
-            "no upload could be kept",
-            "name another, or leave it out for a temporary one",
+            why,
+            hint,
+        )
+    try:
+        # Only this tells of a place that takes no files whatever its rights say, as /proc.
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        return fatal(
+            f"files.folder: {folder} cannot be made or written ({error.strerror})", why, hint
         )
     return ok(str(folder))

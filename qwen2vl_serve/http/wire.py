@@ -256,4 +256,7 @@ def bounded_http(limits: LimitsSection, note: Note) -> Any:
 
 
 def _malformed() -> APIError:
-    return MalformedRequest("The request is not HTTP/1.1, or says in two ways where its body ends.")
+    return MalformedRequest(
+        "The request is not HTTP/1.1, has a method that is not known here, or does not tell "
+        "plainly where its body ends."
+    )

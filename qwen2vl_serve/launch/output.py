@@ -30,13 +30,19 @@ def fresh_log(path: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as opened:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            log = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            log = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o600
+            )  # a pipe would wait
             opened.callback(os.close, log)
             if stat.S_ISREG(os.fstat(log).st_mode):
                 _lock(log)
                 # vLLM's words may quote what clients sent: for its owner's eyes.
                 os.fchmod(log, 0o600)
                 os.ftruncate(log, 0)
+            elif str(path) != os.devnull:  # whoever reads it back might never come to its end
+                raise PreflightError(
+                    f"server.log_file: {path} is not a file; name one, or {os.devnull} for none."
+                )
         except BlockingIOError:
             raise PreflightError(
                 f"server.log_file: another server writes {path}, as it starts or runs on this port;"

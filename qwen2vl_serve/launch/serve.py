@@ -247,7 +247,7 @@ class _Server:
         url = server_url(self.profile)
         names = ", ".join(model.id for model in engine.models)
         self.report(f"ready   {url}/v1 serves {names}, {seconds:.1f} s after the start")
-        self.report(f"try     {curl(url, with_key=bool(self.keys))}")
+        self.report(f"try     {curl(self.profile, with_key=bool(self.keys))}")
 
 
 def _changes(before: Sequence[EngineState], now: Sequence[EngineState]) -> Iterator[str]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin
 
 from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
-from qwen2vl_serve.media import jpeg, parts
+from qwen2vl_serve.media import jpeg, parts, tiff
 from qwen2vl_serve.media.headers import Header
 from qwen2vl_serve.media.resample import ROWS, resize
 
@@ -82,6 +82,8 @@ def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False
         _verify(data, param)
     with _opened(data, param, installed_formats()) as image:
         try:
+            if image.format == "PNG" and not _shows_its_own(image, data):
+                raise _invalid(param)
             if image.format in _JPEGS and not jpeg.has_few_scans(data):
                 raise _cluttered(param, f"more than {jpeg.MOST_SCANS} scans")
             orientation = _orientation(image, data)
@@ -89,6 +91,8 @@ def decode(data: bytes, size: tuple[int, int], param: str, *, fast: bool = False
             if fast and image.format == "JPEG":
                 turned = orientation in _SWAPPED
                 image.draft(None, (height, width) if turned else (width, height))
+            if image.format == "TIFF" and not tiff.is_whole(data, image):
+                raise _invalid(param)
             image.load()
             if image.format in _JPEGS and not jpeg.is_whole(data, image):
                 raise _invalid(param)
@@ -116,11 +120,16 @@ def installed_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _opened(data: bytes, param: str, formats: tuple[str, ...]) -> Image.Image:
+def _opened(data: bytes, param: str, formats: tuple[str, ...]) -> ImageFile.ImageFile:
     try:
         return parts.opened(data, formats)
     except parts.TooManyParts as error:
         raise _cluttered(param, str(error)) from None
+    except tiff.UnfitTiff as error:
+        raise InvalidImage(
+            f"{param} holds a TIFF {error}; save it anew, in strips packed with LZW or Deflate.",
+            param=param,
+        ) from None
     except Exception as error:  # each format's parser raises what it likes
         if _holds_text_bomb(data):
             raise ImageTooLarge(
@@ -150,19 +159,37 @@ def _holds_text_bomb(data: bytes) -> bool:
 
 
 def _verify(data: bytes, param: str) -> None:
-    """Refuse a PNG whose data ends early: Pillow leaves the rest black without a word."""
-    end = 8
+    """Refuse a PNG whose data ends early: Pillow leaves the rest black without a word.
+
+    OpenCV is given the critical chunks alone, those that a decoder may not skip: it would take an
+    animation for whole that is cut, and libpng writes what others say, a profile's name for one,
+    into the server's log.
+    """
+    critical, end = [_PNG], len(_PNG)
     most = parts.MOST_PARTS + len(data) // 256
     for _ in range(most):
-        if data[end + 4 : end + 8] in (b"", b"IEND"):
+        start, kind = end, data[end + 4 : end + 8]
+        end += 12 + int.from_bytes(data[start : start + 4])
+        if not kind[:1].islower():
+            critical.append(data[start:end])
+        if kind in (b"", b"IEND"):
             break
-        end += 12 + int.from_bytes(data[end : end + 4])
     else:
         raise _cluttered(param, f"more than {most} chunks")
     if end > len(data):  # OpenCV fills as much memory as a chunk says it is long
         raise _invalid(param)
-    if cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) is None:
+    coded = np.frombuffer(b"".join(critical), np.uint8)
+    if cv2.imdecode(coded, cv2.IMREAD_UNCHANGED) is None:
         raise _invalid(param)
+
+
+def _shows_its_own(image: ImageFile.ImageFile, data: bytes) -> bool:
+    """Tell whether Pillow takes all of a PNG's pixels from where any decoder does.
+
+    An animation may say that its own picture is a smaller one, or have a frame before it.
+    """
+    own = image.tile[0]
+    return own.extents == (0, 0, *image.size) and data[own.offset - 4 : own.offset] == b"IDAT"
 
 
 def _invalid(param: str) -> InvalidImage:
@@ -199,12 +226,21 @@ def file_kind(data: bytes) -> str | None:
             return kind
     if data[:4] == b"RIFF":
         return {b"WEBP": "WEBP", b"AVI ": "AVI"}.get(data[8:12])
-    return "SVG" if b"<svg" in data[:1024].lower() else None
+    return "MP4" if data[4:8] in MOV_BOXES else _text_kind(data[:1024])
+
+
+def _text_kind(head: bytes) -> str | None:
+    if b"%PDF-" in head:  # behind a blank line or more, of which readers think nothing
+        return "PDF"
+    return "SVG" if b"<svg" in head.lower() else None
 
 
 def _ftyp_end(data: bytes) -> int:
     return min(int.from_bytes(data[:4]), 64)
 
+
+MOV_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"})
+"""What an MP4 may begin with, or a QuickTime, which needs no ``ftyp``."""
 
 VIDEO_KINDS = frozenset({"MP4", "Matroska", "AVI"})
 """Names that ``file_kind`` gives to videos."""

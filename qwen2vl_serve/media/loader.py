@@ -49,6 +49,7 @@ from qwen2vl_serve.media.sampling import (
 from qwen2vl_serve.media.sizing import Bounds, shrunk, size_for
 from qwen2vl_serve.media.sources import DataURLError, Sources, UnknownFileID
 from qwen2vl_serve.media.video import DEFAULT_LIMITS, VideoLimits, WorkTime
+from qwen2vl_serve.media.weights import FIRST_FRAME_WEIGHT
 from qwen2vl_serve.protocol.chat import ChatRequest
 from qwen2vl_serve.protocol.content import (
     FramesPart,
@@ -229,7 +230,11 @@ class MediaLoader:
         else:
             data = [await self._video_bytes(str(source), param, account)]
         self._refuse_large(sum(map(len, data)), param)
-        return await self._in_pool(self._sampled, data, wish, frames is not None, param)
+        if frames is not None:
+            return await self._in_pool(self._sampled, data, wish, True, param)
+        # A file's first frame is decoded to know its size: until then it may be the largest.
+        most = self.video_limits.max_pixels * FIRST_FRAME_WEIGHT
+        return await self._within_memory(most, self._sampled, data, wish, False, param)
 
     def _sampled(self, data: Sequence[bytes], wish: VideoFields, listed: bool, param: str) -> Video:
         """Read the headers, which takes time: a container is read to its end."""
@@ -266,19 +271,23 @@ class MediaLoader:
     async def _decoded_once(self, medium: _Medium) -> _Medium:
         if self.known.get(medium.key):
             return medium
-        size = await self.decoding.enter("", medium.decoding_bytes)
+        await self._within_memory(medium.decoding_bytes, medium.decode)
+        self.known.put(medium.key, True, KNOWN_KEY_BYTES)
+        return medium
+
+    async def _within_memory(self, size: int, work: Callable[..., _T], *arguments: Any) -> _T:
+        """Do what decodes in a thread, once its ``size`` bytes fit beside what others decode."""
+        size = await self.decoding.enter("", size)
         loop = asyncio.get_running_loop()
 
-        def done(_: Future[None]) -> None:
+        def done(_: Future[_T]) -> None:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self.decoding.leave, size)
 
-        work = self._pool.submit(medium.decode)
+        begun = self._pool.submit(work, *arguments)
         # Its memory is in use until the thread is done, whether or not anybody still waits for it.
-        work.add_done_callback(done)
-        await asyncio.wrap_future(work)
-        self.known.put(medium.key, True, KNOWN_KEY_BYTES)
-        return medium
+        begun.add_done_callback(done)
+        return await asyncio.wrap_future(begun)
 
     async def _in_pool(self, work: Callable[..., _T], *arguments: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)

@@ -38,7 +38,8 @@ LISTED_FACTOR = 56
 """qwen_vl_utils brings each frame of a list to multiples of 56 before it sizes the video."""
 
 _LISTED = PixelBudget(4 * LISTED_FACTOR**2, 16384 * LISTED_FACTOR**2)
-_SAMPLING = ("nframes", "fps", "min_frames", "max_frames")
+_CHOICE = ("nframes", "min_frames", "max_frames")
+_SAMPLING = ("fps", *_CHOICE)
 _SIZES = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
 
 
@@ -120,8 +121,8 @@ def wishes(
 ) -> VideoFields:
     """Return what is asked of a video, from all the places where it may be said.
 
-    What a part says goes before what the request says of all; of a list of frames the request's
-    choice of frames says nothing.
+    What a part says goes before what the request says of all. A list of frames takes the request's
+    rate, but not its choice of frames, which is meant for files beside it.
 
     Raises:
         InvalidValue: fields that contradict each other.
@@ -135,7 +136,9 @@ def wishes(
         refuse_twice(name, beside, within, param)
         own[name] = within if beside is None else beside
     # A part that says how to sample, or how large, is not mixed with another way.
-    if listed or own["fps"] or own["nframes"]:
+    if listed:
+        whole |= dict.fromkeys(_CHOICE)
+    elif own["fps"] or own["nframes"]:
         whole |= dict.fromkeys(_SAMPLING)
     elif own["min_frames"] or own["max_frames"]:
         whole["nframes"] = None
@@ -174,7 +177,7 @@ def sample_list(header: VideoHeader, wish: VideoFields, rules: FrameRules, param
         InvalidVideo: an aspect ratio beyond 200.
         InvalidValue: a field that chooses frames.
     """
-    for name in ("nframes", "min_frames", "max_frames"):
+    for name in _CHOICE:
         if getattr(wish, name) is not None:
             raise InvalidValue(
                 f"{param} is a list of frames and gives {name}; frames are taken as they are "
@@ -281,6 +284,7 @@ def _frame_size(
         asked_high not in (None, high)
         or asked_low not in (None, low)
         or asked_total not in (None, total)
+        or height * width * count > FRAME_FACTOR * (asked_total or math.inf)
     )
     return Sizing(height, width, changed)
 

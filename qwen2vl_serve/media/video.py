@@ -14,11 +14,15 @@ import numpy as np
 
 from qwen2vl_serve.errors import APIError, InvalidVideo, VideoTooLarge
 from qwen2vl_serve.media import image
+from qwen2vl_serve.media.boxes import index_entries
 from qwen2vl_serve.media.headers import VideoHeader
 from qwen2vl_serve.vision import FRAME_FACTOR
 
 CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"})
 """FFmpeg's names of what is decoded; its many other decoders are never given a stranger's bytes."""
+
+INDEX_ENTRIES = 1_000_000
+"""How many samples of sound, subtitles and edits a file may index beside eight for each frame."""
 
 _HELP = "send an mp4, webm or mkv file with H.264, H.265, VP8, VP9, AV1 or MPEG-4 video"
 
@@ -245,8 +249,9 @@ def _opened(
     """
     import av  # noqa: PLC0415  # FFmpeg: loaded by the first video
 
-    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+    if data[4:8] in image.MOV_BOXES:
         form = "mov"
+        _refuse_long_index(data, limits, param)
     elif data[:4] == b"\x1aE\xdf\xa3":
         form = "matroska"
     else:
@@ -272,6 +277,17 @@ def _opened(
     except (av.FFmpegError, ArithmeticError, AttributeError, LookupError, ValueError) as error:
         # PyAV lets what damaged fields cause in its own code through.
         raise _invalid(param) from error
+
+
+def _refuse_long_index(data: bytes, limits: VideoLimits, param: str) -> None:
+    """Refuse a file before FFmpeg opens it: its index may take gigabytes of a few bytes."""
+    most = 8 * limits.max_frames + INDEX_ENTRIES
+    if index_entries(data, most) > most:
+        raise VideoTooLarge(
+            f"{param} holds a video whose index is packed or has more than {most} samples, of "
+            f"which at most {limits.max_frames} may be frames; send it shorter, or as webm or mkv.",
+            param=param,
+        )
 
 
 def _count(

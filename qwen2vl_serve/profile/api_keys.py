@@ -16,8 +16,18 @@ def usable_key(key: str) -> bool:
 
 
 def keys_of_environment(environ: Mapping[str, str]) -> list[str]:
-    """Read the comma-separated keys of ``QWEN2VL_API_KEY``; raises ``ProfileError``."""
-    return _usable(environ.get(API_KEY_VARIABLE, "").split(","), API_KEY_VARIABLE)
+    """Read the comma-separated keys of ``QWEN2VL_API_KEY``; empty, it counts as unset.
+
+    Raises ``ProfileError`` (which never shows a key) for blanks and commas alone, and for a key
+    that cannot be sent in a header.
+    """
+    text = environ.get(API_KEY_VARIABLE, "")
+    keys = _usable(text.split(","), API_KEY_VARIABLE)
+    if text and not keys:
+        raise ProfileError(
+            f"{API_KEY_VARIABLE}: holds no key, only blanks or commas; write one or unset it"
+        )
+    return keys
 
 
 def keys_of_file(path: Path) -> list[str]:

@@ -88,7 +88,7 @@ def _override(document: Document, override: str) -> None:
         raise ProfileError(f"--set {shown(override)}: must be section.field=value")
     if key in BARE_OVERRIDES:
         source, key = f"--{key}", BARE_OVERRIDES[key]
-        number = key == BARE_OVERRIDES["port"] and text.isascii() and text.isdigit()
+        number = key == BARE_OVERRIDES["port"] and re.fullmatch("-?[0-9]+", text)
         value: Any = int(text[:9]) if number else text
     else:
         source = "--set"
@@ -121,6 +121,8 @@ def _explain(errors: Iterable[ErrorDetails], document: Document) -> str:
         return f"{document.place(path)}: unknown key {dotted(path)}{_whereabouts(path)}"
     elif kind == "missing":
         problem = "is required"
+    elif kind == "model_type" and first["input"] is None:
+        problem = "is empty; write its keys or leave it out"
     elif kind == "model_type":
         problem = f"must be a section of keys and values, is {shown(first['input'])}"
     elif kind == "unusable_key":
@@ -129,6 +131,8 @@ def _explain(errors: Iterable[ErrorDetails], document: Document) -> str:
         problem = re.sub(r"^\w+ should", "must", first["msg"])
         if kind == "string_pattern_mismatch":
             problem = "must be one line without control characters"
+        elif kind == "tuple_type":
+            problem = "must be a list"
         if path[:2] not in SECRETS:  # an error may be logged; a key must not
             problem += f", is {shown(first['input'])}"
     rest = f" (and {len(others)} more)" if others else ""

@@ -357,7 +357,14 @@ class MediaSection(Section):
     @classmethod
     def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
         for network in networks:
-            ip_network(network)  # a ValueError here is pydantic's
+            try:
+                ip_network(network)
+            except ValueError as error:
+                raise PydanticCustomError(
+                    "no_network",
+                    "must be networks in CIDR notation, as 10.0.0.0/8 ({problem})",
+                    {"problem": str(error)},
+                ) from None
         return networks
 
     @field_validator("allowed_local_paths")

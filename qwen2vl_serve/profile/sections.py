@@ -62,8 +62,42 @@ def _as_binding(text: str) -> str:
     return text
 
 
+def _as_origin(text: str) -> str:
+    """Return what a browser may send as ``Origin``; all else would never match."""
+    if text not in ("*", "null") and not _ORIGIN.fullmatch(text):
+        raise PydanticCustomError(
+            "origin",
+            "must be an origin in small letters with its scheme and without a path, as "
+            "https://example.com, or *",
+        )
+    return text
+
+
+def _as_host(text: str) -> str:
+    """Return what can be the name in a header ``Host``; all else would never match."""
+    if text != "*" and not _HOST.fullmatch(text):
+        raise PydanticCustomError(
+            "host", "must be names or addresses without scheme, port and path, as example.com, or *"
+        )
+    return text
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.:_\[\]-]+")
+_HOST = re.compile(
+    r"\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*|[A-Za-z0-9._-]*[A-Za-z0-9_-]"
+)
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1), BeforeValidator(_as_list)]
+Hosts = Annotated[
+    tuple[Annotated[Text, AfterValidator(_as_host)], ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(_as_list),
+]
+Origins = Annotated[
+    tuple[Annotated[Text, AfterValidator(_as_origin)], ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(_as_list),
+]
 Positive = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -117,6 +151,14 @@ class ModelSection(Section):
     hf_overrides: dict[str, Any] = Field(
         default_factory=dict, description="Values that replace those of the model's config.json."
     )
+
+    @field_validator("served_model_name")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for place, name in enumerate(names or ()):
+            if name in (names or ())[:place]:
+                raise contradiction(f"has {name!r} twice; keep one", "model.served_model_name")
+        return names
 
     @property
     def path(self) -> str:
@@ -232,7 +274,7 @@ class EngineSection(Section):
     enable_prefix_caching: bool | None = Field(
         default=None, description="Reuse the KV cache of a prompt's known beginning. Unset: on."
     )
-    seed: int | None = Field(
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = Field(
         default=None, description="Seed of the engine; requests may bring their own. Unset: 0."
     )
     disable_custom_all_reduce: bool | None = Field(
@@ -321,12 +363,12 @@ class ServerSection(Section):
         "`sqlite:////path`. Unset: an SQLite file in `$XDG_STATE_HOME/qwen2vl-serve`, which "
         "the servers of this user share.",
     )
-    allowed_hosts: Names | None = Field(
+    allowed_hosts: Hosts | None = Field(
         default=None,
         description="Names that the header `Host` may have; `*` for any. Unset: on a loopback "
         "address any address and any name without a dot, elsewhere any.",
     )
-    cors_origins: Names | None = Field(
+    cors_origins: Origins | None = Field(
         default=None,
         description="Origins whose web pages may use the server from a browser, as "
         "`https://example.com`; `*` for all. Unset: none.",

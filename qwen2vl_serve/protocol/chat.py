@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    model_validator,
+)
 
 from qwen2vl_serve.profile import Overflow
 from qwen2vl_serve.protocol.content import (
@@ -74,6 +82,23 @@ UNSUPPORTED: Mapping[str, str] = {
     "vllm_xargs": "leave it out",
     "watermarking": "leave it out",
     "web_search_options": "this server does not search",
+    # Of one picture or video, where they stand; at the top they would be passed over.
+    "extra_body": "put its fields beside messages, as the openai package does",
+    "images_kwargs": "put its fields into mm_processor_kwargs",
+    "num_frames": "use nframes, or media_io_kwargs.video.num_frames",
+    "pages": "put it into the part that names the file",
+    "size": "use min_pixels and max_pixels, or resized_height and resized_width",
+    "video_end": "put it into the part that names the video",
+    "video_start": "put it into the part that names the video",
+    "best_of": "use n",
+    "verbosity": "say in a message how long the answer is to be",
+}
+
+# Values of these that ask for nothing, beside those that do so anywhere.
+ASKING_NOTHING: Mapping[str, Any] = {
+    "best_of": 1,
+    "chat_template_kwargs": {"enable_thinking": False},
+    "reasoning_effort": "none",
 }
 
 _INT64_MAX = 2**63 - 1
@@ -84,7 +109,18 @@ def _role(value: object) -> str | None:
     return f"@{role}" if isinstance(role, str) else None
 
 
-class SystemMessage(Strict):
+class _Said(Strict):
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """Leave out what clients that have one class for all messages leave empty."""
+        if not isinstance(given, dict) or None not in given.values():
+            return given
+        known = cls.model_fields
+        return {name: one for name, one in given.items() if one is not None or name in known}
+
+
+class SystemMessage(_Said):
     """Instructions; ``developer`` is OpenAI's newer name for the same role."""
 
     role: Literal["system", "developer"]
@@ -92,7 +128,7 @@ class SystemMessage(Strict):
     name: str | None = None
 
 
-class UserMessage(Strict):
+class UserMessage(_Said):
     """What a user says and shows."""
 
     role: Literal["user"]
@@ -100,7 +136,7 @@ class UserMessage(Strict):
     name: str | None = None
 
 
-class AssistantMessage(Strict):
+class AssistantMessage(_Said):
     """An earlier answer, as this server or OpenAI's clients return it.
 
     One that only calls tools may come without ``content``.
@@ -128,7 +164,7 @@ class AssistantMessage(Strict):
         return given
 
 
-class ToolMessage(Strict):
+class ToolMessage(_Said):
     """What a tool returned for the call of that id: text, and pictures as a user may show them."""
 
     role: Literal["tool"]
@@ -265,10 +301,30 @@ class ChatRequest(BaseModel):
     modalities: list[Literal["text"]] | None = None
     add_generation_prompt: Literal[True] | None = None
 
+    # No field, which a client could send.
+    _most_tokens: int | None = PrivateAttr(default=None)
+
+    def held_to(self, most_tokens: int | None) -> None:
+        """Say how long an answer may be whose request says nothing of that; None: the window."""
+        self._most_tokens = most_tokens
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Most tokens to generate, by request or profile; of these the window may leave less.
+
+        What the request asks for is ``output_limit``, and is never cut.
+        """
+        return self.output_limit or self._most_tokens
+
     @property
     def output_limit(self) -> int | None:
         """Most tokens to generate, by OpenAI's newer name before its older one."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def output_field(self) -> str:
+        """The name under which ``output_limit`` was asked for."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     def said_of_all(self) -> Iterator[tuple[str, str, Any]]:
         """Yield what is said of all pictures and videos: field, its path in the body, value.

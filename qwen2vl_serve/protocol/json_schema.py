@@ -1,7 +1,8 @@
-"""How much a JSON schema may cost: it becomes a grammar before the first token is drawn.
+"""What a JSON schema may cost: it becomes a grammar before the first token is drawn.
 
 The engine compiles that grammar for every token of its vocabulary, beside the requests that run.
 What takes seconds of a processor there is refused here; ``bench/grammars.py`` measures it.
+What is no schema at all, or says what no grammar enforces, is ``schema_form``'s to refuse.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from math import isnan
 from typing import Any
 
 from qwen2vl_serve.errors import InvalidValue
+from qwen2vl_serve.protocol import schema_form
 
 MOST_DEPTH = 64
 """Objects and arrays within each other."""
@@ -59,11 +61,14 @@ def check(schemas: Mapping[str, Mapping[str, Any]]) -> None:
     """Return if the schemas of a request, by where they stand in it, are cheap enough together.
 
     Raises:
-        InvalidValue: they are not; the message names the bound and the value.
+        InvalidValue: they are not, or one is no schema that can be enforced; the message names
+            the bound and the value.
     """
     bill = _Bill()
     for param, schema in schemas.items():
         bill.add(schema, param)
+    for param, schema in schemas.items():
+        schema_form.check(schema, param)
 
 
 class _Bill:

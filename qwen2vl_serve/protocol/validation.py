@@ -25,7 +25,7 @@ from qwen2vl_serve.errors import (
 )
 from qwen2vl_serve.profile import Overflow
 from qwen2vl_serve.protocol import control_tokens, json_schema, tool_rules
-from qwen2vl_serve.protocol.chat import UNSUPPORTED, ChatRequest
+from qwen2vl_serve.protocol.chat import ASKING_NOTHING, UNSUPPORTED, ChatRequest
 from qwen2vl_serve.protocol.content import FramesPart, ImagePart, VideoPart
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def parse_chat(body: bytes, limits: RequestLimits) -> ChatRequest:
     data = parse_json(body)
     for name, remedy in UNSUPPORTED.items():
         # Clients that spell out the defaults (echo: false, tools: []) ask for nothing.
-        if data.get(name):
+        if (value := data.get(name)) and value != ASKING_NOTHING.get(name):
             raise UnsupportedParameter(f"{name} is not served here: {remedy}.", param=name)
     if not data.get("tools"):
         data.pop("tools", None)
@@ -86,6 +86,7 @@ def parse_chat(body: bytes, limits: RequestLimits) -> ChatRequest:
     except ValidationError as error:
         roles = _ROLES_WITH_TOOLS if limits.tools else _ROLES
         raise as_request_error(error.errors(include_url=False)[0], roles) from None
+    request.held_to(limits.max_tokens)
     _check_fields(request, limits)
     tool_rules.check(request, served=limits.tools)
     if (request.overflow or limits.overflow) not in LEAVING_OUT:
@@ -185,7 +186,11 @@ _TOO_DEEP = "it nests objects and arrays more than 200 deep"
 
 def _check_fields(request: ChatRequest, limits: RequestLimits) -> None:
     if request.n is not None and request.n > limits.max_n:
-        raise InvalidValue(f"n is {request.n}; at most {limits.max_n} is served.", param="n")
+        raise InvalidValue(
+            f"n is {request.n}; at most {limits.max_n} is served: ask for fewer, or raise "
+            "limits.max_n in the server's profile.",
+            param="n",
+        )
     if (request.n or 1) > 1 and request.temperature is not None and request.temperature < _GREEDY:
         raise InvalidValue(
             f"n is {request.n} at temperature {request.temperature:g}, where all answers are the "
@@ -193,12 +198,19 @@ def _check_fields(request: ChatRequest, limits: RequestLimits) -> None:
             param="n",
         )
     asked = request.output_limit
-    name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    name = request.output_field
     if asked is not None and limits.max_tokens is not None and asked > limits.max_tokens:
-        raise InvalidValue(f"{name} is {asked}; at most {limits.max_tokens} is served.", param=name)
-    if request.min_tokens and asked is not None and request.min_tokens > asked:
         raise InvalidValue(
-            f"min_tokens is {request.min_tokens}, more than {name} ({asked}).", param="min_tokens"
+            f"{name} is {asked}; at most {limits.max_tokens} is served: ask for fewer, or raise "
+            "limits.max_tokens in the server's profile.",
+            param=name,
+        )
+    most = request.most_tokens
+    if request.min_tokens and most is not None and request.min_tokens > most:
+        known = name if asked is not None else "limits.max_tokens of the server's profile"
+        raise InvalidValue(
+            f"min_tokens is {request.min_tokens}, more than {known} ({most}): ask for fewer.",
+            param="min_tokens",
         )
     if request.stream_options is not None and not request.stream:
         raise InvalidValue(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -180,7 +181,7 @@ class VLLMEngine:
                 except APIError:
                     raise
                 except Exception as error:
-                    raise self._translated(error) from error
+                    raise self._translated(error, asked) from error
 
     async def _unwrapped(
         self, asked: Asked, events: AsyncGenerator[str, None]
@@ -201,7 +202,7 @@ class VLLMEngine:
                     usage.completion_tokens = asked.completion_tokens()
                     break
                 if event.startswith(_ERROR):
-                    self._raise_error(ErrorResponse(**from_json(event[len("data: ") :])))
+                    self._raise_error(ErrorResponse(**from_json(event[len("data: ") :])), asked)
                 count += 1
                 if count <= 0:
                     held.append(_json(event))
@@ -280,16 +281,16 @@ class VLLMEngine:
         except APIError:
             raise
         except Exception as error:
-            raise self._translated(error) from error
+            raise self._translated(error, asked) from error
         if isinstance(answer, ErrorResponse):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 # vLLM takes any cancellation for a client that left, and answers it with a 400.
                 raise asyncio.CancelledError
-            self._raise_error(answer)
+            self._raise_error(answer, asked)
         return answer
 
-    def _translated(self, error: Exception) -> APIError:
+    def _translated(self, error: Exception, asked: Asked | None = None) -> APIError:
         """Return our error for one that vLLM raised; its text goes to the log alone."""
         match error:
             case EngineDeadError():
@@ -306,30 +307,45 @@ class VLLMEngine:
                     param="messages",
                 )
             case VLLMClientError():
-                logger.info("vLLM refused: %s", error)
-                return _refused(getattr(error, "parameter", None), getattr(error, "value", None))
+                logger.warning("vLLM refused %s: %s", _name(asked), error)
+                param = getattr(error, "parameter", None) or _at_fault(str(error), asked)
+                return _refused(param, getattr(error, "value", None))
             case ValueError():
-                logger.warning("vLLM refused", exc_info=error)
-                return _refused(None)
+                logger.warning("vLLM refused %s", _name(asked), exc_info=error)
+                return _refused(_at_fault(str(error), asked))
             case _:
-                logger.error("vLLM failed", exc_info=error)
+                logger.error("vLLM failed at %s", _name(asked), exc_info=error)
                 return InternalError("The engine failed on this request; the log has the cause.")
 
-    def _raise_error(self, response: ErrorResponse) -> NoReturn:
+    def _raise_error(self, response: ErrorResponse, asked: Asked | None = None) -> NoReturn:
         error = response.error
         if self._client.errored:
             raise EngineUnavailable("The engine stopped while it answered.")
-        logger.info("vLLM answered %d: %s", error.code, error.message)
+        logger.warning("vLLM answered %s with %d: %s", _name(asked), error.code, error.message)
         if error.code == 404:
             raise ModelNotFound(
                 "The model is not served here; take a name from /v1/models.", param="model"
             )
         if error.code < 500:
-            raise _refused(error.param)
+            raise _refused(error.param or _at_fault(error.message, asked))
         raise InternalError("The engine failed on this request; the log has the cause.")
 
 
+def _name(asked: Asked | None) -> str:
+    return "a request" if asked is None else f"request {asked.request_id}"
+
+
+_SCHEMA = "response_format.json_schema.schema"
+
+
+def _at_fault(words: str, asked: Asked | None) -> str | None:
+    """Return the field that vLLM's words are about where that is the schema of the answer."""
+    grammar = asked is not None and asked.structured_outputs is not None
+    return _SCHEMA if grammar and re.search("grammar|schema", words, re.IGNORECASE) else None
+
+
 _REMEDIES = {
+    _SCHEMA: "say it in plainer words, or leave parts out to find which it is",
     "logit_bias": "its keys must be token ids of this model's vocabulary",
     "stop_token_ids": "they must be token ids of this model's vocabulary",
     "logprobs": "ask for fewer top_logprobs",
@@ -386,12 +402,22 @@ class Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM ships no type infor
         prompt = sum(len(one["prompt_token_ids"]) for one in inputs)
         request.count_prompt(prompt)
         wanted = request.max_completion_tokens or request.max_tokens
-        if prompt + (wanted or 1) > window:
+        left = window - prompt
+        if left > 0 and not wanted:
+            request.limit_to(left)
+        if left > 0 and (request.min_tokens or 0) > left:
+            raise InvalidValue(
+                f"min_tokens is {request.min_tokens}, but the prompt takes {prompt} tokens and "
+                f"leaves {left} of the {window} of max_model_len: ask for at most {left}, or "
+                "send less.",
+                param="min_tokens",
+            )
+        if (wanted or 1) > left:
             raise ContextLengthExceeded(
                 f"The prompt is too long: it takes {prompt} tokens and the answer asks for "
                 f"{wanted or 1} more, but this model's maximum context length is {window} tokens "
                 "(max_model_len). Send fewer or smaller pictures, shorter messages, or max_tokens "
-                f"of at most {max(window - prompt, 0)}.",
+                f"of at most {max(left, 0)}.",
                 param="messages",
             )
         return rendered

@@ -75,6 +75,7 @@ class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type 
     _usage: Usage = PrivateAttr(default_factory=Usage)
     _counted: RequestResponseMetadata | None = PrivateAttr(default=None)
     _adapter: LoRARequest | None = PrivateAttr(default=None)
+    _most_tokens: int | None = PrivateAttr(default=None)
 
     @property
     def adapter(self) -> LoRARequest | None:
@@ -94,6 +95,15 @@ class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type 
         """Where its tokens are counted."""
         return self._usage
 
+    def held_to(self, most_tokens: int | None) -> None:
+        """Say how long its answers may be where the window leaves so much."""
+        self._most_tokens = most_tokens
+
+    def limit_to(self, left: int) -> None:
+        """Set ``max_tokens`` of a request that names none, of which the window leaves ``left``."""
+        if self._most_tokens is not None:
+            self.max_tokens = min(self._most_tokens, left)
+
     def count_prompt(self, tokens: int) -> None:
         """Note the tokens of the prompt."""
         self._usage.prompt_tokens = tokens
@@ -112,7 +122,7 @@ class Asked(ChatCompletionRequest):  # type: ignore[misc]  # vLLM ships no type 
 
 # vLLM's own field warns whenever it is read, into nowhere and for a fiftieth of a request: by a
 # descriptor of its class, which a field of ours by that name would leave in place.
-Asked.max_tokens = None
+Asked.max_tokens = None  # type: ignore[assignment]  # of the class, no request
 
 
 def as_vllm(
@@ -144,6 +154,8 @@ def as_vllm(
             "request_id": request_id,
         }
     )
+    if request.output_limit is None:
+        asked.held_to(request.most_tokens)
     if usage is not None:
         asked.count_in(usage)
     if adapter is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -240,6 +241,16 @@ def test_a_refusal_names_the_largest_max_tokens_beside_the_largest_pictures() ->
     assert "max_tokens of at most 198, or max_pixels 37632 for each picture would fit" in message
     alone = refusal(context(chat(1, max_tokens=400), shown, 300), LOADER).message
     assert alone.endswith(": max_tokens of at most 198 would fit.")
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_an_answer_that_is_too_long_is_named_and_not_the_messages(name: str) -> None:
+    """Where the prompt alone fits: the field as it was sent, its value, the largest that fits."""
+    refused = refusal(context(chat(1, **{name: 400}), [], 300), LOADER)
+    assert refused.param == name
+    assert refused.message.startswith(f"{name} is 400, for which the prompt is too long: it takes")
+    assert re.search(rf": {name} of at most \d+ would fit\.$", refused.message)
+    assert refusal(context(chat(1), pictures((560, 560)), 300), LOADER).param == "messages"
 
 
 def test_what_fits_is_left_alone() -> None:

@@ -371,6 +371,8 @@ def test_no_origin_is_let_in_unless_named(serve: Serve) -> None:
     other = {**preflight, "Origin": "https://other.example"}
     denied = api.request("OPTIONS", "/v1/chat/completions", headers=other)
     assert "access-control-allow-origin" not in denied.headers
+    assert denied.status_code == 400
+    assert "server.cors_origins" in denied.json()["error"]["message"]
     # Errors as well, or a page could not read why.
     wrong = api.request("GET", "/v1/models", headers={"Origin": "https://page.example"})
     assert wrong.status_code == 401

@@ -17,6 +17,7 @@ from qwen2vl_serve.media.loader import MediaLoader
 from qwen2vl_serve.media.picture import Picture
 from qwen2vl_serve.protocol.chat import ChatRequest
 from qwen2vl_serve.protocol.validation import RequestLimits, parse_chat
+from tests.media.movies import movie
 from tests.media.test_loader import BOUNDS, data_url, part
 from tests.media.test_pdf import PDF, colour
 
@@ -95,6 +96,17 @@ def test_errors_name_the_clients_places() -> None:
     with pytest.raises(InvalidImage) as caught:
         Loading().load(part(pdf_url(PDF)), TEXT, part("data:;base64,AAAA"))
     assert caught.value.param == "messages[0].content[2].image_url"
+
+
+def test_what_a_video_url_or_a_reader_takes_is_known_as_a_file() -> None:
+    """A QuickTime that begins with another box than ``ftyp``, a PDF behind a blank line."""
+    mov = movie(8)
+    loading = Loading()
+    loading.documents.inspect(mov[:4] + b"free" + mov[8:], "file")
+    loading.documents.inspect(b"\r\n" + PDF, "file")
+    file = {"file_data": "data:;base64," + base64.b64encode(b"\n" + PDF).decode()}
+    _, pictures = loading.load({"type": "file", "file": file, "pages": "2"})
+    assert [colour(one.pixels()[100, 100]) for one in pictures] == ["lime"]
 
 
 def test_pages_of_a_picture_are_refused() -> None:

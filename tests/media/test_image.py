@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from qwen2vl_serve.errors import ImageTooLarge, InvalidImage
 from qwen2vl_serve.media.image import decode, file_kind, installed_formats, read_header
@@ -267,6 +267,60 @@ def test_what_is_damaged_or_foreign_is_refused(data: bytes) -> None:
     assert "0x" not in caught.value.message
 
 
+def animated(*chunks: bytes) -> bytes:
+    """A PNG of 64 x 64 that says that it has two frames."""
+    data = png(64, 64, b"")
+    return data[:33] + b"".join((chunk(b"acTL", struct.pack(">II", 2, 0)), *chunks)) + data[-12:]
+
+
+def frame(sequence: int, height: int = 64) -> bytes:
+    return chunk(b"fcTL", struct.pack(">IIIIIHHBB", sequence, 64, height, 0, 0, 1, 10, 0, 0))
+
+
+def frame_data(sequence: int) -> bytes:
+    return chunk(b"fdAT", struct.pack(">I", sequence) + zlib.compress(ROWS))
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:5000]], ids=["whole", "cut short"])
+def test_of_an_animated_png_its_own_picture_is_shown_if_it_is_whole(rows: bytes) -> None:
+    """As its first frame or none of them, and only as the format has it: never black rows."""
+    own = chunk(b"IDAT", zlib.compress(rows))
+    files = [
+        animated(frame(0), own, frame(1), frame_data(2)),
+        animated(own, frame(0), frame_data(1), frame(2), frame_data(3)),
+    ]
+    if rows == ROWS:
+        for data in files:
+            assert (ours(data) == 200).all()
+        files = [
+            animated(frame(0, height=32), own, frame(1), frame_data(2)),
+            animated(frame(0), frame_data(1), own, frame(2), frame_data(3)),
+        ]
+    for data in files:
+        with pytest.raises(InvalidImage, match="damaged picture"):
+            ours(data)
+
+
+def test_what_a_png_says_of_itself_is_not_logged(capfd: pytest.CaptureFixture[str]) -> None:
+    """A profile of the wrong kind, with a name that would look like a line of the server's log."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    named = chunk(b"iCCP", b"x\nPOST /v1/files 200\x1b[31m\0\0" + zlib.compress(profile))
+    data = png(64, 64, zlib.compress(ROWS))
+    assert (ours(data[:33] + named + data[33:]) == 200).all()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_png_with_a_wrong_checksum_is_refused() -> None:
+    """Of its size, its palette or its pixels."""
+    data = encoded(photo(300, 200).quantize(64), "PNG")
+    for kind in (b"IHDR", b"PLTE", b"IDAT"):
+        start = data.index(kind)
+        end = start + 4 + int.from_bytes(data[start - 4 : start])
+        wrong = bytes([data[end] ^ 1])
+        with pytest.raises(InvalidImage, match="damaged picture"):
+            ours(data[:end] + wrong + data[end + 1 :])
+
+
 def test_a_pixel_bomb_is_refused_by_its_header() -> None:
     """100,000 × 100,000 pixels are announced in 60 bytes and never allocated."""
     with pytest.raises(ImageTooLarge):
@@ -370,6 +424,11 @@ def test_heic_pixels_are_pillows() -> None:
         (b"\0\0\0\x18ftypmif1\0\0\0\0avifmif1", "AVIF"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF"),
         (b"\xff\xff\xff\xffftyp", "MP4"),
+        (b"\0\0\0\x08free\0\0\0\x08mdat", "MP4"),
+        (b"\0\0\0\x08wide\0\0\0\x08mdat", "MP4"),
+        (b"BM\0\0free", "BMP"),
+        (b"\r\n%PDF-1.4", "PDF"),
+        (bytes(1100) + b"%PDF-1.4", None),
         (b"\x1aE\xdf\xa3", "Matroska"),
         (b"GIF8", None),
         (b"", None),

@@ -353,3 +353,18 @@ def test_frames_are_of_the_formats_that_are_taken(listed: bool) -> None:
     loading.loader.formats = ["JPEG"]
     with pytest.raises(InvalidImage, match="holds TIFF data; this server takes JPEG"):
         loading.load({"type": "video", "video": urls} if listed else part(text))
+
+
+def test_a_headers_frame_waits_its_turn_to_be_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is not known before: memory for the largest frame is held, and given back."""
+    loading, held = Loading(), []
+    read_header = video_module.read_header
+
+    def spied(*args: Any, **named: Any) -> Any:
+        held.append(loading.loader.decoding.held)
+        return read_header(*args, **named)
+
+    monkeypatch.setattr(video_module, "read_header", spied)
+    loading.load(part(data_url(MOVIE)))
+    assert held[0] >= VideoLimits().max_pixels
+    assert loading.loader.decoding.held == 0

@@ -492,6 +492,26 @@ def test_a_list_of_frames_is_not_sampled_again(field: str) -> None:
     assert sample_list(header, wish, REFERENCE, "it").frames == 6
 
 
+@pytest.mark.parametrize(("own", "rate"), [({}, 5.0), ({"fps": 1.0}, 1.0)], ids=str)
+def test_a_list_of_frames_takes_the_requests_rate(own: dict[str, float], rate: float) -> None:
+    """Its own goes first; a list is told at the rate at which all videos are said to be."""
+    header = VideoHeader(320, 240, 5, 0.0)
+    for wish in (
+        wished(own, listed=True, mm_processor_kwargs={"fps": 5.0}),
+        wished(own, listed=True, fps=5.0),
+        wished(own, listed=True, media_io_kwargs={"video": {"fps": 5.0}}),
+    ):
+        assert sample_list(header, wish, REFERENCE, "it").fps == rate
+
+
+def test_a_total_too_small_for_the_frames_is_told() -> None:
+    """No frame goes below its least size: what that makes of a small total is said."""
+    wish = VideoFields(nframes=20, total_pixels=50_000)
+    assert sample_file(MINUTE, wish, REFERENCE, "it").clamped
+    wish = VideoFields(nframes=20, total_pixels=5_000_000)
+    assert not sample_file(MINUTE, wish, REFERENCE, "it").clamped
+
+
 @pytest.mark.parametrize("size", [{"resized_height": 280}, {"resized_width": 280}])
 def test_half_a_size_is_refused(size: dict[str, int]) -> None:
     """Both sides or none."""

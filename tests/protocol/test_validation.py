@@ -434,6 +434,43 @@ def test_a_field_that_would_change_the_answer_is_refused(name: str) -> None:
     assert UNSUPPORTED[name] in error.message
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"best_of": 1},
+        {"reasoning_effort": "none"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"video_start": 0, "num_frames": None},
+    ],
+    ids=str,
+)
+def test_a_word_for_nothing_is_let_pass(fields: dict[str, Any]) -> None:
+    """One of one answer, no reasoning, no thinking: what is served anyway."""
+    assert parse(user("x", **fields)).messages
+    more = {"best_of": 2, "chat_template_kwargs": {"enable_thinking": False, "a": 1}}
+    for name, value in more.items():
+        assert refusal(user("x", **{name: value})).param == name
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool"])
+def test_a_null_that_another_role_may_have_is_absent(role: str) -> None:
+    """Clients that have one class for all messages send all of its keys with each."""
+    nulls = dict.fromkeys(["tool_calls", "tool_call_id", "refusal", "audio", "name", "anything"])
+    said = {**nulls, "role": role, "content": "x"}
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    asked = {"role": "assistant", "content": "x", "tool_calls": [call]}
+    before = [{"role": "user", "content": "x"}]
+    if role == "tool":
+        before, said = [*before, asked], {**said, "tool_call_id": "a"}
+    limits = LIMITS.model_copy(update={"tools": True})
+    request = parse_chat(json.dumps({"messages": [*before, said]}).encode(), limits)
+    assert request.messages[-1].role == role
+    wrong = refusal({"messages": [*before, {**said, "content": None}]})
+    assert wrong.param is not None
+    unknown = refusal({"messages": [*before, {**said, "anything": 1}]})
+    assert unknown.param is not None
+
+
 @pytest.mark.parametrize("value", [None, False, [], {}])
 def test_an_unsupported_field_that_asks_for_nothing_is_let_pass(value: object) -> None:
     """Clients that spell out defaults (``tools: []``, ``echo: false``) are served."""

@@ -41,6 +41,12 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=DEFAULT_TIMEOUT, metavar="SECONDS", help="(default: 600)"
     )
+    parser.add_argument(
+        "--verify",
+        default=True,
+        metavar="FILE",
+        help="the certificate authority of your own (PEM) that vouches for an https:// server",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +114,13 @@ def with_fields(task: Task[T], arguments: argparse.Namespace) -> Task[T]:
 
 def client_of(arguments: argparse.Namespace) -> Client:
     """Return the client of the server that was named."""
-    return Client(arguments.url, arguments.api_key, arguments.model, timeout=arguments.timeout)
+    return Client(
+        arguments.url,
+        arguments.api_key,
+        arguments.model,
+        timeout=arguments.timeout,
+        verify=arguments.verify,
+    )
 
 
 def given_of(arguments: argparse.Namespace) -> dict[str, Any]:
