@@ -30,9 +30,8 @@ def fresh_log(path: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as opened:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            log = os.open(
-                path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o600
-            )  # a pipe would wait
+            # Without waiting, as a pipe would.
+            log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o600)
             opened.callback(os.close, log)
             if stat.S_ISREG(os.fstat(log).st_mode):
                 _lock(log)

@@ -1,14 +1,16 @@
 """What the index of an mp4 or QuickTime file takes once FFmpeg expands it, told from its bytes.
 
 A few bytes may announce any number of samples: FFmpeg keeps an entry for each as it opens a file.
-Boxes are looked for by their names, not by their nesting, for FFmpeg takes them nearly anywhere.
+Boxes are looked for by their names, not by their nesting, for FFmpeg takes them nearly anywhere;
+but for what it takes as text (``mov_read_default`` in its ``mov.c``), which may hold any word.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 _NAMES = re.compile(rb"trak|hdlr|elst|st(?:sz|z2|ts|sc|co)|co64|ctts|trun|cmov")
 
@@ -16,6 +18,19 @@ _PER_ENTRY = 1024
 """Samples of plain sound (PCM) that FFmpeg keeps as one entry."""
 
 _NO_SOUND = {b"vide", b"subp", b"clcp"}
+
+_WAYS = {
+    b"": (b"moov",),
+    b"moov": (b"trak", b"udta", b"meta"),
+    b"trak": (b"udta", b"meta"),
+    b"udta": (b"meta",),
+    b"meta": (b"ilst",),
+}
+_TEXT = re.compile(rb"\xa9|\0\0\0|desc|ldes|cprt|keyw|XMP_")
+"""How names begin of boxes within ``udta`` or ``ilst`` that hold a text; a key's is a number."""
+
+_MOST_BOXES = 100_000
+"""So many are walked through; what lies behind them is searched, whatever it is."""
 
 
 def index_entries(data: bytes, most: int) -> int:
@@ -98,26 +113,57 @@ def _handler(data: bytes, at: int) -> bytes:
 
 
 def _parts(data: bytes) -> Iterator[tuple[int, int]]:
-    """Give where FFmpeg may read boxes: everywhere but in the pictures and the sound themselves.
+    """Give where FFmpeg may read boxes: everywhere but in pictures, sound and texts.
 
     An index of fragments (``sidx``, ``tfra``) may lead it into those as well.
     """
-    parts, media, begun, at = [], [], 0, 4
-    while 4 <= at < len(data) - 4:
-        size = _number(data, at - 4)
-        head = 16 if size == 1 else 8
-        size = int.from_bytes(data[at + 4 : at + 12]) if size == 1 else size
-        if size < head or at - 4 + size > len(data):
-            break
-        if data[at : at + 4] == b"mdat":
-            parts.append((begun, at - 4))
-            begun = at - 4 + size
-            media.append((at - 4, begun))
-        at += size
-    parts.append((begun, len(data)))
-    yield from parts
-    if any(_holds(data, part, b"sidx", b"tfra") for part in parts):
-        yield from (part for part in media if _holds(data, part, b"moof", b"trak"))
+    if any(_holds(data, part, b"sidx", b"tfra") for part in _between(data, _media(data))):
+        yield from _between(data, _media(data))
+        yield from (part for part in _media(data) if _holds(data, part, b"moof", b"trak"))
+    else:
+        texts = _texts(data, 0, len(data), b"", iter(range(_MOST_BOXES)))
+        yield from _between(data, heapq.merge(_media(data), texts))
+
+
+def _between(data: bytes, skipped: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    begun = 0
+    for first, last in skipped:
+        yield begun, first
+        begun = last
+    yield begun, len(data)
+
+
+def _media(data: bytes) -> Iterator[tuple[int, int]]:
+    for name, begin, end in _boxes(data, 0, len(data), iter(range(_MOST_BOXES))):
+        if name == b"mdat":
+            yield begin, end
+
+
+def _texts(
+    data: bytes, at: int, end: int, within: bytes, budget: Iterator[int]
+) -> Iterator[tuple[int, int]]:
+    for name, begin, last in _boxes(data, at, end, budget):
+        if name == b"uuid" or (within in (b"udta", b"ilst") and _TEXT.match(name)):
+            yield begin, last
+        elif name in _WAYS.get(within, ()):
+            # FFmpeg looks for the first box of this one, before which there may be a version.
+            skipped = 4 if name == b"meta" and data[begin + 8 : begin + 12] == b"hdlr" else 0
+            yield from _texts(data, begin + skipped, last, name, budget)
+
+
+def _boxes(
+    data: bytes, at: int, end: int, budget: Iterator[int]
+) -> Iterator[tuple[bytes, int, int]]:
+    """Give boxes that lie one after another: name, and where the content begins and ends."""
+    for _ in budget:
+        size, head = _number(data, at), 8
+        if size == 1:
+            size, head = int.from_bytes(data[at + 8 : at + 16]), 16
+        last = min(at + size, end) if size else end
+        if at + 8 > end or last < at + head:
+            return
+        yield data[at + 4 : at + 8], at + head, last
+        at = last
 
 
 def _holds(data: bytes, part: tuple[int, int], *names: bytes) -> bool:

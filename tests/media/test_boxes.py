@@ -88,3 +88,39 @@ def test_a_long_honest_film_is_read() -> None:
 def test_an_ordinary_file_has_few_entries(data: bytes) -> None:
     """Whole, in fragments, cut short or no film at all."""
     assert index_entries(data, MOST) < 100
+
+
+WORDS = "an elephant's trunk, Vogelstimmen, eine Attraktion, stsz stco " * 200
+
+
+@pytest.mark.parametrize("form", ["mp4", "mov"])
+@pytest.mark.parametrize("flags", ["", "use_metadata_tags"])
+def test_texts_may_hold_any_word(form: str, flags: str) -> None:
+    """What is written of a film, as downloaders do, is not read as boxes."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=form, options={"movflags": flags} if flags else {}) as made:
+        for name in ("title", "comment", "description", "synopsis"):
+            made.metadata[name] = WORDS
+        film = made.add_stream("mpeg4", rate=1)
+        film.width = film.height = 64
+        picture = np.zeros((64, 64, 3), np.uint8)
+        made.mux(film.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        made.mux(film.encode())
+    data = file.getvalue()
+    assert data.count(b"trunk") >= 200
+    assert index_entries(data, MOST) < 100
+    assert index_entries(data + box(b"uuid", b"a trunk" * 99), MOST) < 100
+
+
+def test_boxes_beside_texts_are_counted() -> None:
+    """A text hides nothing of what FFmpeg reads as a box, wherever it lies."""
+    index = box(b"trun", bytes(4) + MANY)
+    for hidden in (
+        box(b"moov", box(b"udta", index)),
+        box(b"moov", box(b"udta", box(b"\xa9nam", b"a") + index)),
+        box(b"udta", box(b"\xa9nam", index)),
+        box(b"moov", box(b"mvex", box(b"\xa9nam", index))),
+        box(b"moov", box(b"udta", box(b"meta", bytes(4) + box(b"hdlr") + box(b"ilst", index)))),
+        box(b"moov", box(b"udta", box(b"\xa9nam", index))) + box(b"sidx", bytes(24)),
+    ):
+        assert index_entries(FILM + hidden, MOST) > MOST
