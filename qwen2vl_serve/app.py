@@ -160,11 +160,13 @@ class _CORS(CORSMiddleware):
         if answer.status_code < 400:
             return answer
         reason = bytes(answer.body).decode()
-        told = error_response(
-            RequestError(f"{reason}; the operator names origins in server.cors_origins.")
-        )
-        told.headers["Vary"] = answer.headers["Vary"]
-        return told
+        refused = RequestError(f"{reason}; the operator names origins in server.cors_origins.")
+        refused.headers = {
+            name: value
+            for name, value in answer.headers.items()
+            if not name.startswith("content-")  # the body's
+        }
+        return error_response(refused)
 
 
 async def _docs(request: Request) -> HTMLResponse:

@@ -373,6 +373,13 @@ def test_no_origin_is_let_in_unless_named(serve: Serve) -> None:
     assert "access-control-allow-origin" not in denied.headers
     assert denied.status_code == 400
     assert "server.cors_origins" in denied.json()["error"]["message"]
+    # Of a method that no page may use, with any origin let in, a page can read why.
+    anybody = serve('server.cors_origins="*"')
+    method = {**other, "Access-Control-Request-Method": "PUT"}
+    denied = anybody.request("OPTIONS", "/v1/chat/completions", headers=method)
+    assert denied.status_code == 400
+    assert "method" in denied.json()["error"]["message"]
+    assert denied.headers["access-control-allow-origin"] == "*"
     # Errors as well, or a page could not read why.
     wrong = api.request("GET", "/v1/models", headers={"Origin": "https://page.example"})
     assert wrong.status_code == 401
