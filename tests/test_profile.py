@@ -167,6 +167,8 @@ def test_profile_is_immutable():
             3,
             ["engine.compilation_config", "enforce_eager", "keep one"],
         ),
+        ("server: {cors_origins: *}\n", 3, ["*", "quotes"]),
+        ("server: {allowed_hosts: @home}\n", 3, ["@", "quotes"]),
     ],
 )
 def test_fault_is_one_line_with_file_line_and_key(write, text, line, words):

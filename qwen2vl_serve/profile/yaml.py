@@ -35,6 +35,8 @@ _RESOLVERS = (
         list("-+.0123456789"),
     ),
 )
+# Of PyYAML's words for what has a meaning of its own at the beginning of a value.
+_UNQUOTED = re.compile(r"alphabetic or numeric|cannot start any token")
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", *(r[0] for r in _RESOLVERS))}
 
 
@@ -135,6 +137,8 @@ def parse_yaml(text: str, source: str, *, numbered: bool = False) -> Document:
         problem = (error.problem or "is not YAML").replace("\n", " ")
         if "\\t" in problem or "'\t'" in problem:
             problem = "a tab cannot indent YAML; use spaces"
+        elif _UNQUOTED.search(problem):
+            problem = "a value that begins with *, &, @ or ` must stand in quotes"
         raise ProfileError(f"{place(error.problem_mark)}: {problem}") from None
     finally:
         loader.dispose()
