@@ -81,7 +81,12 @@ def read_header(
     """
     with (work or WorkTime(limits.seconds)).running(param) as check:
         with _opened(data, limits, param, check) as (container, stream):
-            count = _count(container, stream, limits, check, param)
+            count, packets = _count(container, stream, limits, check, param)
+            if packets < stream.frames and not (
+                packets >= sum(entry.size > 0 for entry in stream.index_entries)
+                and _whole_but_for_edits(data, stream.frames, limits, param, check)
+            ):
+                raise _invalid(param)
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             if count == 0 or rate <= 0:
                 raise _invalid(param)
@@ -241,9 +246,11 @@ class _Checked(io.BytesIO):
 
 @contextmanager
 def _opened(
-    data: bytes, limits: VideoLimits, param: str, check: Callable[[], None]
+    data: bytes, limits: VideoLimits, param: str, check: Callable[[], None], **options: str
 ) -> Iterator[tuple[Any, Any]]:
     """Open a container and its video stream; whatever FFmpeg dislikes becomes ``InvalidVideo``.
+
+    ``options`` are those of its reader.
 
     The format is named, not guessed: playlists among FFmpeg's formats open files and addresses.
     """
@@ -257,7 +264,7 @@ def _opened(
     else:
         raise _invalid(param)
     try:
-        with av.open(_Checked(data, check), format=form) as container:
+        with av.open(_Checked(data, check), format=form, options=options) as container:
             stream = next((s for s in container.streams.video), None)
             if stream is None or stream.codec_context.codec.canonical_name not in CODECS:
                 raise _invalid(param)
@@ -292,8 +299,11 @@ def _refuse_long_index(data: bytes, limits: VideoLimits, param: str) -> None:
 
 def _count(
     container: Any, stream: Any, limits: VideoLimits, check: Callable[[], None], param: str
-) -> int:
-    """Return how many frames the stream's packets show; nothing is decoded."""
+) -> tuple[int, int]:
+    """Return how many frames the stream's packets show, and how many packets there are.
+
+    Nothing is decoded.
+    """
     frames = packets = 0
     end = Fraction(0)
     for packet in container.demux():
@@ -313,9 +323,21 @@ def _count(
             )
     # A file cut short: mp4 tells how many packets there should be, Matroska until when.
     announced = Fraction(container.duration or 0, 1_000_000) - Fraction(1, 4)
-    if packets < stream.frames or ("matroska" in container.format.name and end < announced):
+    if "matroska" in container.format.name and end < announced:
         raise _invalid(param)
-    return frames
+    return frames, packets
+
+
+def _whole_but_for_edits(
+    data: bytes, packets: int, limits: VideoLimits, param: str, check: Callable[[], None]
+) -> bool:
+    """Tell whether a film has all of its ``packets``, those that its edit list leaves out as well.
+
+    One that was trimmed keeps what is no longer shown; FFmpeg indexes only what is.
+    """
+    with _opened(data, limits, param, check, ignore_editlist="1") as (_, stream):
+        ends = [entry.pos + entry.size for entry in stream.index_entries if entry.size]
+    return packets <= len(ends) and all(end <= len(data) for end in ends)
 
 
 def _hidden(packet: Any, stream: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import importlib
 import io
+import struct
 import tempfile
 import threading
 from pathlib import Path
@@ -265,6 +266,33 @@ def test_a_video_that_is_cut_short_is_refused(form: str, codec: str, share: floa
     data = movie(40, (160, 120), form, codec, **options)
     with pytest.raises(InvalidVideo):
         frames_of(data[: int(len(data) * share)])
+
+
+def trimmed(data: bytes, first: int, seconds: int) -> bytes:
+    """An mp4 of 10 frames a second as editors trim it: only its edit list is another."""
+    edit = data.index(b"elst")
+    unit = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)[0]
+    scale = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)[0]
+    file = bytearray(data)
+    begin = struct.unpack_from(">i", data, edit + 16)[0] + first * scale // 10
+    struct.pack_into(">Ii", file, edit + 12, seconds * unit, begin)
+    return bytes(file)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+@pytest.mark.parametrize(("first", "seconds"), [(0, 4), (20, 4), (20, 2)])
+def test_a_trimmed_film_is_shown_as_it_was_trimmed(codec: str, first: int, seconds: int) -> None:
+    """What an edit list leaves out is not missing, unless the file is cut short as well."""
+    data = movie(60, (160, 120), "mp4", codec, movflags="faststart")
+    left = trimmed(data, first, seconds)
+    header = read_header(left, LIMITS, "it")
+    assert header.frames == 10 * seconds
+    every = decode(data, range(60), (120, 160), LIMITS, "it")
+    shown = decode(left, range(header.frames), (120, 160), LIMITS, "it")
+    assert np.array_equal(shown, every[first : first + 10 * seconds])
+    for missing in (100, len(left) // 2):
+        with pytest.raises(InvalidVideo):
+            read_header(left[:-missing], LIMITS, "it")
 
 
 @settings(
