@@ -224,6 +224,7 @@ def test_a_client_that_leaves_frees_the_engine(server: ServerProcess) -> None:
     body |= {"n": 8, "temperature": 1}
     before = server.metric("vllm:generation_tokens_total")
     answer = requests.post(f"{server.url}/chat/completions", json=body, stream=True, timeout=60)
+    assert answer.status_code == 200, answer.text
     next(answer.iter_content(64))
     eventually(lambda: server.metric("vllm:num_requests_running") > 0)
     answer.close()

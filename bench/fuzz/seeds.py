@@ -64,8 +64,7 @@ def _pictures() -> dict[str, list[bytes]]:
     add("bmp", drawn.convert("1"), "BMP")
     for compression in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd"):
         add("tiff", drawn, "TIFF", compression=compression)
-    for compression in ("group3", "group4"):
-        add("tiff", drawn.convert("1"), "TIFF", compression=compression)
+    add("tiff", drawn.convert("1"), "TIFF", compression="group4")
     add("tiff", Image.fromarray(_wide()), "TIFF")
     add("tiff", Image.fromarray(_wide().astype(np.float32) / 65535), "TIFF")
     add("tiff", _see_through(), "TIFF", big_tiff=True, tiffinfo={274: 5, 270: "text"})
