@@ -3,8 +3,8 @@
 A scripted engine; the launcher and all above the seam are the real ones.
 
 MODE: ``up``, ``long`` (a stream takes 5 minutes), ``figures`` (tells its weights and KV cache),
-``slow-boot`` (hangs while starting), ``no-boot`` (fails while starting) or ``no-import`` (fails
-while vLLM is imported). SIGUSR1 makes any engine hang, SIGUSR2 move again, SIGRTMIN is its end.
+``stopped`` (by SIGTERM at its first line), ``slow-boot`` (hangs while starting), ``no-boot`` (fails
+while starting) or ``no-import`` (fails while vLLM is imported). SIGUSR1 makes any engine hang, SIGUSR2 move again, SIGRTMIN is its end.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def main(port: str, mode: str, *overrides: str) -> int:
 
     def report(line: str) -> None:
         print(line, file=console)
+        if mode == "stopped" and line.startswith("log"):
+            signal.raise_signal(signal.SIGTERM)
         if line.startswith("warm-up"):
             warm.set()
 

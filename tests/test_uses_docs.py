@@ -125,7 +125,7 @@ ARGUMENTS = {
     "extract_fields": ("receipt.png",),
     "extract_table": ("table.png",),
     "locate": ("photo.png",),
-    "compare": ("photo.png", "sign.png"),
+    "compare": ("sign.png", "photo.png"),
     "describe_video": ("moving.mp4",),
     "batch": ("scans",),
 }
@@ -185,7 +185,7 @@ def test_the_long_way_works_as_well(
 READS = {
     "ocr": '"3450"',
     "locate": "the yellow star ",
-    "compare": "The second picture shows text.",
+    "compare": 'The first picture shows the text "3450".',
     "describe_video": "moves",
     "extract_fields": "Tea House 7.5",
     "batch": '1.png It says "3450"',

@@ -86,39 +86,41 @@ def serve(
     signals = Signals()
     stall = profile.server.boot_stall_seconds
     lines, report = report, request_log.reporter(profile.server.log_format, report)
-    with (
-        fresh_log(profile.log_path.absolute()) as path,
-        output_to(path),
-        BootLog(path, report, verbose=verbose, stall_seconds=stall) as boot,
-    ):
-        report(f"log     {path}")
-        log_to(lines, request_log.formatter(profile.server.log_format))
-        try:
-            foreseen = foresee(profile)
-            server = _Server(
-                profile,
-                asked,
-                adapters,
-                keys,
-                listener,
-                report,
-                boot,
-                signals,
-                foreseen,
-                read_again,
-                traces,
-            )
-            return _run(server)
-        except Stopped:
-            report("stopped while starting")
-            return 0
-        finally:
-            listener.close()
-            if traces is not None:
-                traces.close()
-            # vLLM's client complains when it is collected at the very end; now the log has it.
-            gc.unfreeze()
-            gc.collect()
+    try:
+        with (
+            fresh_log(profile.log_path.absolute()) as path,
+            output_to(path),
+            BootLog(path, report, verbose=verbose, stall_seconds=stall) as boot,
+        ):
+            report(f"log     {path}")
+            log_to(lines, request_log.formatter(profile.server.log_format))
+            try:
+                foreseen = foresee(profile)
+                server = _Server(
+                    profile,
+                    asked,
+                    adapters,
+                    keys,
+                    listener,
+                    report,
+                    boot,
+                    signals,
+                    foreseen,
+                    read_again,
+                    traces,
+                )
+                return _run(server)
+            finally:
+                # vLLM's client complains when it is collected at the very end; now the log has it.
+                gc.unfreeze()
+                gc.collect()
+    except Stopped:
+        report("stopped while starting")
+        return 0
+    finally:
+        listener.close()
+        if traces is not None:
+            traces.close()
 
 
 def _run(server: _Server) -> int:

@@ -28,10 +28,23 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class TextPart(Strict):
-    """``{"type": "text", "text": …}``."""
+_TEXT_TYPES = {"input_text": "text", "output_text": "text"}
+"""What OpenAI's Responses call a text, by who says it; vLLM takes them in chats as well."""
 
-    type: Literal["text"]
+
+def _text_type(value: Any) -> Any:
+    return _TEXT_TYPES.get(value, value) if isinstance(value, str) else value
+
+
+class TextPart(Strict):
+    """``{"type": "text", "text": …}``, also by the types of OpenAI's Responses."""
+
+    type: Annotated[
+        Literal["text"],
+        BeforeValidator(
+            _text_type, json_schema_input_type=Literal["text", "input_text", "output_text"]
+        ),
+    ]
     text: str
 
 
@@ -262,7 +275,7 @@ class FramesPart(VideoFields):
 
 def _part_kind(value: object) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"@{kind}" if isinstance(kind, str) else None
+    return f"@{_text_type(kind)}" if isinstance(kind, str) else None
 
 
 # Tags begin with "@" so that an error's location can drop them again.

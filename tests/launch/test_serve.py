@@ -308,6 +308,14 @@ def test_sigterm_while_starting_ends_at_once(launch: Launch) -> None:
     assert "stopped while starting" in server.lines
 
 
+def test_sigterm_before_the_boot_is_the_same(launch: Launch) -> None:
+    """From the first line on, and not a traceback of what handles the signal."""
+    server = launch("stopped")
+    assert server.ended() == 0
+    assert server.lines[-1] == "stopped while starting"
+    assert not any("Traceback" in line for line in server.lines)
+
+
 def test_a_failed_boot_says_why_in_one_line(launch: Launch) -> None:
     """The root cause and the knob, not the last of twenty tracebacks."""
     server = launch("no-boot")

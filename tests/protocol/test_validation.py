@@ -334,6 +334,17 @@ def test_every_dialect_of_a_picture_is_one_part() -> None:
     assert by_url.content[0].image_url.address == "http://x"
 
 
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_a_text_by_the_types_of_responses_is_a_text(role: str) -> None:
+    """``input_text`` and ``output_text``, as vLLM takes them in a chat."""
+    for kind in ("text", "input_text", "output_text"):
+        message = {"role": role, "content": [{"type": kind, "text": "x"}]}
+        parsed = parse({"messages": [message, *user("y")["messages"]]})
+        assert parsed.messages[0].content[0].model_dump() == {"type": "text", "text": "x"}
+    error = refusal(user([{"type": "input_text", "text": 1}]))
+    assert (type(error), error.param) == (InvalidType, "messages[0].content[0].text")
+
+
 @pytest.mark.parametrize(
     "body",
     [
