@@ -4,7 +4,8 @@ A scripted engine; the launcher and all above the seam are the real ones.
 
 MODE: ``up``, ``long`` (a stream takes 5 minutes), ``figures`` (tells its weights and KV cache),
 ``stopped`` (by SIGTERM at its first line), ``slow-boot`` (hangs while starting), ``no-boot`` (fails
-while starting) or ``no-import`` (fails while vLLM is imported). SIGUSR1 makes any engine hang, SIGUSR2 move again, SIGRTMIN is its end.
+while starting) or ``no-import`` (fails while vLLM is imported). SIGUSR1 makes any engine hang,
+SIGUSR2 move again, SIGRTMIN is its end.
 """
 
 from __future__ import annotations

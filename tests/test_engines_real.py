@@ -186,6 +186,12 @@ def test_one_killed_under_load_and_the_other_serves(two: ServerProcess) -> None:
         assert "another serves" in error["message"]
     assert any("engine 1 is lost and is started anew; 1 of 2 serve" in one for one in two.lines)
 
+    wait_for_its_return(two, killed)
+
+
+def wait_for_its_return(two: ServerProcess, killed: psutil.Process) -> None:
+    """Another process in its place answers, with the adapter."""
+
     def back() -> bool:
         states = requests.get(f"{two.root}/health/ready", timeout=120).json()["engines"]
         return bool(states == ["serving", "serving"])
