@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from qwen2vl_serve.demo.steps import Together, working_type
+from qwen2vl_serve.demo.steps import (
+    Float32Muon,
+    Optimizers,
+    Together,
+    orthogonal,
+    working_type,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +66,43 @@ def test_other_weights_stand_in_for_the_parameters(monkeypatch: pytest.MonkeyPat
     seen = together.in_working_type(lambda: layer(torch.ones(1, 3)), zero)
     assert torch.equal(seen, torch.ones(1, 2))
     assert torch.equal(layer.weight, own)
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (64, 24), (32, 32)])
+def test_muon_takes_the_steps_of_torchs_in_float32(shape: tuple[int, int]) -> None:
+    """But for what bfloat16 rounds away; nothing of it is rounded here."""
+    torch.manual_seed(0)
+    begun = torch.randn(shape)
+    gradients = [torch.randn(shape) for _ in range(3)]
+    ends = []
+    for kind in (Float32Muon, torch.optim.Muon):
+        parameter = nn.Parameter(begun.clone())
+        muon = kind(
+            [parameter], lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw"
+        )
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            muon.step()
+        ends.append(parameter.detach() - begun)
+    ours, theirs = ends
+    assert torch.allclose(ours, theirs, atol=0.02 * float(theirs.abs().max()))
+    assert not torch.equal(ours, theirs)
+
+
+def test_what_muon_steps_along_is_orthogonal() -> None:
+    """All singular values come near to 1, the smallest as well as the largest."""
+    torch.manual_seed(0)
+    steep = torch.randn(32, 48) * torch.logspace(0, -1, 48)
+    values = torch.linalg.svdvals(orthogonal(steep, (3.4445, -4.775, 2.0315)))
+    assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_every_machine_trains_by_muon(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With half of AdamW's steps; hidden matrices by it, all else by AdamW."""
+    monkeypatch.setattr("qwen2vl_serve.demo.steps.working_type", lambda: kind)
+    module = nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(3, 2)])})})
+    adamw, muon = Optimizers(module, 1e-3).parts
+    assert isinstance(muon, Float32Muon) == (kind is torch.float32)
+    assert [p.shape for group in muon.param_groups for p in group["params"]] == [(2, 3)]
+    assert [p.shape for group in adamw.param_groups for p in group["params"]] == [(2,)]

@@ -55,6 +55,45 @@ class Schedule:
                 group["lr"] = group["peak"] * self.factor(step)
 
 
+class Float32Muon(torch.optim.Muon):
+    """Torch's Muon, in the gradients' own type and at the size of AdamW's updates.
+
+    Torch's orthogonalises in bfloat16 whatever it is given: four times as long as float32 on a
+    CPU with AVX-512 and no instructions for it, longer still with AVX2 alone.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # no closure is ever given
+        """Take a step."""
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            for parameter in group["params"]:
+                if (gradient := parameter.grad) is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+                update = orthogonal(gradient.lerp(mean, momentum), group["ns_coefficients"])
+                parameter.mul_(1 - rate * group["weight_decay"])
+                parameter.add_(update, alpha=-0.2 * rate * math.sqrt(max(parameter.shape)))
+
+
+def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float]) -> Tensor:
+    """Return about the nearest orthogonal matrix: singular values become 0.7 to 1.2.
+
+    Five steps of Newton and Schulz' iteration as of https://kellerjordan.github.io/posts/muon/.
+    """
+    a, b, c = coefficients
+    tall = matrix.shape[0] > matrix.shape[1]
+    found = matrix.mT if tall else matrix
+    found = found / torch.linalg.matrix_norm(found).clamp(min=1e-7)
+    for _ in range(5):
+        gram = found @ found.mT
+        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return found.mT if tall else found
+
+
 class Optimizers:
     """Muon for the hidden matrices, AdamW for everything else, stepped as one.
 
@@ -85,13 +124,6 @@ class Optimizers:
             {"params": members, "weight_decay": 0.02 if wide else 0.0, "peak": peak(rate, held)}
             for (wide, held), members in other.items()
         ]
-        # Torch's Muon computes in bfloat16 whatever it is given: seconds a step where that is slow.
-        if working_type() is torch.float32:
-            adamw += [
-                {"params": members, "weight_decay": 0.02, "peak": peak(rate, held)}
-                for held, members in hidden.items()
-            ]
-            hidden = {}
         muon = [
             {"params": members, "peak": peak(rate * 2.0, held)} for held, members in hidden.items()
         ]
@@ -99,7 +131,8 @@ class Optimizers:
             torch.optim.AdamW(adamw, lr=rate, betas=(0.9, 0.98), fused=True),
         )
         if muon:
-            second = torch.optim.Muon(
+            kind = Float32Muon if working_type() is torch.float32 else torch.optim.Muon
+            second = kind(
                 muon, lr=rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
             )
             self.parts += (second,)
