@@ -9,8 +9,10 @@ import json
 import os
 import re
 import signal
+import stat
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -561,10 +563,18 @@ def core_of(server: ServerProcess) -> psutil.Process:
 
 def test_sigterm_in_a_stream_finishes_it_or_says_that_it_does_not(
     launch_server: Callable[..., ServerProcess],
+    temporary: Path,
 ) -> None:
-    """A short answer is finished, an endless one cut with an error after the grace; status 0."""
-    server = launch_server("--profile", "demo", "--set", "server.shutdown_timeout=6")
+    """A short answer is finished, an endless one cut with an error after the grace; status 0.
+
+    The processes' sockets are their owner's alone, and none is left.
+    """
+    words = ("--profile", "demo", "--set", "server.shutdown_timeout=6")
+    server = launch_server(*words, environment={"TMPDIR": str(temporary)})
     server.wait_ready()
+    folders = {path.parent for path in temporary.rglob("*") if path.is_socket()}
+    assert {path.name.partition("-")[0] for path in folders} == {"vllm", "pymp"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
     url = f"{server.url}/chat/completions"
     endless = {"messages": asked("x"), "stream": True, "ignore_eos": True, "n": 8, "temperature": 1}
     short = {"messages": asked("x"), "stream": True, "ignore_eos": True, "max_tokens": 8}
@@ -578,6 +588,14 @@ def test_sigterm_in_a_stream_finishes_it_or_says_that_it_does_not(
     assert server.ended() == 0
     (told,) = [line for line in server.lines if "shutting_down" in line]
     assert re.search(r" in=\d+ out=[1-9]\d* ttft=", told), told
+    assert [path for path in folders if path.exists()] == []
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder with a short name, as the path of a socket is bounded."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def test_an_engine_that_stands_still_turns_readiness_red_and_ends_the_server(

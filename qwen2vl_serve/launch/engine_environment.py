@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from qwen2vl_serve.machine import installed
@@ -42,3 +45,28 @@ def engine_environment(profile: Profile, *, replica: bool = False) -> dict[str, 
         # downloads need a small part only.
         told["VLLM_USE_MODELSCOPE"] = "False"
     return told
+
+
+@contextlib.contextmanager
+def engine_sockets() -> Iterator[None]:
+    """Let vLLM's processes meet in a folder that only their user enters, gone at the end.
+
+    In the folder for temporary files each start would leave three sockets behind.
+    """
+    if _SOCKETS in os.environ:  # an operator's own place
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True) as folder:
+        if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+            yield
+            return
+        os.environ[_SOCKETS] = folder
+        try:
+            yield
+        finally:
+            del os.environ[_SOCKETS]
+
+
+_SOCKETS = "VLLM_RPC_BASE_PATH"
+_LONGEST_FOLDER = 107 - len("/00000000-0000-0000-0000-000000000000")
+"""Bytes; of a socket's path Linux takes 107, of which vLLM's name is the rest."""

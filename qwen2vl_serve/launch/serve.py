@@ -35,7 +35,7 @@ from qwen2vl_serve.engine import Adapter, Engine, EngineState
 from qwen2vl_serve.errors import BootError, EngineUnavailable, PreflightError, SetupError
 from qwen2vl_serve.http import request_log, tracing
 from qwen2vl_serve.http.wire import bounded_http
-from qwen2vl_serve.launch.engine_environment import engine_environment
+from qwen2vl_serve.launch.engine_environment import engine_environment, engine_sockets
 from qwen2vl_serve.launch.first_request import curl, server_url
 from qwen2vl_serve.launch.http_server import HTTPServer, Signals, Stopped
 from qwen2vl_serve.launch.idle_memory import IdleMemory, give_back
@@ -88,6 +88,7 @@ def serve(
     lines, report = report, request_log.reporter(profile.server.log_format, report)
     try:
         with (
+            engine_sockets(),
             fresh_log(profile.log_path.absolute()) as path,
             output_to(path),
             BootLog(path, report, verbose=verbose, stall_seconds=stall) as boot,

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import stat
+import tempfile
+import uuid
+from pathlib import Path
+
 import pytest
 
-from qwen2vl_serve.launch.engine_environment import engine_environment
+from qwen2vl_serve.launch.engine_environment import engine_environment, engine_sockets
 from qwen2vl_serve.profile import load_profile
+
+SOCKETS = "VLLM_RPC_BASE_PATH"
 
 
 def test_engines_are_spawned_as_those_of_vllm_serve(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,3 +83,38 @@ def test_vllm_asks_no_hub_for_what_is_here(monkeypatch: pytest.MonkeyPatch) -> N
     assert engine_environment(load_profile("demo"))["VLLM_USE_MODELSCOPE"] == "False"
     for setting in ("model=someone/model", "model.tokenizer=someone/tokenizer"):
         assert "VLLM_USE_MODELSCOPE" not in engine_environment(load_profile("demo", [setting]))
+
+
+def test_sockets_have_a_folder_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its owner's alone, and gone at the end with what is in it; an operator's own is used."""
+    monkeypatch.delenv(SOCKETS, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    with engine_sockets():
+        folder = Path(os.environ[SOCKETS])
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        (folder / "socket").touch()
+    assert (folder.exists(), SOCKETS in os.environ) == (False, False)
+    monkeypatch.setenv(SOCKETS, str(tmp_path))
+    with engine_sockets():
+        assert os.environ[SOCKETS] == str(tmp_path)
+    assert tmp_path.exists()
+
+
+@pytest.mark.parametrize(("length", "own"), [(55, True), (75, False)])
+def test_a_path_that_no_socket_could_have_is_not_made(
+    monkeypatch: pytest.MonkeyPatch, length: int, own: bool
+) -> None:
+    """Where the folder for temporary files has a long name, vLLM uses that one as it did."""
+    monkeypatch.delenv(SOCKETS, raising=False)
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        base = Path(f"{short}/".ljust(length, "x"))
+        base.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(base))
+        with engine_sockets():
+            assert (SOCKETS in os.environ) == own
+            if own:
+                with socket.socket(socket.AF_UNIX) as one:
+                    one.bind(f"{os.environ[SOCKETS]}/{uuid.uuid4()}")
+        assert list(base.iterdir()) == []
