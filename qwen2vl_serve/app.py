@@ -13,10 +13,8 @@ from typing import NoReturn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse
 from starlette.routing import Match
 
 from qwen2vl_serve import __version__
@@ -35,8 +33,9 @@ from qwen2vl_serve.errors import (
     RouteNotFound,
 )
 from qwen2vl_serve.http import docs_page
-from qwen2vl_serve.http.door import EXPOSED_HEADERS, Door, host_rule
-from qwen2vl_serve.http.envelope import OPEN_PATHS, Envelope, Metrics, error_response
+from qwen2vl_serve.http.cors import CORS
+from qwen2vl_serve.http.door import Door, host_rule
+from qwen2vl_serve.http.envelope import OPEN_PATHS, Envelope, Metrics
 from qwen2vl_serve.http.openapi import document
 from qwen2vl_serve.http.tracing import Tracer
 from qwen2vl_serve.media.loader import MediaLoader
@@ -141,32 +140,9 @@ def build_app(
     )
     app.add_middleware(Envelope, metrics=metrics, calls=api.calls, tracer=tracer)
     if server.cors_origins:
-        app.add_middleware(
-            _CORS,
-            allow_origins=server.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED_HEADERS,
-        )  # added last: outermost
+        app.add_middleware(CORS, origins=server.cors_origins)  # added last: outermost
     app.openapi = cache(lambda: document(app, BODIES))  # type: ignore[method-assign]  # FastAPI's own hook
     return app
-
-
-class _CORS(CORSMiddleware):
-    """As the framework's, whose refusals are plain text."""
-
-    def preflight_response(self, request_headers: Headers) -> Response:
-        answer = super().preflight_response(request_headers)
-        if answer.status_code < 400:
-            return answer
-        reason = bytes(answer.body).decode()
-        refused = RequestError(f"{reason}; the operator names origins in server.cors_origins.")
-        refused.headers = {
-            name: value
-            for name, value in answer.headers.items()
-            if not name.startswith("content-")  # the body's
-        }
-        return error_response(refused)
 
 
 async def _docs(request: Request) -> HTMLResponse:

@@ -469,6 +469,12 @@ def sizes_that_cannot_be(lab: Lab) -> World:
     return lab.world()
 
 
+@breaks("config", "fatal", "config.json: vocab_size is '1024'", "download it again")
+def a_size_in_quotes(lab: Lab) -> World:
+    lab.text_config(vocab_size="1024")
+    return lab.world()
+
+
 @breaks("config", "fatal", "config.json: embed_dim is inf", "download it again")
 def a_vision_encoder_without_end(lab: Lab) -> World:
     vision = json.loads((lab.model / "config.json").read_text())["vision_config"]
@@ -528,6 +534,13 @@ def chat_template_cloned_without_lfs(lab: Lab) -> World:
 @breaks("processor", "fatal", "preprocessor_config.json: is missing")
 def no_preprocessor(lab: Lab) -> World:
     (lab.model / "preprocessor_config.json").unlink()
+    return lab.world()
+
+
+@breaks("processor", "fatal", "processor_config.json: has no image_processor")
+def no_image_processor_in_either_file(lab: Lab) -> World:
+    (lab.model / "preprocessor_config.json").unlink()
+    (lab.model / "processor_config.json").write_text('{"processor_class": "Qwen2VLProcessor"}')
     return lab.world()
 
 
@@ -723,6 +736,19 @@ def eight_bits_on_a_cpu(lab: Lab) -> World:
     return lab.world("model.dtype=half")
 
 
+@breaks("quantisation", "fatal", "packed by 'bitsandbytes'", "does not read", "AWQ or GPTQ-Int4")
+def packed_as_no_vllm_reads(lab: Lab) -> World:
+    packed_as(lab, quant_method="bitsandbytes", load_in_4bit=True)
+    return lab.world("model.dtype=half")
+
+
+@breaks("quantisation", "fatal", "GPTQ of 8 bits", "CPU kernels read 4", "GPTQ-Int4")
+def eight_bits_of_the_text_model_alone(lab: Lab) -> World:
+    """Newer tools say it of the part that they packed."""
+    lab.text_config(quantization_config={"quant_method": "gptq", "bits": 8, "group_size": 64})
+    return lab.world("model.dtype=half")
+
+
 @breaks("quantisation", "fatal", "model.dtype: float32", "set model.dtype=half")
 def quantised_in_single_precision(lab: Lab) -> World:
     packed_as(lab, quant_method="awq", bits=4, zero_point=True)
@@ -737,6 +763,17 @@ def quantised_on_an_older_processor(lab: Lab) -> World:
     lab.monkeypatch.setattr(hardware, "_CPUINFO", info)
     lab.monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     return lab.world("model.dtype=half")
+
+
+@breaks("split", "fatal", "2 does not divide", "in quantisation groups of 96")
+def groups_of_compressed_tensors_that_do_not_divide(lab: Lab) -> World:
+    weights = {"num_bits": 4, "group_size": 96, "type": "int"}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    lab.edit(
+        "config.json",
+        quantization_config={"quant_method": "compressed-tensors", "config_groups": groups},
+    )
+    return lab.world("hardware.device=cpu", "engine.tensor_parallel_size=2")
 
 
 @breaks("split", "fatal", "3 does not divide", "it can be 1, 2, 4,")

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,10 +34,12 @@ class LoopbackHub:
     name: str = NAME
     token: str | None = None
     gated: bool = False
+    commit: str = COMMIT
     faults: dict[str, list[Any]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     url: str = ""
+    released: threading.Event = field(default_factory=threading.Event)
 
     def files(self) -> dict[str, bytes]:
         return {
@@ -89,6 +91,7 @@ def loopback_hub(folder: Path, **options: Any) -> Iterator[LoopbackHub]:
     try:
         yield hub
     finally:
+        hub.released.set()
         server.shutdown()
         server.server_close()
         thread.join(10)
@@ -114,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = re.escape(hub.name)
         if found := re.fullmatch(rf"/api/models/{name}(?:/revision/(.+))?", path):
             if self._admitted(found[1]):
-                data = {"id": hub.name, "sha": COMMIT, "siblings": hub.siblings(), "tags": []}
+                data = {"id": hub.name, "sha": hub.commit, "siblings": hub.siblings(), "tags": []}
                 self._json(data)
         elif found := re.fullmatch(rf"/{name}/resolve/([^/]+)/(.+)", path):
             if self._admitted(found[1]):
@@ -133,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.token is not None and self.headers.get("Authorization") != f"Bearer {hub.token}":
             self._refuse(401, "GatedRepo" if hub.gated else "RepoNotFound")
             return False
-        if revision not in (None, "main", COMMIT):
+        if revision not in (None, "main", hub.commit):
             self._refuse(404, "RevisionNotFound")
             return False
         return True
@@ -167,7 +170,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(data, wanted, fault)
 
     def _send(self, data: bytes, wanted: str | None, fault: Any) -> None:
-        """Send a file. A ``fault`` is a status, a number of bytes to cut after, or "corrupt"."""
+        """Send a file.
+
+        A ``fault`` is a status, a number of bytes to cut after, "corrupt", or "stuck": half of it,
+        and the rest when the hub is ``released``.
+        """
         etag = hashlib.sha256(data).hexdigest() if len(data) >= LARGE else git_name(data)
         if isinstance(fault, int) and fault >= 400 and fault < 600:
             self._refuse(fault, "")
@@ -185,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{begin + len(data) - 1}/{total}")
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.served.commit)
         self.send_header("ETag", f'"{etag}"')
         self.end_headers()
         if self.command == "HEAD":
@@ -195,4 +202,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.close_connection = True
             return
-        self.wfile.write(data)
+        if fault == "stuck":
+            half = len(data) // 2
+            self.wfile.write(data[:half])
+            self.wfile.flush()
+            self.served.released.wait(60)
+            data = data[half:]
+        with suppress(ConnectionError):  # of a client that was ended
+            self.wfile.write(data)

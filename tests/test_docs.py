@@ -19,7 +19,8 @@ from qwen2vl_serve.auth.keys import Keys
 from qwen2vl_serve.batches.lines import _custom_id
 from qwen2vl_serve.batches.store import Status
 from qwen2vl_serve.errors import APIError, RequestError, ReservedToken
-from qwen2vl_serve.http.door import EXPOSED_HEADERS, SECURITY_HEADERS
+from qwen2vl_serve.http.cors import EXPOSED_HEADERS
+from qwen2vl_serve.http.door import SECURITY_HEADERS
 from qwen2vl_serve.http.envelope import Metrics
 from qwen2vl_serve.launch.resources import media_loader
 from qwen2vl_serve.media.clip import Video

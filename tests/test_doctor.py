@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from qwen2vl_serve import preflight
 from qwen2vl_serve.boot.phases import PHASES
-from qwen2vl_serve.checkpoints.checkpoint import tensor_names
+from qwen2vl_serve.checkpoints.checkpoint import tensor_names, tensor_shapes
 from qwen2vl_serve.doctor import CHECKS, World, checks, examine, machine, report, software
 from qwen2vl_serve.errors import PreflightError
 from qwen2vl_serve.machine import hardware, installed, nvidia
@@ -84,6 +85,18 @@ def test_a_fatal_world_stops_serve_and_a_warning_does_not(lab, monkeypatch):
 
 def test_a_healthy_machine_without_cards_passes_all(lab):
     """The demo profile with its own, smaller vocabulary."""
+    assert [(f.check, f.level) for f in examine(lab.world())] == [(n, "ok") for n in NAMES]
+
+
+def test_a_processor_as_transformers_saves_it_now_passes_all(lab):
+    """All of it in processor_config.json, and no preprocessor_config.json beside it."""
+    code = (
+        "import sys, torch, transformers; folder = sys.argv[1];"  # torch first: torchvision_ops
+        "transformers.AutoProcessor.from_pretrained(folder).save_pretrained(folder)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(lab.model)], check=True)
+    for old in lab.model.glob("*preprocessor_config.json"):
+        old.unlink()
     assert [(f.check, f.level) for f in examine(lab.world())] == [(n, "ok") for n in NAMES]
 
 
@@ -219,6 +232,31 @@ def test_packing_that_a_file_beside_the_config_tells_of_is_believed(lab):
     (lab.model / "quantize_config.json").write_text('{"bits": 4, "group_size": 64}')
     world = lab.world("model.dtype=half", "model.quantization=gptq")
     assert next(f.level for f in examine(world) if f.check == "quantisation") == "ok"
+
+
+def test_a_window_that_is_null_is_read_as_unsaid(lab):
+    """It was a traceback."""
+    lab.text_config(max_position_embeddings=None)
+    assert next(f.level for f in examine(lab.world()) if f.check == "config") == "ok"
+
+
+def test_a_tied_head_that_is_stored_is_no_fault(lab):
+    """Some trainers write it beside the embeddings, and vLLM reads it."""
+    file = lab.model / "model.safetensors"
+    (table,) = (
+        size for name, size in tensor_shapes(file).items() if name.endswith("embed_tokens.weight")
+    )
+    lab.swell(2 * math.prod(table))
+    assert next(f.level for f in examine(lab.world()) if f.check == "weights") == "ok"
+
+
+def test_shards_of_an_earlier_save_do_not_count(lab):
+    """An index says which files are the model's; vLLM reads no other."""
+    file = lab.model / "model.safetensors"
+    shutil.copy(file, lab.model / "model-00001-of-00002.safetensors")
+    index = {"weight_map": dict.fromkeys(tensor_names(file), file.name)}
+    (lab.model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert next(f.level for f in examine(lab.world()) if f.check == "weights") == "ok"
 
 
 @pytest.mark.parametrize("tag", ["{% generation %}x{% endgeneration %}", "{%- break -%}"])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +66,15 @@ class Heard:
     """Takes note of what a ``Progress`` is told."""
 
     def __init__(self) -> None:
-        self.total = self.done = 0
+        self.total = self.done = self.fetched = 0
         self.lines: list[str] = []
 
     def begin(self, total: int) -> None:
         self.total = total
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int, *, fetched: bool = True) -> None:
         self.done += count
+        self.fetched += count * fetched
 
     def say(self, line: str) -> None:
         self.lines.append(line)
@@ -111,7 +116,7 @@ def test_into_the_hubs_cache_and_not_again(hub: LoopbackHub, source: Source) -> 
     heard = Heard()
     assert fetch(source, progress=heard).folder == first.folder
     assert len(hub.fetched()) == before
-    assert heard.done == heard.total
+    assert (heard.done, heard.fetched) == (heard.total, 0)
 
 
 @BOTH
@@ -180,6 +185,7 @@ def test_a_later_call_goes_on(
     found = fetch(source, to=to, progress=heard)
     assert same(found.folder)
     assert heard.done == heard.total
+    assert heard.fetched < 2_000_000
     (wanted,) = [w for method, path, w in hub.asked if (method, path) == ("GET", WEIGHTS)]
     assert wanted is not None
     assert int(wanted.removeprefix("bytes=").split("-")[0]) > 10_000_000
@@ -189,12 +195,97 @@ def give_up(retry: object, error: Exception, *_: object) -> None:
     raise error
 
 
+@BOTH
+def test_a_file_that_fails_ends_it_at_once(
+    hub: LoopbackHub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No waiting for what is under way, which may be hours of weights."""
+    monkeypatch.setattr("modelscope_hub._download._wait_download_retry", give_up)
+    hub.faults.update({WEIGHTS: ["stuck"] * 9, "tokenizer.json": [404] * 9})
+    begun = time.monotonic()
+    with pytest.raises((DownloadError, PreflightError)):
+        fetch(source, to=tmp_path)
+    assert time.monotonic() - begun < 8
+
+
+@BOTH
+def test_ctrl_c_ends_it_at_once(hub: LoopbackHub, source: Source, tmp_path: Path) -> None:
+    """In the midst of a file, without a traceback; the same command goes on."""
+    hub.faults[WEIGHTS] = ["stuck"] * 9
+    words = [sys.executable, "-m", "qwen2vl_serve.cli", "download", NAME, "--source", source]
+    words += ["--to", str(tmp_path)]
+    begun = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while WEIGHTS not in hub.fetched():
+        assert begun.poll() is None
+        time.sleep(0.05)
+    begun.send_signal(signal.SIGINT)
+    try:
+        out, told = begun.communicate(timeout=20)
+    finally:
+        begun.kill()
+    assert (begun.returncode, out) == (130, "")
+    assert "Traceback" not in told
+    hub.faults.clear()
+    assert same(fetch(source, to=tmp_path).folder)
+
+
+@BOTH
+@pytest.mark.parametrize("cached", [True, False])
+def test_two_commands_at_once_fetch_it_once(
+    hub: LoopbackHub, source: Source, cached: bool, tmp_path: Path
+) -> None:
+    """One fetches; the others wait for it, and then have it as well."""
+    hub.faults[WEIGHTS] = ["stuck"]
+    options: dict[str, Any] = {} if cached else {"to": tmp_path / "here"}
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(fetch, source, **options) for _ in range(3)]
+        while WEIGHTS not in hub.fetched():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        hub.released.set()
+        assert all(same(call.result().folder) for call in calls)
+    assert hub.fetched().count(WEIGHTS) == 1
+
+
+def test_a_new_commit_with_the_same_weights(hub: LoopbackHub) -> None:
+    """As after an edit of the page: what the cache holds by its hash is not fetched again."""
+    first = fetch()
+    hub.asked.clear()
+    hub.commit = "decade" + "0" * 34
+    second = fetch()
+    assert second.folder != first.folder
+    assert same(second.folder)
+    assert not hub.asked
+
+
+def test_what_was_begun_of_a_longer_file(hub: LoopbackHub, tmp_path: Path) -> None:
+    """An interrupted download of another revision to the same folder; no range continues it."""
+    part = tmp_path / ".cache" / "huggingface" / "download" / f"config.json{hubs.PART}"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 100_000)
+    assert same(fetch(to=tmp_path).folder)
+
+
+@BOTH
+def test_what_a_link_in_the_folder_names_is_left_alone(
+    hub: LoopbackHub, source: Source, tmp_path: Path
+) -> None:
+    """A folder of links to another copy gets a file of its own where that copy is different."""
+    theirs = tmp_path / "config.json"
+    theirs.write_text("{}")
+    to = tmp_path / "here"
+    to.mkdir()
+    (to / "config.json").symlink_to(theirs)
+    assert same(fetch(source, to=to).folder)
+    assert theirs.read_text() == "{}"
+
+
 def test_a_hub_that_is_ill(hub: LoopbackHub, tmp_path: Path) -> None:
     """A server's error on one file: told with its status, and the rest is not lost."""
     hub.faults[WEIGHTS] = [500]
     with pytest.raises(DownloadError, match="answers 500; try again later"):
         fetch(to=tmp_path)
-    before = set(hub.fetched()) - {WEIGHTS}
+    before = {path.name for path in tmp_path.iterdir() if path.is_file()}
     assert before
     hub.asked.clear()
     assert same(fetch(to=tmp_path).folder)
@@ -310,6 +401,46 @@ def test_a_token_opens_it(
         assert same(fetch(to=tmp_path / "here").folder)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "source"),
+    [
+        ("HF_ENDPOINT", "hf-mirror.com", "hf"),
+        ("HF_ENDPOINT", " https://hf-mirror.com", "auto"),
+        ("MODELSCOPE_ENDPOINT", "127.0.0.1:9", "modelscope"),
+    ],
+)
+def test_an_endpoint_that_is_no_address(
+    hub: LoopbackHub,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    source: Source,
+) -> None:
+    """The refusal names the variable and what to write; it does not say that the hub is down."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(PreflightError, match=f"^{variable} is '{value}'.*https://"):
+        fetch(source)
+
+
+def test_an_endpoint_may_end_with_a_slash(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As people copy it from a browser."""
+    monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/")
+    assert same(fetch(to=tmp_path).folder)
+
+
+@pytest.mark.parametrize(("source", "package"), [("hf", "socksio"), ("modelscope", "PySocks")])
+def test_a_socks_proxy_without_its_package(hub: LoopbackHub, source: Source, package: str) -> None:
+    """As a local proxy's program sets it for all; the line names the package, not the hub."""
+    words = [sys.executable, "-m", "qwen2vl_serve.cli", "download", NAME, "--source", source]
+    proxy = dict.fromkeys(("all_proxy", "http_proxy"), "socks5://127.0.0.1:9")
+    proxy |= dict.fromkeys(("no_proxy", "NO_PROXY"), "")
+    done = subprocess.run(words, env={**os.environ, **proxy}, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert f"pip install {package}" in done.stderr
+
+
 def test_no_such_revision(hub: LoopbackHub, tmp_path: Path) -> None:
     """The refusal says that the model lacks the revision, not that there is no such model."""
     with pytest.raises(PreflightError, match="has no revision v9"):
@@ -329,7 +460,7 @@ def test_offline_asks_nobody(
 ) -> None:
     """Either variable refuses a download and is named by the refusal; no hub hears of it."""
     monkeypatch.setenv(variable, "1")
-    with pytest.raises(PreflightError, match=f"{variable} forbids"):
+    with pytest.raises(PreflightError, match=f"would have to be asked of a hub, which {variable}"):
         fetch(to=tmp_path)
     assert not hub.requests
 
@@ -521,3 +652,15 @@ def test_the_lines_of_a_meter() -> None:
     now = 20.0
     meter.advance(14_999_999_999)
     assert lines[1] == "16.0 GB of 16.0 GB, 800.0 MB/s"
+
+
+def test_what_was_here_before_is_no_measure_of_speed() -> None:
+    """Most of it kept from an interruption: the time that is left is of what still comes."""
+    now = 0.0
+    lines: list[str] = []
+    meter = Meter(lines.append, lambda: now)
+    meter.begin(16_000_000_000)
+    meter.advance(14_000_000_000, fetched=False)
+    now = 10.0
+    meter.advance(100_000_000)
+    assert lines == ["14.1 GB of 16.0 GB, 10.0 MB/s, 3 min 10 s left"]

@@ -199,6 +199,27 @@ def test_without_a_key_no_replica_is_asked() -> None:
     assert send(fleet, keys=keys, method="GET", url="/health/live").json() == {"status": "live"}
 
 
+PREFLIGHT = {"origin": "https://ui.example.com", "access-control-request-method": "POST"}
+
+
+def test_pages_of_named_origins_are_served() -> None:
+    """Preflights need no key and reach no replica; a page reads answers, and what they refuse."""
+    fleet, keys = Fleet([WHOLE]), Keys(["sk-1"])
+    open_to = {"settings": ('server.cors_origins=["https://ui.example.com"]',), "keys": keys}
+    asked = {"method": "OPTIONS", "json": None, "headers": PREFLIGHT}
+    origin = PREFLIGHT["origin"]
+    assert send(fleet, **open_to, **asked).headers["access-control-allow-origin"] == origin
+    assert code(send(fleet, keys=keys, **asked)) == "invalid_api_key"
+    assert fleet.asked == []
+    refused = send(fleet, **open_to, headers={"origin": origin})
+    assert code(refused) == "invalid_api_key"
+    assert refused.headers["access-control-allow-origin"] == origin
+    answer = send(fleet, **open_to, headers={"origin": origin, "authorization": "Bearer sk-1"})
+    assert (answer.status_code, len(fleet.asked)) == (200, 1)
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert "x-request-id" in answer.headers["access-control-expose-headers"]
+
+
 def test_bodies_are_bounded_before_they_reach_a_replica() -> None:
     """Chats and uploads, each by its own setting."""
     fleet = Fleet([WHOLE])

@@ -69,11 +69,12 @@ def test_a_key_file_that_is_not_on_a_machine_leaves_no_door_open_there(tmp_path:
         ("batches.enabled=true", "batches.enabled"),
         ("files.folder=null", "files.folder"),
         ("engine.distributed_executor_backend=ray", "engine.distributed_executor_backend"),
+        ("server.ssl_certfile=/etc/ssl/cert.pem", "server.ssl_certfile"),
     ],
 )
 def test_what_is_one_servers_is_refused_by_name(setting: str, word: str) -> None:
     """The message begins with the field: batches, uploads without a folder of all replicas, an
-    engine over several machines."""
+    engine over several machines, TLS, which Ray's proxies would not speak."""
     refuse_what_is_one_servers(profile())
     with pytest.raises(PreflightError, match=rf"^{word}: "):
         refuse_what_is_one_servers(profile(setting))

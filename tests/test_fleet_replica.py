@@ -43,8 +43,9 @@ def chat(words: str, **fields: Any) -> Ask:
 
 
 @asynccontextmanager
-async def started(folder: Path, name: str = "one") -> AsyncIterator[Replica]:
-    one = Replica(load_profile("demo", [f"files.folder={folder}"]), name, "tests.fleet_engine")
+async def started(folder: Path, name: str = "one", *settings: str) -> AsyncIterator[Replica]:
+    profile = load_profile("demo", [f"files.folder={folder}", *settings])
+    one = Replica(profile, name, "tests.fleet_engine")
     await one.start()
     try:
         yield one
@@ -121,6 +122,42 @@ def test_a_lost_engine_fails_the_check_and_ends_what_runs(
         assert said[0]["status"] == 503
 
     with_replica(tmp_path, do)
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_hung_engine_fails_the_check_where_it_is_to_be_replaced(
+    tmp_path: Path, *, replaced: bool
+) -> None:
+    """By ``server.exit_on_hang``; without it only readiness turns red, until the engine moves."""
+
+    async def run() -> None:
+        async with started(tmp_path, "one", f"server.exit_on_hang={replaced}".lower()) as one:
+            assert one.app is not None
+            pulse = one.app.state.api.pulse
+            pulse.stalled = 1e9
+            ready = {**chat("").scope, "method": "GET", "path": "/health/ready"}
+            if replaced:
+                with pytest.raises(EngineUnavailable):
+                    await one.check()
+            else:
+                await one.check()
+            said = [m async for batch in one.answer(Ask("", ready, b"")) for m in batch]
+            assert said[0]["status"] == 503
+
+    asyncio.run(run())
+
+
+def test_its_processes_meet_in_a_folder_that_goes_with_it(tmp_path: Path) -> None:
+    """As one server's: each start would leave sockets in the folder for temporary files."""
+    os.environ.pop("VLLM_RPC_BASE_PATH", None)
+    sockets: list[Path] = []
+
+    async def do(_: Replica) -> None:
+        sockets.append(Path(os.environ["VLLM_RPC_BASE_PATH"]))
+        assert sockets[0].is_dir()
+
+    with_replica(tmp_path, do)
+    assert not sockets[0].exists()
 
 
 def test_the_gateway_shows_the_figures_of_all(tmp_path: Path) -> None:

@@ -95,7 +95,12 @@ def test_what_ms_swift_writes_beside_is_left_alone(tmp_path: Path) -> None:
         ({"r": "2"}, "r is 2, not a number"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"rank_pattern": {"q_proj": 7}}, "has rank 2 in adapter_model.safetensors and 7"),
-        ({"rank_pattern": {"(": 7}}, "no regular expression"),
+        ({"rank_pattern": {"(": 7}}, "not numbers above 0 by"),
+        ({"rank_pattern": ["q_proj"]}, "not numbers above 0 by"),
+        ({"rank_pattern": {"v_proj": "8"}}, "not numbers above 0 by"),
+        ({"rank_pattern": {"v_proj": 0}}, "not numbers above 0 by"),
+        ({"alpha_pattern": {"q_proj": "4"}}, "not numbers above 0 by"),
+        ({"alpha_pattern": {"(": 4}}, "not numbers above 0 by"),
     ],
 )
 def test_what_vllm_would_not_apply_is_refused(
@@ -109,6 +114,29 @@ def test_what_vllm_would_not_apply_is_refused(
         read_adapter(folder, CONFIG)
     assert "\n" not in str(refusal.value)
     assert ";" in str(refusal.value)
+
+
+def test_settings_without_target_modules(tmp_path: Path) -> None:
+    """vLLM alone finds that out, after the model is loaded."""
+    folder = write_adapter(tmp_path)
+    values = json.loads((folder / "adapter_config.json").read_text())
+    del values["target_modules"]
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    with pytest.raises(PreflightError, match="has no target_modules"):
+        read_adapter(folder, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 64, "rank_pattern": {"q_proj": 2}},
+        {"rank_pattern": {"v_proj": 64}},
+        {"r": 64, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 0.5}},
+    ],
+)
+def test_the_rank_is_the_one_that_vllm_counts(settings: dict[str, Any], tmp_path: Path) -> None:
+    """A rank that the settings name and no part has takes ``max_lora_rank`` as well."""
+    assert read_adapter(write_adapter(tmp_path, **settings), CONFIG).rank == 64
 
 
 @pytest.mark.parametrize(

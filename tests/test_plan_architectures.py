@@ -143,6 +143,59 @@ def test_a_config_json_tells_what_the_name_tells(name: str) -> None:
     assert read_architecture(name, config_of(model)) == model
 
 
+@pytest.mark.parametrize("name", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("inner", [False, True])
+def test_packing_is_read_wherever_vllm_looks_for_it(name: str, inner: bool) -> None:
+    """Of the whole model or of its text model, under either name."""
+    model = known("Qwen2-VL-7B-Instruct-AWQ")
+    config = config_of(model)
+    packing = config.pop("quantization_config")
+    place = config.setdefault("text_config", dict(config)) if inner else config
+    place[name] = packing
+    assert read_architecture(model.name, config) == model
+
+
+@pytest.mark.parametrize(
+    ("packing", "vision"),
+    [
+        ({"quant_method": "compressed_tensors"}, True),
+        ({"quant_method": "compressed-tensors", "ignore": ["visual.blocks.0.attn.qkv"]}, False),
+        ({"quant_method": "auto-round"}, True),
+        ({"quant_method": "auto-round", "block_name_to_quantize": "model.layers"}, False),
+        (
+            {
+                "quant_method": "auto-round",
+                "to_quant_block_names": ["model.language_model.layers", "model.visual.blocks"],
+            },
+            True,
+        ),
+    ],
+)
+def test_the_tower_is_packed_where_nothing_says_otherwise(
+    packing: dict[str, Any], vision: bool
+) -> None:
+    """Some tools say what they leave out, AutoRound what it packs."""
+    numbers = {"bits": 4, "group_size": 128}
+    if packing["quant_method"] != "auto-round":
+        numbers = {"config_groups": {"0": {"weights": {"num_bits": 4, "group_size": 128}}}}
+    config = config_of(known("Qwen2-VL-7B-Instruct")) | {"quantization_config": packing | numbers}
+    model = read_architecture("packed", config)
+    assert model is not None
+    assert model.quantisation is not None
+    assert (model.quantisation.bits, model.quantisation.group) == (4, 128)
+    assert model.quantisation.vision is vision
+
+
+@pytest.mark.parametrize("whole", [True, False, None])
+def test_one_word_of_tied_embeddings_is_enough(whole: bool | None) -> None:
+    """Of the whole model or of its text model, as transformers reads it."""
+    model = known("Qwen2-VL-2B-Instruct")
+    config = config_of(model)
+    text = {**config, "tie_word_embeddings": whole is not True}
+    config |= {"text_config": text, "tie_word_embeddings": whole}
+    assert read_architecture(model.name, config) == model
+
+
 def test_factors_below_one_are_factors() -> None:
     """A narrow tower, and a context that is made shorter, are odd and no damage."""
     config = config_of(known("Qwen2-VL-2B-Instruct"))

@@ -137,6 +137,16 @@ def test_a_fix_is_planned_on_its_own_cards(run, tmp_path: Path, gpus: str) -> No
     assert 0.97 * most <= least <= most
 
 
+def test_a_fix_names_all_kinds_of_cards(run, tmp_path: Path) -> None:
+    """In its description; its fields are those of the smallest, which each card has to match."""
+    path = tmp_path / "my.yaml"
+    words = ["--model", "Qwen/Qwen2-VL-72B-Instruct-AWQ", "--gpus", "4x3090+4xl40s", "--fix"]
+    path.write_text(run(*words, status=0), "utf-8")
+    fixed = load_profile(str(path))
+    assert "planned for 4 × RTX 3090 24 GB + 4 × L40S 48 GB" in str(fixed.description)
+    assert (fixed.hardware.cards, fixed.hardware.card) == (8, "RTX 3090 24 GB")
+
+
 def test_a_fix_for_several_machines_starts_workers_by_ray(run, tmp_path: Path) -> None:
     """So each machine looks for cards of its own; also where a profile that ships would do."""
     path = tmp_path / "my.yaml"
@@ -281,6 +291,19 @@ def test_a_capability_may_leave_out_its_minor_number(
     (card,) = parse_cards(f"1x24GiB@{written}").cards
     assert card.capability == capability
     assert card.name == "24GiB@{}.{}".format(*capability)
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("8 x 2080ti-11g", "8x2080ti-11g"),
+        ("2 × 8 × RTX 3090", "2x8x3090"),
+        ("4x 24GiB@8.6 + 1 x 3060", "4x24GiB@8.6+1x3060"),
+    ],
+)
+def test_cards_may_be_written_with_spaces(written: str, plain: str) -> None:
+    """As people write them."""
+    assert parse_cards(written) == parse_cards(plain)
 
 
 def test_a_model_by_itself_is_split_over_all_cards(run) -> None:
@@ -528,6 +551,7 @@ def test_a_model_that_is_not_served_can_be_planned(run, tmp_path: Path) -> None:
         ({"hidden_size": 5}, "head_dim is missing"),
         ({"intermediate_size": math.nan}, "intermediate_size is nan"),
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"vocab_size": "152064"}, "vocab_size is '152064'"),
         ({"max_position_embeddings": -3}, "max_position_embeddings is -3"),
         ({"rope_scaling": {"type": "yarn", "factor": 1e400}}, "factor is inf"),
         ({"rope_scaling": {"type": "yarn", "factor": -2}}, "factor is -2"),
@@ -605,6 +629,9 @@ def test_the_hub_is_asked_for_what_nothing_else_knows(run, hub: dict[str, bytes]
     again = json.loads(run("--model", "me/cats", "--gpus", "1x4090", "--json", status=0))
     assert again["model"]["stored_gib"] == pytest.approx(model.parameters * 2 / 2**30, abs=1e-3)
     assert "answers 404" in run("--model", "me/dogs", "--gpus", "1x4090", status=2)
+    hub["/me/birds/resolve/main/config.json"] = b"<html>Please log in</html>"
+    told = run("--model", "me/birds", "--gpus", "1x4090", status=2)
+    assert "answers with what is no config.json" in told
 
 
 def test_without_a_hub_one_line_says_what_to_give(run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from qwen2vl_serve.demo.checkpoint import MODEL_FOLDER
 from qwen2vl_serve.demo.quantise import Method
 from qwen2vl_serve.machine import hardware
 from qwen2vl_serve.plan.architectures import Quantisation, published
-from qwen2vl_serve.plan.refusals import refusal
+from qwen2vl_serve.plan.refusals import READ, refusal
 from qwen2vl_serve.torchvision_ops import declare_missing_operators
 from tests.conftest import ServerProcess, demo_server
 from tests.logprobs import logprobs
@@ -165,6 +165,17 @@ def test_the_plan_refuses_what_the_engine_refuses(name: str) -> None:
     assert (ours is None) == (engine_says()[name] == "")
     assert refusal(packing, "float32", on_cards=False) is not None
     assert "float32" not in engine_says()["dtypes"]
+
+
+def test_methods_are_read_that_the_engine_reads() -> None:
+    """bitsandbytes, which many checkpoints of the hub are packed by, is none of them."""
+    assert sorted(READ) == engine_says()["methods"].split("\t")
+    for method in READ:
+        found = refusal(Quantisation(method, 4, 128), "half", on_cards=True)
+        assert found is None or "does not read" not in found.found
+    found = refusal(Quantisation("bitsandbytes", 4), "half", on_cards=True)
+    assert found is not None
+    assert "'bitsandbytes', which vLLM 0.32 does not read" in found.found
 
 
 @pytest.mark.parametrize("wide", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.model_executor.layers import quantization
 from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig
 from vllm.model_executor.layers.quantization.auto_gptq import AutoGPTQConfig, AutoGPTQLinearMethod
 
@@ -32,11 +33,31 @@ def says(name: str) -> str:
     return ""
 
 
+def methods() -> list[str]:
+    """Names that a checkpoint's ``quant_method`` may have and vLLM reads, of all that there are."""
+    # After vLLM: before it, transformers takes packages for usable that are not.
+    from transformers.utils.quantization_config import QuantizationMethod
+
+    methods = quantization.QUANTIZATION_METHODS
+    known = {name: quantization.get_quantization_config(name) for name in methods}
+    names = {*known, *(method.value for method in QuantizationMethod)}
+    refused = set(quantization.DEPRECATED_QUANTIZATION_METHODS)
+
+    def taken(name: str) -> bool:
+        settings = GPTQ | {"quant_method": name}
+        told = (one.override_quantization_method(settings, None) for one in known.values())
+        method = next(filter(None, told), name)
+        return method in known and method not in refused
+
+    return sorted(filter(taken, names))
+
+
 def main() -> None:
     for name in ASKED:
         print("SAYS", name, says(name), sep="\t")
     dtypes = AutoAWQConfig.get_supported_act_dtypes() + AutoGPTQConfig.get_supported_act_dtypes()
     print("SAYS", "dtypes", dtypes, sep="\t")
+    print("SAYS", "methods", *methods(), sep="\t")
 
 
 if __name__ == "__main__":

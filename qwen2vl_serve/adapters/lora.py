@@ -46,14 +46,16 @@ def read_adapter(folder: Path, config: Mapping[str, Any] | None) -> Adapter:
     shapes = checkpoint.tensor_shapes(_weights(folder))
     pairs = _pairs(shapes, folder)
     base = settings.get("base_model_name_or_path")
-    _check_ranks(pairs, settings, folder)
+    ranks = _numbers("rank_pattern", (int,), settings, folder)
+    _check_ranks(pairs, settings["r"], ranks, folder)
     sizes = None if config is None else sizes_of(config)
     if sizes is not None:
         for name, pair in pairs.items():
             _check_part(name, pair, sizes, f"{folder}: {_of(base)}")
     return Adapter(
         folder=folder,
-        rank=max(a[0] for a, _ in pairs.values()),
+        # What no part has is counted as well by vLLM (PEFTHelper.validate_legal).
+        rank=max(int(settings["r"]), *ranks.values(), *(a[0] for a, _ in pairs.values())),
         base=base if isinstance(base, str) and base else None,
         parts=len(pairs),
         vision_parts=sum("visual." in name for name in pairs),
@@ -124,6 +126,29 @@ def _check_kind(settings: Mapping[str, Any], folder: Path) -> None:
                 f"{folder / CONFIG}: {name} is {str(value)[:40]}, not a number above 0; copy the "
                 "adapter again"
             )
+    if "target_modules" not in settings:
+        raise PreflightError(f"{folder / CONFIG}: has no target_modules; copy the adapter again")
+    _numbers("alpha_pattern", (int, float), settings, folder)
+
+
+def _numbers(
+    name: str, kinds: tuple[type, ...], settings: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Return what a setting gives to the parts that match a regular expression."""
+    value = settings.get(name) or {}
+    try:
+        sound = all(
+            re.compile(pattern) and type(number) in kinds and number > 0
+            for pattern, number in value.items()
+        )
+    except (AttributeError, re.error):
+        sound = False
+    if not sound:
+        raise PreflightError(
+            f"{folder / CONFIG}: {name} is {str(value)[:60]}, not numbers above 0 by regular "
+            "expressions; correct it, or copy the adapter again"
+        )
+    return dict(value)
 
 
 def _weights(folder: Path) -> Path:
@@ -163,21 +188,14 @@ def _pairs(shapes: Mapping[str, Shape], folder: Path) -> dict[str, Pair]:
     return {name: (half["A"], half["B"]) for name, half in halves.items()}
 
 
-def _check_ranks(pairs: Mapping[str, Pair], settings: Mapping[str, Any], folder: Path) -> None:
-    patterns = settings.get("rank_pattern") or {}
+def _check_ranks(
+    pairs: Mapping[str, Pair], r: int, patterns: Mapping[str, int], folder: Path
+) -> None:
     for name, (a, _) in pairs.items():
-        rank = settings["r"]
-        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            try:
-                found = re.match(rf"(.*\.)?({pattern})$", name)
-            except re.error:
-                raise PreflightError(
-                    f"{folder / CONFIG}: rank_pattern {pattern[:40]!r} is no regular expression; "
-                    "correct it, or copy the adapter again"
-                ) from None
-            if found:
-                rank = value
-                break
+        matching = (
+            value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)
+        )
+        rank = next(matching, r)
         if a[0] != rank:
             raise PreflightError(
                 f"{folder}: {name} has rank {a[0]} in {WEIGHTS} and {rank} in {CONFIG}; the files "

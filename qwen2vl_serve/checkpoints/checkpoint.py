@@ -251,7 +251,7 @@ def _check_sections(rope: dict[str, Any], text: dict[str, Any], source: Path) ->
 
 def check_processor(folder: Path) -> None:
     """Check what text and pictures are prepared with: processor, tokenizer, chat template."""
-    read_json(folder / "preprocessor_config.json", "pictures cannot be prepared without it")
+    _check_images(folder)
     settings = read_json(folder / "tokenizer_config.json", "text cannot be read without it")
     if (folder / "tokenizer.json").exists():
         read_json(folder / "tokenizer.json", "")
@@ -261,6 +261,21 @@ def check_processor(folder: Path) -> None:
             "download the checkpoint again"
         )
     _check_template(folder, settings.get("chat_template"))
+
+
+def _check_images(folder: Path) -> None:
+    """Check the image processor, in a file of its own or in transformers 5's one of all.
+
+    Source: ``get_image_processor_dict`` in transformers' ``image_processing_base.py``.
+    """
+    own, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if own.exists() or not whole.exists():
+        read_json(own, "pictures cannot be prepared without it")
+    elif not isinstance(read_json(whole, "").get("image_processor"), dict):
+        raise PreflightError(
+            f"{whole}: has no image_processor, and there is no {own.name}; download the "
+            "checkpoint again"
+        )
 
 
 def _check_template(folder: Path, of_tokenizer: object) -> None:

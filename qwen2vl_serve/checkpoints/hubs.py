@@ -84,6 +84,14 @@ def cached_folder(
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
+def content(folder: Path, digest: str | None) -> Path:
+    """Return where Hugging Face's cache keeps what a file of a snapshot's ``folder`` links to.
+
+    Snapshots of several commits share it.
+    """
+    return folder.parent.parent / "blobs" / str(digest)
+
+
 def begun(folder: Path) -> list[Path]:
     """Return the files of an interrupted download to ``folder`` that the next one goes on with."""
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 from pathlib import Path
 
 from qwen2vl_serve.cli.options import Commands
@@ -78,6 +79,7 @@ class _Bar:
             console=Console(stderr=True),
         )
         self._task = self._display.add_task("", total=None)
+        self._lock = threading.Lock()
 
     def __enter__(self) -> _Bar:
         self._display.start()
@@ -90,9 +92,14 @@ class _Bar:
         """Take note of the bytes that the checkpoint has in all."""
         self._display.update(self._task, total=total)
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int, *, fetched: bool = True) -> None:
         """Take note of bytes that are here."""
-        self._display.advance(self._task, count)
+        if fetched:
+            self._display.advance(self._task, count)
+        else:  # the rate is measured anew
+            with self._lock:
+                here = self._display.tasks[self._task].completed + count
+                self._display.reset(self._task, completed=int(here))
 
     def say(self, line: str) -> None:
         """Tell a line above the bar."""

@@ -119,7 +119,7 @@ def _too_long(world: World, text: dict[str, Any]) -> Finding | None:
     """
     asked = world.profile.engine.max_model_len
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    positions = text.get("max_position_embeddings", POSITIONS)
+    positions = text.get("max_position_embeddings") or POSITIONS
     factor = rope.get("factor")
     stretched = positions * factor if isinstance(factor, int | float) else positions
     longest = int(max(positions, stretched, positions_of(text, POSITIONS)))
@@ -214,7 +214,7 @@ def quantisation(world: World) -> Finding:
     """Find packing that vLLM refuses, or that is not the profile's, and an unpadded 72B."""
     if (stopped := _contradicted(world) or _unreadable(world)) is not None:
         return stopped
-    shape = None if world.config is None else checkpoint.shape_of(world.config)
+    shape = world.shape
     if shape is None:
         return ok(UNUSABLE if world.folder is not None else NOT_HERE)
     if shape.group is None:
@@ -280,7 +280,7 @@ def split(world: World) -> Finding:
     if world.folder is None or not (world.folder / "config.json").is_file():
         shape = checkpoint.known_shape(world.profile.model.path)
     else:
-        shape = None if world.config is None else checkpoint.shape_of(world.config)
+        shape = world.shape
     if shape is None:
         return ok("not known for this model before it is here")
     engine = world.profile.engine

@@ -13,6 +13,7 @@ from qwen2vl_serve.errors import SetupError
 from qwen2vl_serve.machine import hardware, nvidia
 from qwen2vl_serve.machine.installed import Build
 from qwen2vl_serve.plan.advice import advice
+from qwen2vl_serve.plan.configuration import unpacked
 from qwen2vl_serve.plan.source import of_config
 from qwen2vl_serve.profile import Profile
 
@@ -89,6 +90,17 @@ class World:
         except SetupError:
             return None  # the check ``config`` says why
 
+    @property
+    def shape(self) -> checkpoint.Shape | None:
+        """The sizes that decide about splitting; None without a usable config.json."""
+        if self.config is None:
+            return None
+        name = self.profile.model.model
+        try:
+            return of_config(name, self.config, {}, "config.json").shape()
+        except SetupError:  # packing of no known form
+            return of_config(name, unpacked(self.config), {}, "config.json").shape()
+
     def read_config(self, folder: Path) -> dict[str, Any]:
         """Read config.json under the profile's overrides.
 
@@ -100,7 +112,7 @@ class World:
         config = checkpoint.merged(found, self.profile.model.hf_overrides)
         if config.get("model_type") in checkpoint.SERVED_TYPES:
             # How weights are packed is another check's.
-            of_config(self.profile.model.model, config, {"quantization_config": None}, str(source))
+            of_config(self.profile.model.model, unpacked(config), {}, str(source))
         checkpoint.check_config(config, source)
         return config
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from qwen2vl_serve.checkpoints import hubs
@@ -37,8 +37,11 @@ class Progress(Protocol):
         """Take note of the bytes that the checkpoint has in all."""
         ...
 
-    def advance(self, count: int) -> None:
-        """Take note of bytes that are here; a negative count takes some back."""
+    def advance(self, count: int, *, fetched: bool = True) -> None:
+        """Take note of bytes that are here; a negative count takes some back.
+
+        Those that were here before are not ``fetched``: they say nothing of the speed.
+        """
         ...
 
     def say(self, line: str) -> None:
@@ -83,15 +86,12 @@ def download(
     folder = hub.place(listing, to)
     _check_room(folder, files, name)
     progress.begin(sum(file.size for file in files))
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="download") as pool:
-        tasks = [pool.submit(_fetch, hub, listing, file, to, progress) for file in files]
-        try:
-            for task in as_completed(tasks):
-                task.result()
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            raise
+    ended = threading.Event()
+
+    def fetch(file: RepoFile) -> None:
+        _fetch(hub, listing, file, to, _Counted(progress, ended))
+
+    _for_each(files, fetch, ended)
     hub.finish(listing, to)
     size = sum(file.size for file in files)
     return Downloaded(folder, hub.title, listing.revision, listing.commit, len(files), size)
@@ -119,9 +119,43 @@ def _ask(
             raise first from None
 
 
-def _fetch(hub: Hub, listing: Listing, file: RepoFile, to: Path | None, progress: Progress) -> None:
+def _for_each(
+    files: Sequence[RepoFile], work: Callable[[RepoFile], None], ended: threading.Event
+) -> None:
+    """Do ``work`` for every file, a few at once; raise what fails first, or Ctrl-C, at once.
+
+    The threads are daemons, since an executor waits for what is under way: minutes to hours.
+    """
+    waiting: SimpleQueue[RepoFile] = SimpleQueue()
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
+    for file in files:
+        waiting.put(file)
+
+    def take() -> None:
+        while not ended.is_set():
+            try:
+                file = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                work(file)
+            except BaseException as error:
+                done.put(error)
+            else:
+                done.put(None)
+
+    try:
+        for number in range(AT_ONCE):
+            threading.Thread(target=take, name=f"download-{number}", daemon=True).start()
+        for _ in files:
+            if (error := done.get()) is not None:
+                raise error
+    finally:
+        ended.set()
+
+
+def _fetch(hub: Hub, listing: Listing, file: RepoFile, to: Path | None, counted: _Counted) -> None:
     """Fetch one file and check it; one that is damaged is fetched once more."""
-    counted = _Counted(progress)
     for attempt in (1, 2):
         path = hub.fetch(listing, file, to, counted.advance)
         fault = file.fault(path)
@@ -130,39 +164,58 @@ def _fetch(hub: Hub, listing: Listing, file: RepoFile, to: Path | None, progress
             counted.settle(file.size)
             return
         counted.settle(0)
-        _remove(path)
+        _remove(path, cached=to is None)
         if attempt == 1:
-            progress.say(f"{file.path} {fault}; fetched again")
+            counted.say(f"{file.path} {fault}; fetched again")
     raise DownloadError(
         f"{listing.name}: {file.path} {fault}, twice; a proxy or mirror changes what it passes on"
     )
 
 
-class _Counted:
-    """One file's share of the progress."""
+class _Ended(Exception):
+    """Stops a thread of a download that is over."""
 
-    def __init__(self, progress: Progress) -> None:
+
+class _Counted:
+    """One file's share of the progress, until the download is over."""
+
+    def __init__(self, progress: Progress, ended: threading.Event) -> None:
         self._progress = progress
+        self._ended = ended
         self._count = 0
         self._lock = threading.Lock()
 
-    def advance(self, count: int) -> None:
+    def say(self, line: str) -> None:
+        self._progress.say(line)
+
+    def advance(self, count: int, *, fetched: bool = True) -> None:
+        if self._ended.is_set():
+            raise _Ended
         with self._lock:
             self._count += count
-        self._progress.advance(count)
+        self._progress.advance(count, fetched=fetched)
 
     def settle(self, count: int) -> None:
-        self.advance(count - self._count)
+        self.advance(count - self._count, fetched=False)
 
 
-def _remove(path: Path) -> None:
-    """Remove a file and, where it is a link into the hub's cache, what it names."""
+def _remove(path: Path, *, cached: bool) -> None:
+    """Remove a file and, of the hub's cache, what it names; elsewhere that is somebody's own."""
     real = path.resolve()
     path.unlink(missing_ok=True)
-    real.unlink(missing_ok=True)
+    if cached:
+        real.unlink(missing_ok=True)
 
 
-def _check_room(folder: Path, files: Iterable[RepoFile], name: str) -> None:
+def _size(path: Path) -> int:
+    """Return the bytes of a file; 0 of one that is not here, or that another command moved."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _check_room(folder: Path, files: Sequence[RepoFile], name: str) -> None:
     """Compare what is missing with the disk's room.
 
     Raises:
@@ -174,13 +227,15 @@ def _check_room(folder: Path, files: Iterable[RepoFile], name: str) -> None:
             f"{folder}: cannot be written by this user; name another place with --to, or "
             "`export HF_HOME=FOLDER`"
         )
-    here = {
-        file.path: (folder / file.path).stat().st_size
+    left = sum(
+        file.size
         for file in files
-        if (folder / file.path).is_file()
-    }
-    left = sum(file.size for file in files if here.get(file.path) != file.size)
-    left = max(0, left - sum(file.stat().st_size for file in hubs.begun(folder)))
+        if not any(
+            _size(place) == file.size
+            for place in (folder / file.path, hubs.content(folder, file.sha256 or file.git))
+        )
+    )
+    left = max(0, left - sum(map(_size, hubs.begun(folder))))
     free = shutil.disk_usage(existing).free
     if left and left + SPARE_BYTES > free:
         raise PreflightError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen2vl_serve.checkpoints import hubs
-from qwen2vl_serve.download.listing import Advance, Listing, RepoFile
+from qwen2vl_serve.download.listing import Advance, Listing, RepoFile, endpoint
 from qwen2vl_serve.errors import DownloadError, HubUnreachable, PreflightError
 
 ANSWER_SECONDS = 15.0
@@ -20,6 +20,7 @@ class HuggingFace:
     title = "hf"
 
     def __init__(self, cache: Path | None = None) -> None:
+        self._endpoint = endpoint("HF_ENDPOINT")
         try:
             # They come with vLLM, which the base install lacks.
             import huggingface_hub  # noqa: PLC0415
@@ -31,7 +32,6 @@ class HuggingFace:
         self._library = huggingface_hub
         self._lock = FileLock
         self._transport = importlib.import_module("huggingface_hub.file_download")
-        self._endpoint = os.environ.get("HF_ENDPOINT") or None
         self._cache = cache
 
     def listing(self, name: str, revision: str | None) -> Listing:
@@ -66,41 +66,49 @@ class HuggingFace:
 
         The library's own download begins anew with each command; its transport does not have to.
         """
-        target = self.place(listing, to) / file.path
+        folder = self.place(listing, to)
+        target = folder / file.path
         if target.exists():
             return target
-        part = self._part(listing, file, to)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        # As the library lays its cache out: the content under its hash, and links to it.
+        content = target if to is not None else hubs.content(folder, file.sha256 or file.git)
+        part = self._part(content, file, to)
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Of two commands at once one fetches, and the other then finds it here.
+            with self._lock(f"{part}.lock"):
+                if not content.exists():
+                    self._transfer(listing, file, part, advance)
+                    part.replace(content)
+                if not target.exists():
+                    target.unlink(missing_ok=True)
+                    target.symlink_to(os.path.relpath(content, target.parent))
+        except Exception as error:
+            raise self._explained(error, listing.name, listing.commit) from error
+        return target
+
+    def _transfer(self, listing: Listing, file: RepoFile, part: Path, advance: Advance) -> None:
+        if part.exists() and part.stat().st_size > file.size:
+            part.unlink()  # begun of another revision, or what a mirror added
         url = self._library.hf_hub_url(
             listing.name, file.path, revision=listing.commit, endpoint=self._endpoint
         )
-        try:
-            with self._lock(f"{part}.lock"), part.open("ab") as taking:
-                self._transport.http_get(
-                    url,
-                    taking,
-                    resume_size=taking.tell(),
-                    headers=self._library.utils.build_hf_headers(),
-                    expected_size=file.size,
-                    tqdm_class=_bar(advance),
-                )
-        except Exception as error:
-            raise self._explained(error, listing.name, listing.commit) from error
-        if to is not None:
-            return part.replace(target)
-        # As the library lays its cache out: the content under its hash, and links to it.
-        content = part.replace(part.with_suffix(""))
-        target.unlink(missing_ok=True)
-        target.symlink_to(os.path.relpath(content, target.parent))
-        return target
+        with part.open("ab") as taking:
+            self._transport.http_get(
+                url,
+                taking,
+                resume_size=taking.tell(),
+                headers=self._library.utils.build_hf_headers(),
+                expected_size=file.size,
+                tqdm_class=_bar(advance),
+            )
 
-    def _part(self, listing: Listing, file: RepoFile, to: Path | None) -> Path:
+    def _part(self, content: Path, file: RepoFile, to: Path | None) -> Path:
         """Return where a file is kept while it comes."""
         if to is not None:
             return to / ".cache" / "huggingface" / "download" / f"{file.path}{hubs.PART}"
-        blobs = self.place(listing, None).parents[1] / "blobs"
-        return blobs / f"{file.sha256 or file.git}{hubs.PART}"
+        return content.with_name(f"{content.name}{hubs.PART}")
 
     def finish(self, listing: Listing, to: Path | None) -> None:
         """Note which commit a branch is at, as the library does when it asks by the branch."""
@@ -131,7 +139,15 @@ class HuggingFace:
             case errors.RevisionNotFoundError():
                 return PreflightError(f"{name}: has no revision {revision}; correct it")
             case _ if status in (401, 403):
-                return PreflightError(f"{name}: {at} refuses it ({status}); set HF_TOKEN")
+                return PreflightError(
+                    f"{name}: {at} refuses it ({status}); set HF_TOKEN to a token of an account "
+                    "that may have it"
+                )
+            case ImportError():  # of its transport, for the only proxies that need a package
+                return PreflightError(
+                    f"{name}: the environment names a SOCKS proxy (ALL_PROXY), which needs a "
+                    "package; pip install socksio, or name an http:// proxy"
+                )
             case errors.HfHubHTTPError() if status is not None:
                 return DownloadError(f"{name}: {at} answers {status}; try again later")
             case OSError() if getattr(error, "errno", None) is not None and status is None:
@@ -151,7 +167,7 @@ def _bar(advance: Advance) -> type[Any]:
 
     class Bar:
         def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
-            advance(int(initial))
+            advance(int(initial), fetched=False)
 
         def update(self, count: float = 1) -> None:
             advance(int(count))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,9 +16,16 @@ from qwen2vl_serve.errors import PreflightError
 Source = Literal["auto", "hf", "modelscope"]
 SOURCES: tuple[Source, ...] = ("auto", "hf", "modelscope")
 
-Advance = Callable[[int], None]
-"""Is told of bytes that have come; a negative number takes some back."""
 
+class Advance(Protocol):
+    """Is told of bytes that are here; a negative count takes some back."""
+
+    def __call__(self, count: int, *, fetched: bool = True) -> None:
+        """Those that were here before are not ``fetched``."""
+        ...
+
+
+_ADDRESS = re.compile(r"https?://\S+")
 _NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 # Of a published repository: configuration, tokenizer, processor and template at its top, the
 # weights as safetensors. Pickles (*.bin, *.pth), ONNX, GGUF and pictures of its page are not.
@@ -113,6 +121,20 @@ def check_name(name: str) -> None:
         )
 
 
+def endpoint(variable: str) -> str | None:
+    """Return the address that a variable gives a hub, None where it gives none.
+
+    Raises:
+        PreflightError: it is no address.
+    """
+    value = os.environ.get(variable) or None
+    if value is not None and not _ADDRESS.fullmatch(value):
+        raise PreflightError(
+            f"{variable} is {value[:100]!r}, which is no address; write it as https://HOST"
+        )
+    return value
+
+
 def needed(files: Sequence[RepoFile], name: str) -> tuple[RepoFile, ...]:
     """Return the files that serving needs.
 
@@ -136,6 +158,6 @@ def check_online(name: str) -> None:
     """Raise ``PreflightError`` where a variable forbids to ask a hub."""
     if (variable := hubs.forbidden()) is not None:
         raise PreflightError(
-            f"{name}: is not here whole, and {variable} forbids to download it; unset the "
+            f"{name}: would have to be asked of a hub, which {variable} forbids; unset the "
             "variable, or give the path of its folder"
         )

@@ -12,7 +12,7 @@ EVERY_SECONDS = 5.0
 class Meter:
     """A ``Progress`` that tells a line every few seconds, and one at the end.
 
-    The rate is of all bytes that were told, those that were here before included.
+    The rate, and the time that is left, are of the bytes that were fetched.
     """
 
     def __init__(
@@ -21,7 +21,7 @@ class Meter:
         self._tell = tell
         self._clock = clock
         self._lock = threading.Lock()
-        self._total = self._done = 0
+        self._total = self._done = self._fetched = 0
         self._begun = self._told = 0.0
 
     def begin(self, total: int) -> None:
@@ -29,10 +29,11 @@ class Meter:
         self._total = total
         self._begun = self._told = self._clock()
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int, *, fetched: bool = True) -> None:
         """Take note of bytes that are here; a negative count takes some back."""
         with self._lock:
             self._done += count
+            self._fetched += count if fetched else 0
             now = self._clock()
             ended = count > 0 and self._done >= self._total
             if ended or now - self._told >= EVERY_SECONDS:
@@ -46,7 +47,7 @@ class Meter:
     def line(self) -> str:
         """Return amounts, rate and the time that is left."""
         seconds = max(self._clock() - self._begun, 1e-3)
-        rate = max(self._done, 0) / seconds
+        rate = max(self._fetched, 0) / seconds
         text = f"{_amount(self._done)} of {_amount(self._total)}, {_amount(rate)}/s"
         if self._done < self._total and rate > 0:
             text += f", {_duration((self._total - self._done) / rate)} left"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen2vl_serve.checkpoints import hubs
-from qwen2vl_serve.download.listing import Advance, Listing, RepoFile
+from qwen2vl_serve.download.listing import Advance, Listing, RepoFile, endpoint
 from qwen2vl_serve.errors import DownloadError, HubUnreachable, PreflightError
 
 BRANCH = "master"
@@ -21,6 +21,7 @@ class ModelScope:
     title = "modelscope"
 
     def __init__(self, cache: Path | None = None) -> None:
+        endpoint("MODELSCOPE_ENDPOINT")
         try:
             import modelscope_hub  # noqa: PLC0415 -- an extra
         except ImportError:
@@ -70,7 +71,9 @@ class ModelScope:
     def finish(self, listing: Listing, to: Path | None) -> None:
         """Nothing is left to do."""
 
-    def _explained(self, error: Exception, name: str, revision: str | None) -> Exception:
+    def _explained(  # noqa: PLR0911 -- a table
+        self, error: Exception, name: str, revision: str | None
+    ) -> Exception:
         errors = self._library.errors
         match error:
             case errors.FileIntegrityError():
@@ -88,6 +91,11 @@ class ModelScope:
                     f"{name}: ModelScope refuses it; set MODELSCOPE_API_TOKEN to a token of an "
                     "account that may have it"
                 )
+            case _ if "SOCKS" in str(error):
+                return PreflightError(
+                    f"{name}: the environment names a SOCKS proxy (ALL_PROXY), which needs a "
+                    "package; pip install PySocks, or name an http:// proxy"
+                )
             case errors.APIError():
                 return DownloadError(f"{name}: ModelScope answers with an error; try again later")
             case OSError() if error.errno is not None and error.strerror:
@@ -101,9 +109,11 @@ class ModelScope:
 
 def _callback(advance: Advance) -> type[Any]:
     from modelscope_hub._download import ProgressCallback  # noqa: PLC0415 -- see above
+    from modelscope_hub.constants import DOWNLOAD_CHUNK_SIZE  # noqa: PLC0415
 
     class Callback(ProgressCallback):
         def update(self, size: int) -> None:
-            advance(size)
+            # More than a chunk is what was kept of an interruption; less than 0 takes it back.
+            advance(size, fetched=0 < size <= DOWNLOAD_CHUNK_SIZE)
 
     return Callback

@@ -26,6 +26,7 @@ from qwen2vl_serve.fleet.figures import together
 from qwen2vl_serve.http.body import BodyReader
 from qwen2vl_serve.http.call import Call
 from qwen2vl_serve.http.connection import WhileConnected
+from qwen2vl_serve.http.cors import CORS
 from qwen2vl_serve.http.envelope import OPEN_PATHS, Envelope, Metrics
 from qwen2vl_serve.line import Refused
 from qwen2vl_serve.profile import Profile
@@ -76,6 +77,8 @@ class Gateway:
         )
         self.metrics = Metrics()
         self.app: ASGIApp = Envelope(self._answer, self.metrics, set())
+        if profile.server.cors_origins:
+            self.app = CORS(self.app, profile.server.cors_origins)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)

@@ -31,6 +31,11 @@ def refuse_what_is_one_servers(profile: Profile) -> None:
             "replica, and gone with it; name it in adapters.lora_modules and deploy again, with "
             "adapters.allowed_paths=[]."
         )
+    if profile.server.ssl_certfile is not None:
+        raise PreflightError(
+            "server.ssl_certfile: a fleet's requests come in by Ray's proxies, which would not use "
+            "it; leave it out, and have a balancer with TLS stand in front, as in deploy/nginx."
+        )
     if profile.engine.distributed_executor_backend == "ray":
         raise PreflightError(
             "engine.distributed_executor_backend: a replica is a process with the cards of its "

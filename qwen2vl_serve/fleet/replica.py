@@ -20,7 +20,7 @@ from qwen2vl_serve.errors import EngineUnavailable
 from qwen2vl_serve.fleet.asking import REPLICA_HEADER, Ask, Messages
 from qwen2vl_serve.fleet.preflight import door_keys
 from qwen2vl_serve.http import request_log, tracing
-from qwen2vl_serve.launch.engine_environment import engine_environment
+from qwen2vl_serve.launch.engine_environment import engine_environment, engine_sockets
 from qwen2vl_serve.launch.resources import media_loader
 from qwen2vl_serve.launch.serve import WATCH_SECONDS
 from qwen2vl_serve.profile import Profile
@@ -61,6 +61,7 @@ class Replica:
         adapters = named_adapters(profile)
         profile = with_adapters(profile, adapters)
         os.environ.update(engine_environment(profile, replica=True))
+        self._open.enter_context(engine_sockets())
         seam = importlib.import_module(self.seam)
         loader = media_loader(profile, shared=True)
         self._open.push_async_callback(loader.close)
@@ -80,14 +81,15 @@ class Replica:
         await self._open.aclose()
 
     async def check(self) -> None:
-        """Return while the engine lives and moves.
+        """Return while the engine lives and moves, or is to be waited for.
 
         Raises:
-            EngineUnavailable: it is lost or hangs.
+            EngineUnavailable: it is lost, or hangs and ``server.exit_on_hang`` is set.
         """
         api = self._api()
         await api.engine.check()
-        api.pulse.require()
+        if self.profile.server.exit_on_hang:
+            api.pulse.require()
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Messages, None]:
         """Yield the answer's ASGI messages as they come, several at a time where they come fast.

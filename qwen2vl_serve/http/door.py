@@ -20,18 +20,6 @@ from qwen2vl_serve.errors import InvalidHost, MalformedRequest
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
-EXPOSED_HEADERS = (
-    "retry-after",
-    "server-timing",
-    "x-request-id",
-    *(
-        f"x-ratelimit-{what}-{unit}"
-        for unit in ("requests", "tokens", "visual-tokens")
-        for what in ("limit", "remaining", "reset")
-    ),
-)
-"""What a page of another origin, once allowed, may read beside the body."""
-
 # Answers are somebody's own, no page of ours belongs into another's frame, and a body is what its
 # content type says.
 SECURITY_HEADERS = (

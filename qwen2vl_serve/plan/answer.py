@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +67,9 @@ def answer(plan: Assessment, request: Request, host: Host | None = None) -> Answ
 def fixed(plan: Assessment) -> Profile:
     """Return the plan's profile, meant for the cards that it was planned on.
 
-    One that ships, and was not changed, stays as it is. Over several machines workers are started
-    by Ray, without which each machine would look for all of their cards in itself.
+    One that ships, and was not changed, stays as it is. Of cards that differ, the fields name the
+    smallest. Over several machines workers are started by Ray, without which each machine would
+    look for all of their cards in itself.
     """
     profile = plan.profile
     if not plan.deployment.on_cards:
@@ -78,13 +80,15 @@ def fixed(plan: Assessment) -> Profile:
     if _ships(profile):
         return profile
     smallest = min(used, key=lambda card: card.memory_gib)
+    kinds = Counter(card.name for card in used)
+    cards = " + ".join(f"{count} × {name}" for name, count in kinds.items())
     machines = f" on {-(-len(used) // each)} machines" if len(used) > each else ""
     model = profile.model.model.rstrip("/").rpartition("/")[2]
     origin = f", from profile {profile.name}" if profile.name else ""
     return changed(
         profile,
         {
-            "description": f"{model} planned for {len(used)} × {smallest.name}{machines}{origin}",
+            "description": f"{model} planned for {cards}{machines}{origin}",
             "hardware.device": "cuda",
             "hardware.cards": profile.workers,
             "hardware.card": recorded_name(smallest),

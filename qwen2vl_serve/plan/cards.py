@@ -107,7 +107,9 @@ def parse_cards(specification: str) -> Machines:
     several = False
     groups = [group.strip() for group in re.split(r"[+,]", specification)]
     for group in groups:
-        found = re.fullmatch(r"(?:(\d{1,4})[x×*])?(?:(\d{1,4})[x×*])?\s*(.+)", group.lower())
+        found = re.fullmatch(
+            r"(?:(\d{1,4})\s*[x×*]\s*)?(?:(\d{1,4})\s*[x×*]\s*)?(.+)", group.lower()
+        )
         if found is None:
             raise _unknown(specification)
         first, second, name = found.groups()

@@ -16,6 +16,7 @@ _QK_NORM = ("qwen3", "qwen3_vl", "qwen3_vl_text")
 _NO_MROPE = ("qwen2", "qwen3")
 _KNOWN = ("qwen2", "qwen2_vl", "qwen2_5_vl", "qwen3", "qwen3_vl")
 _DTYPES = {"bfloat16", "float16", "float32"}
+_PACKING = ("quantization_config", "compression_config")
 
 
 def read_architecture(name: str, config: dict[str, Any]) -> Architecture | None:
@@ -40,14 +41,27 @@ def read_architecture(name: str, config: dict[str, Any]) -> Architecture | None:
     )
 
 
+def unpacked(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json without what it says of packing."""
+    left = {name: value for name, value in config.items() if name not in _PACKING}
+    if text := _object(config, "text_config"):
+        left["text_config"] = unpacked(text)
+    return left
+
+
 def quantisation_of(config: dict[str, Any]) -> Quantisation | None:
-    """Read ``quantization_config``.
+    """Read ``quantization_config``, of the whole model or else of its text model.
+
+    Source: ``get_quantization_config`` in vLLM's ``model_arch_config_convertor.py``.
 
     Raises:
         ValueError: numbers that are none; the text names them.
     """
-    settings = _object(config, "quantization_config")
+    parts = (config, _object(config, "text_config"))
+    places = (_object(part, name) for part in parts for name in _PACKING)
+    settings = next((place for place in places if place), {})
     method = str(settings.get("quant_method") or "").lower()
+    method = method.replace("compressed_tensors", "compressed-tensors")
     if not method:
         return None
     group = _number(settings, "group_size")
@@ -64,9 +78,13 @@ def quantisation_of(config: dict[str, Any]) -> Quantisation | None:
     zeros = method == "awq" and settings.get("zero_point", True) is not False
     if method.startswith("gptq"):
         zeros = settings.get("sym", True) is False
-    # AutoAWQ and AutoGPTQ pack the text model alone; other tools pack what they do not skip.
-    vision = method not in ("awq", "gptq", "gptq_marlin", "awq_marlin") and not any(
-        "visual" in part for part in skipped
+    # AutoAWQ and AutoGPTQ pack the text model alone; other tools pack what they do not skip, and
+    # AutoRound what it names.
+    named = settings.get("block_name_to_quantize") or settings.get("to_quant_block_names")
+    vision = (
+        method not in ("awq", "gptq", "gptq_marlin", "awq_marlin")
+        and not any("visual" in part for part in skipped)
+        and (not named or "visual" in str(named))
     )
     ordered = settings.get("desc_act") is True
     return Quantisation(method, bits or 4, group if group > 0 else None, zeros, vision, ordered)
@@ -75,7 +93,8 @@ def quantisation_of(config: dict[str, Any]) -> Quantisation | None:
 def _text(kind: str, config: dict[str, Any], text: dict[str, Any]) -> Text:
     heads = _size(text, "num_attention_heads")
     hidden = _size(text, "hidden_size")
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    # One of them is enough (``Qwen2VLConfig`` in transformers).
+    tied = config.get("tie_word_embeddings") or text.get("tie_word_embeddings")
     return Text(
         hidden=hidden,
         intermediate=_size(text, "intermediate_size"),
@@ -160,10 +179,10 @@ def _size(
         return unsaid
     if value is None:
         raise ValueError(f"{name} is missing")
-    number = _number(settings, name)
-    if not 1 <= number <= most:
+    # transformers refuses "128" and 128.0, too.
+    if type(value) is not int or not 1 <= value <= most:
         raise ValueError(f"{name} is {shown(value)}")
-    return number
+    return value
 
 
 def _factor(settings: Mapping[str, Any], name: str, unsaid: float) -> float:

@@ -22,8 +22,15 @@ class Refusal:
 def refusal(packing: Quantisation, dtype: str, *, on_cards: bool) -> Refusal | None:
     """Say why vLLM cannot serve weights packed like this under ``dtype``; None when it can.
 
-    Sources: ``quantization/auto_awq.py``, ``auto_gptq.py`` and ``utils/marlin_utils.py``.
+    Sources: ``_verify_quantization`` in ``config/model.py``, and in ``quantization``
+    ``__init__.py``, ``auto_awq.py``, ``auto_gptq.py`` and ``utils/marlin_utils.py``.
     """
+    if packing.method not in READ:
+        return Refusal(
+            "model.model",
+            f"weights packed by {packing.method[:40]!r}, which vLLM 0.32 does not read",
+            "take an AWQ or GPTQ-Int4 checkpoint",
+        )
     method = packing.method.removeprefix("auto_").removesuffix("_marlin")
     if method not in ("awq", "gptq"):
         return None
@@ -73,6 +80,13 @@ PACKED_AT_LOAD = (
     "int8_per_channel_weight_only",
 )  # fmt: skip
 """Methods that need no packed checkpoint (``_ONLINE_SHORTHANDS`` in ``config/quantization.py``)."""
+READ = (
+    *PACKED_AT_LOAD, "auto-round", "auto_awq", "auto_gptq", "awq", "awq_marlin",
+    "compressed-tensors", "deepseek_v4_fp8", "experts_int8", "gpt_oss_mxfp4", "gptq",
+    "gptq_marlin", "humming", "inc", "modelopt", "modelopt_fp4", "modelopt_mixed",
+    "modelopt_mxfp8", "moe_wna16", "mxfp4", "nvfp4_per_token", "online", "quark", "torchao",
+)  # fmt: skip
+"""Methods that a checkpoint may be packed by: bitsandbytes, GGUF and HQQ are none of them."""
 
 
 def _awq(packing: Quantisation) -> str | None:

@@ -65,7 +65,19 @@ def _of_folder(name: str, folder: Path, overrides: Mapping[str, Any]) -> Archite
         checkpoint.check_weights(folder)
     except PreflightError as error:
         return replace(found, fault=str(error))
-    return replace(found, stored_bytes=sum(_tensor_bytes(file) for file in files))
+    return replace(found, stored_bytes=sum(map(_tensor_bytes, _indexed(folder, files))))
+
+
+def _indexed(folder: Path, files: list[Path]) -> list[Path]:
+    """Leave out what an index does not name, as vLLM does: shards of an earlier save, say.
+
+    Source: ``filter_duplicate_safetensors_files`` in ``model_loader/weight_utils.py``.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return files
+    named = set(checkpoint.read_json(index, "")["weight_map"].values())
+    return [file for file in files if file.name in named]
 
 
 def of_config(
@@ -143,6 +155,8 @@ def _of_hub(name: str, revision: str | None) -> tuple[dict[str, Any], int | None
     except (requests.RequestException, ValueError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = f"answers {status}" if status else f"is not reached ({type(error).__name__})"
+        if isinstance(error, requests.JSONDecodeError):
+            reason = "answers with what is no config.json (a page of a proxy?)"
         raise PreflightError(
             f"model.model: {name} is not built in, and the hub {reason}; {instead}"
         ) from None

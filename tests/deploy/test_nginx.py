@@ -178,6 +178,21 @@ def test_limits_are_those_of_the_profile() -> None:
     assert directive("proxy_send_timeout") == f"{limits.body_seconds:g}s"
 
 
+def test_idle_connections_are_given_up_before_the_server_closes_them(profile: Profile) -> None:
+    """A request on its way into the server's closing would be lost: nginx sends no POST twice."""
+    kept = float(directive("keepalive_timeout").removesuffix("s"))
+    with (
+        served(profile, Keys(()), FakeEngine()) as behind,
+        socket.create_connection(("127.0.0.1", behind.port), 60) as client,
+    ):
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        answered = time.monotonic()
+        while client.recv(65536):
+            pass
+        assert time.monotonic() - answered > kept
+
+
 def test_a_stream_arrives_piece_by_piece(proxy: Proxy) -> None:
     """No event waits for the next: each comes while the engine still works."""
     lines = proxy.stream("POST", "/v1/chat/completions", json={**HELLO, "stream": True})
