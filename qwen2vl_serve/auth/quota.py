@@ -23,7 +23,13 @@ from limits.storage import Storage, storage_from_string
 from qwen2vl_serve.auth.keys import Caller
 from qwen2vl_serve.auth.quota_sqlite import SQLiteStorage  # makes sqlite: an address of a storage
 from qwen2vl_serve.engine import Usage
-from qwen2vl_serve.errors import APIError, PreflightError, QuotaUnavailable, RateLimited
+from qwen2vl_serve.errors import (
+    APIError,
+    EngineUnavailable,
+    PreflightError,
+    QuotaUnavailable,
+    RateLimited,
+)
 from qwen2vl_serve.profile import shown_storage
 
 logger = logging.getLogger("qwen2vl_serve.requests")
@@ -114,6 +120,8 @@ class Quotas:
     async def visit(self, caller: Caller, state: MutableMapping[str, Any]) -> AsyncIterator[Visit]:
         """Count a request from its head to its answer's end; its refusal costs no tokens.
 
+        One that the server could not serve (503) costs nothing: another replica may be asked.
+
         The visit is put into ``state`` first, so that a refusal tells what is left as well.
 
         Raises:
@@ -128,8 +136,10 @@ class Quotas:
             with self._inside(caller.quota, caller.limits.concurrent):
                 await visit.enter()
                 yield visit
-        except APIError:
+        except APIError as error:
             visit.used(0, 0)
+            if isinstance(error, EngineUnavailable):
+                visit.unserved()
             raise
         finally:
             await visit.leave()
@@ -207,6 +217,7 @@ class LimitedVisit(Visit):
         def count(storage: Storage) -> None:
             if "requests" in self._limits:
                 self._take(storage, "requests", 1)
+                self._reserved["requests"][self._minute] = 1
             for unit in self._limits:
                 if unit != "requests":
                     self._counts[unit] = storage.get(self._counter(unit, self._minute))
@@ -247,6 +258,12 @@ class LimitedVisit(Visit):
         self._used["tokens"] = tokens
         if visual_tokens is not None:
             self._used["visual-tokens"] = visual_tokens
+
+    def unserved(self) -> None:
+        """Give the request itself back when the visit ends."""
+        if self._reserved.get("requests"):
+            self._asked = True
+            self._used["requests"] = 0
 
     async def leave(self) -> None:
         """Settle what was reserved with what was used.

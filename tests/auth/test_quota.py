@@ -32,6 +32,7 @@ from qwen2vl_serve.auth.quota_sqlite import SQLiteStorage
 from qwen2vl_serve.errors import (
     EngineUnavailable,
     InvalidValue,
+    Overloaded,
     PreflightError,
     QuotaUnavailable,
     RateLimited,
@@ -151,6 +152,24 @@ def test_requests_of_a_minute_are_counted(quotas: Quotas, clock: Clock) -> None:
     assert caught.value.retry_after == 40
     clock.now += 40
     use(quotas, who, 0, None)
+
+
+def test_what_the_server_could_not_serve_is_no_request(quotas: Quotas, clock: Clock) -> None:
+    """A 503, after which a fleet asks another replica; other errors are the client's own."""
+    who = caller(requests_per_minute=9, tokens_per_minute=100)
+
+    async def fail(error: Exception) -> list[int]:
+        state: dict[str, Any] = {}
+        with contextlib.suppress(type(error)):
+            async with quotas.visit(who, state) as visit:
+                await visit.reserve(40, 0)
+                clock.now += 60  # it goes back to the minute that it came from
+                raise error
+        told = dict(state["visit"].headers())
+        return [int(told[b"x-ratelimit-remaining-" + unit]) for unit in (b"requests", b"tokens")]
+
+    assert asyncio.run(fail(Overloaded("full"))) == [9, 100]
+    assert asyncio.run(fail(InvalidValue("n is 9"))) == [8, 100]
 
 
 def test_keys_do_not_share(quotas: Quotas) -> None:
