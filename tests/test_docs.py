@@ -215,6 +215,7 @@ def test_content_parts(document: Document) -> None:
             served |= {(kind, one) for one in keys if one != "type"}
     table = next(t for t in document.tables if any("video_url" in row[0].codes for row in t))
     assert {(row[0].codes[0], code) for row in table for code in row[1].codes} == served
+    assert {*table[0][0].codes} == {"text", *content.TEXT_TYPES}
     rows = {row[1].codes[0]: row for row in table}
     assert set(rows["image_url.detail"][2].codes) == set(get_args(content.Detail))
 

@@ -28,12 +28,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-_TEXT_TYPES = {"input_text": "text", "output_text": "text"}
+TEXT_TYPES = {"input_text": "text", "output_text": "text"}
 """What OpenAI's Responses call a text, by who says it; vLLM takes them in chats as well."""
 
 
 def _text_type(value: Any) -> Any:
-    return _TEXT_TYPES.get(value, value) if isinstance(value, str) else value
+    return TEXT_TYPES.get(value, value) if isinstance(value, str) else value
 
 
 class TextPart(Strict):
