@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from qwen2vl_serve.admission import Admission
 from qwen2vl_serve.auth.keys import Caller
 from qwen2vl_serve.errors import (
+    InternalError,
     InvalidType,
     InvalidValue,
     MissingParameter,
@@ -34,6 +36,8 @@ from qwen2vl_serve.errors import (
     UnsupportedContentType,
 )
 from qwen2vl_serve.media.files import FileStore, NoSuchFile, StoredFile
+
+logger = logging.getLogger("qwen2vl_serve.requests")
 
 PURPOSES = ("vision", "user_data")
 """What OpenAI's clients say of files that are shown to a model."""
@@ -117,7 +121,8 @@ class FilesAPI:
         with self._one_more(_owner(request)):
             place = await self.admission.place(_owner(request))
             try:
-                form = await self._receive(request)
+                with _disk():
+                    form = await self._receive(request)
             finally:
                 place.leave()
         try:
@@ -126,9 +131,10 @@ class FilesAPI:
             store = self._store(purpose)
             section = "batches" if purpose == BATCH else "files"
             seconds = _seconds(form, store.ttl_seconds, section)
-            file = await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._keep, store, upload, purpose, seconds, _owner(request)
-            )
+            with _disk():
+                file = await asyncio.get_running_loop().run_in_executor(
+                    self._pool, self._keep, store, upload, purpose, seconds, _owner(request)
+                )
         finally:
             await form.close()
         return JSONResponse(_object(file))
@@ -293,6 +299,16 @@ class _FileResponse(StreamingResponse):
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
         while piece := await asyncio.to_thread(self.source.read, PIECE_BYTES):
             yield piece
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    """Tell a client why its upload has no room."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("an upload: %s", error)
+        raise InternalError(f"The file cannot be kept: {error.strerror or error}.") from None
 
 
 def _owner(request: Request) -> str:

@@ -248,6 +248,23 @@ def test_a_terminal_without_chinese_does_not_end_it() -> None:
     assert (done.returncode, done.stdout) == (0, b"? red\n")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_closed_streams_end_no_command(closed: str) -> None:
+    """Of a process that was started without them: it does its work, and nobody is told."""
+    with stub.running(stub.events(stub.whole_stream("ok"))) as server:
+        for name, word in (("ask", "Q"), ("chat", "")):
+            words = [sys.executable, "-m", "qwen2vl_client", name, "--url", server.url, word]
+            line = f"echo Q | {shlex.join(filter(None, words))} {closed}"
+            done = subprocess.run(
+                ["bash", "-c", line], env=environment(), capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0
+            assert "Traceback" not in done.stderr
+            assert done.stdout == (
+                "" if closed == ">&-" or (name, closed) == ("chat", "<&-") else "ok\n"
+            )
+
+
 def test_interrupting_stops_the_generation() -> None:
     """Ctrl-C ends with status 130 and one line; the server sees the client leave."""
     with (

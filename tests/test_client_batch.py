@@ -314,6 +314,19 @@ def test_with_ids_requests_may_be_added_between_runs(tmp_path: Path) -> None:
     assert [(line["index"], line["id"]) for line in lines_of(out)] == [(0, "w"), (1, "y"), (2, "x")]
 
 
+def test_an_output_stays_what_it_was_when_it_is_put_in_order(tmp_path: Path) -> None:
+    """A link to a file elsewhere, which only its owner may read."""
+    out, real = tmp_path / "out.jsonl", tmp_path / "disk" / "real.jsonl"
+    real.parent.mkdir()
+    real.touch(0o600)
+    out.symlink_to(real)
+    batch(Echo(failures={"a": 1}), ["a", "b"], output=out)
+    assert [line["text"] for line in lines_of(real)] == ["answer to a", "answer to b"]
+    assert out.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in real.parent.iterdir()] == ["real.jsonl"]
+
+
 def test_two_batches_do_not_write_one_file(tmp_path: Path) -> None:
     """The second is refused while the first holds its output, and runs once that is closed."""
     out = tmp_path / "out.jsonl"
@@ -321,6 +334,35 @@ def test_two_batches_do_not_write_one_file(tmp_path: Path) -> None:
     with Journal(out), busy:
         batch(Echo(), ["a"], output=out)
     assert batch(Echo(), ["a"], output=out).answered == 1
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, before: bool) -> None:
+    """In the middle, or where the output of an earlier run is put in order: one line names it.
+
+    The disk is a real limit on a file's size: 1 KiB. With room the batch goes on where it was.
+    """
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"text": str(n)}) + "\n" for n in range(9)), "utf-8")
+    if before:
+        failing = Echo(failures={"8": -200})
+        batch(failing, source, output=out)
+    kept = out.read_bytes() if before else b""
+    words = [sys.executable, "-m", "qwen2vl_client", "batch", str(source), str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "clients")}
+    with stub.running(echo) as server:
+        words += ["--url", server.url, "--model", "m"]
+        limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *words]
+        full = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=60)
+        assert full.returncode == 1
+        assert full.stderr.startswith(f"error: cannot write {out}: File too large; ")
+        assert full.stderr.count("\n") == 1
+        assert not (tmp_path / "out.jsonl.new").exists()
+        assert out.read_bytes().startswith(kept)
+        assert out.read_bytes().count(b"\n") >= 3
+        report = batch(Echo(), source, output=out)
+    assert report.resumed >= 3
+    assert [line["text"] for line in lines_of(out)] == [f"answer to {n}" for n in range(9)]
 
 
 def test_an_outcome_is_on_the_disk_before_the_next_is_counted(

@@ -67,6 +67,34 @@ def test_csv_and_folder(tmp_path: Path) -> None:
     assert [one.id for one in report.outcomes] == ["a.jpg", "b.PNG"]
 
 
+def test_rows_of_empty_cells_are_none(tmp_path: Path) -> None:
+    """As Excel writes them where something stood once, in the middle and at the end."""
+    source = tmp_path / "in.csv"
+    source.write_text("id,text\n1,a\n,\n\n,,\n2,b\n,\n,\n", "utf-8")
+    requests, count = opened(source)
+    assert [one.id for one in requests] == ["1", "2"]
+    assert count == 2
+
+
+@pytest.mark.parametrize("text", ["id;text\n1;a\n", "编号,问题\n1,a\n", "ID,Text\n1,a\n"])
+def test_a_csv_without_the_headings_names_those_it_has(tmp_path: Path, text: str) -> None:
+    """Parted by semicolons, say, as Excel writes it in much of Europe."""
+    source = tmp_path / "in.csv"
+    source.write_text(text, "utf-8-sig")
+    told = rf"in\.csv has the headings '{text[:2]}.*none of them is text.*parted by commas"
+    with pytest.raises(InvalidArgumentError, match=told):
+        batch(Echo(), source)
+
+
+def test_hidden_files_are_no_pictures_of_a_folder(tmp_path: Path) -> None:
+    """What macOS leaves beside a picture on a foreign disk would fail in every run."""
+    for name in ("a.jpg", "._a.jpg"):
+        (tmp_path / name).write_bytes(b"\xff\xd8\xff")
+    requests, count = opened(tmp_path, ocr.task)
+    assert [one.id for one in requests] == ["a.jpg"]
+    assert count == 1
+
+
 def test_each_makes_a_task_of_a_line_too(tmp_path: Path) -> None:
     """As of an item of a list; ids stay those of the lines."""
     source = tmp_path / "in.jsonl"
@@ -186,7 +214,7 @@ def test_requests_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         ([7], "request 0 is a int"),
         ([{"id": "x"}], "request x asks nothing"),
         ([{"id": "x", "text": "a"}, {"id": "x", "text": "b"}], "two requests have the id 'x'"),
-        (bad, "line 2 is no JSON"),
+        (bad, "line 2 is no JSON: Expecting value at column 1"),
         (tmp_path, "say what to ask"),
         ("What is this?", "no file or folder"),
     ):

@@ -257,6 +257,38 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_session(tmp_path: Path) -> None:
     assert history.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_half_a_character_ends_no_session(tmp_path: Path, plain: bool) -> None:
+    """Of Chinese that was cut, or of another encoding: a question mark, as ``ask`` has it.
+
+    With prompt_toolkit, whose history is UTF-8, and without it, in a locale of strict UTF-8.
+    """
+    with stub.running(stub.events(stub.whole_stream("好的"))) as server:
+        words = command(server.url)
+        if plain:
+            code = (
+                "import sys; sys.modules['prompt_toolkit'] = None; "
+                "sys.stdin.reconfigure(errors='strict'); from qwen2vl_client.cli import main; "
+                "sys.exit(main(sys.argv[1:]))"
+            )
+            words = [sys.executable, "-c", code, *words[3:]]
+        with terminal(words, tmp_path) as (process, line):
+            seen(line, ">")
+            os.write(line, b"\xe4\xbd\r")
+            shown = seen(line, "好的")
+            seen(line, ">")
+            os.write(line, "你好\r".encode())
+            shown += seen(line, "好的")
+            assert "ENTER" not in shown
+            seen(line, ">")
+            os.write(line, b"\x04")
+            assert process.wait(60) == 0
+    bodies = [one.body for one in server.requests if one.path.endswith("/chat/completions")]
+    first, second = (body["messages"][-1]["content"] for body in bodies)
+    assert set(first) == {"?"}
+    assert second == "你好"
+
+
 def test_the_real_model_is_talked_with(
     server: ServerProcess, pictures: Path, tmp_path: Path
 ) -> None:

@@ -241,6 +241,14 @@ def test_batch_has_one_question_or_those_of_the_file(
     assert "has its own questions" in capsys.readouterr().err
 
 
+def test_batch_of_a_folder_wants_a_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The option is named, not the argument of Python's ``batch``."""
+    assert main(["batch", str(tmp_path), str(tmp_path / "o")]) == 2
+    assert "is a folder: say with --question" in capsys.readouterr().err
+
+
 def test_batch_reads_what_excel_in_chinese_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

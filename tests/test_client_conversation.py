@@ -496,6 +496,7 @@ class TestCalls:
             ({"keep_last": -1}, "keep_last"),
             ({"summary_max_tokens": 0}, "summary_max_tokens"),
             ({"summary_prompt": 7}, "summary_prompt=7 must be a text"),
+            ({"system": ["a"]}, r"system=\['a'\] must be a text or None"),
             ({"model": "m"}, r"model= is no sampling field: give it to the client, Client\(model="),
             ({"timeout": 5}, "timeout= is no sampling field: give it to the client or with the"),
             ({"images": "a.jpg"}, "images= is no sampling field: give them with the question"),

@@ -85,6 +85,37 @@ def test_pictures_are_given_as_to_the_client(
         assert draw_boxes(file, []).size == (60, 40)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_what_is_see_through_is_drawn_on_white(mode: str) -> None:
+    """As the server shows it to the model, and not in the colour that is hidden under it."""
+    clear = Image.new("RGBA", (30, 20), (10, 20, 30, 0))
+    picture = clear.quantize(8) if mode == "P" else clear.convert(mode)
+    drawn = draw_boxes(picture, [])
+    assert (drawn.mode, drawn.getpixel((5, 5))) == ("RGB", (255, 255, 255))
+
+
+@pytest.mark.parametrize(
+    ("mode", "sample", "shade"),
+    [("I;16", 32896, 128), ("I;16B", 32896, 128), ("I", 32896, 128), ("I", 128, 128),
+     ("F", 0.5, 127), ("F", 128.0, 128)],
+)  # fmt: skip
+def test_samples_of_more_than_eight_bits_keep_their_shades(
+    mode: str, sample: float, shade: int
+) -> None:
+    """They are scaled as the server scales them; Pillow's own conversion would leave white."""
+    grey = Image.new("F", (30, 20), sample)
+    if mode != "F":
+        grey = grey.convert("I").convert(mode)
+    assert draw_boxes(grey, []).getpixel((5, 5)) == (shade, shade, shade)
+
+
+@pytest.mark.parametrize("source", ["https://h/a.png", "file-" + "a" * 24])
+def test_a_picture_that_is_elsewhere_is_not_looked_for_as_a_file(source: str) -> None:
+    """A URL and the id of an uploaded file are told apart from the path of a missing file."""
+    with pytest.raises(MediaError, match="give the file itself"):
+        draw_boxes(source, [])
+
+
 def test_a_label_in_chinese_is_drawn_with_a_font_that_has_it(
     chinese_font: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

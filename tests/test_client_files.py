@@ -117,6 +117,18 @@ def test_a_file_that_the_server_has_lost_is_uploaded_again() -> None:
         assert requests_to(server, "/v1/chat/completions", 404) == 1
 
 
+@pytest.mark.parametrize("wrong", [{"bytes": "many"}, {"created_at": "now"}, {"expires_at": []}])
+def test_a_file_object_without_its_numbers_is_a_typed_error(wrong: dict[str, object]) -> None:
+    """Another server's answer of another shape is told as that, not as a fault of ``int``."""
+    step = stub.answer(200, {"id": "file-" + "a" * 32, "object": "file", **wrong})
+    with (
+        stub.running(step) as server,
+        Client(server.url, "", "m") as client,
+        pytest.raises(APIResponseError, match="no file object"),
+    ):
+        client.files.get("file-a")
+
+
 def test_a_file_that_keeps_getting_lost_ends_in_the_server_s_error() -> None:
     """One fresh upload, one retry, and no more."""
     stored = stub.answer(200, {"id": "file-" + "a" * 32, "object": "file", "bytes": 1})
@@ -305,6 +317,14 @@ def test_health_and_readiness() -> None:
         assert client.health()
         assert not client.ready()
     assert not client.health()
+
+
+def test_arguments_that_come_as_an_object_are_json_all_the_same() -> None:
+    """Some servers send no text; ``arguments`` and ``values`` are what they are elsewhere."""
+    call = {"id": "c", "function": {"name": "add", "arguments": {"名": 1}}}
+    raw = {"choices": [{"message": {"content": None, "tool_calls": [call]}}]}
+    (made,) = Answer.from_raw(raw, None, 0.1).tool_calls
+    assert (made.arguments, made.values) == ('{"名": 1}', {"名": 1})
 
 
 def test_tool_calls_are_read_whole_and_streamed() -> None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -178,6 +179,53 @@ def test_what_is_no_picture_is_refused_in_plain_words(source: Any, words: list[s
     for word in words:
         assert word.lower() in str(caught.value).lower()
     assert len(str(caught.value)) < 600
+
+
+def test_an_open_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """Closed, open for writing, with nothing to give yet: a ``MediaError`` names the mode."""
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded("PNG"))
+    with path.open("rb") as closed:
+        pass
+    with path.open("ab") as writing, io.BytesIO() as emptied:
+        emptied.close()
+        for file in (closed, writing, emptied):
+            with pytest.raises(MediaError, match="mode 'rb'"):
+                image_part(file)
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with (
+        os.fdopen(reader, "rb", buffering=0) as waiting,
+        pytest.raises(MediaError, match="no bytes"),
+    ):
+        image_part(waiting)
+    os.close(writer)
+
+
+def test_a_pipe_is_read_to_its_end() -> None:
+    """What cannot be rewound is read from where it is."""
+    reader, writer = os.pipe()
+    os.write(writer, encoded("PNG"))
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        assert content_of(image_part(pipe)) == ("image/png", encoded("PNG"))
+
+
+@pytest.mark.parametrize("mode", ["PA", "RGBa", "LA"])
+def test_what_is_see_through_stays_so(mode: str) -> None:
+    """Its hidden colour is not what the model is shown."""
+    picture = Image.new("RGBA", (4, 4), (10, 20, 30, 0)).convert(mode)
+    _, data = content_of(image_part(picture))
+    sent = Image.open(io.BytesIO(data)).convert("RGBA")
+    assert sent.getchannel("A").getextrema() == (0, 0)
+
+
+def test_an_array_without_sides_is_refused() -> None:
+    """A single number in an array is neither a picture nor a video."""
+    number = np.array(3, dtype=np.uint8)
+    for part in (image_part, video_part):
+        with pytest.raises(MediaError, match="array"):
+            part(number)
 
 
 def test_an_unreadable_file_is_told(tmp_path: Path) -> None:

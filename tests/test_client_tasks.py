@@ -124,6 +124,48 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         extract_table(Asked(json.dumps(TABLE)), PICTURE).to_pandas()
 
 
+ROWS = '{"columns": ["a"], "rows": [["1"]]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```json {ROWS} ```",
+        f"```json\n{ROWS}```",
+        f"Here it is: {ROWS}",
+        f"\ufeff{ROWS}\nThat is all {{of it}}.",
+    ],
+)
+def test_json_is_taken_out_of_what_is_said_around_it(text: str) -> None:
+    """Fences, also on the same line, an introduction, a byte order mark and remarks go."""
+    assert extract_table(Asked(text), PICTURE).rows == (("1",),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"columns": null, "rows": null}',
+        '{"columns": "a", "rows": [["1"]]}',
+        '{"columns": ["a"], "rows": [{"a": "1"}]}',
+        '{"columns": ["a"], "rows": ["1", "2"]}',
+    ],
+)
+def test_a_table_of_another_shape_is_an_error_and_not_an_empty_one(text: str) -> None:
+    """Of a server that binds no answer: no row comes back without its cells; ``answer`` has all."""
+    client = Asked(text)
+    with pytest.raises(AnswerError, match=r"no list|no lists of cells") as caught:
+        extract_table(client, PICTURE)
+    assert caught.value.answer is client.answer
+
+
+def test_half_of_a_surrogate_pair_in_json_can_be_written(tmp_path: Path) -> None:
+    """A model that escapes half an emoji leaves U+FFFD, so that the table can be saved."""
+    table = extract_table(Asked('{"columns": ["a\\ud83d"], "rows": [["猫\\ud83d"]]}'), PICTURE)
+    table.to_csv(tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text("utf-8-sig").splitlines() == ["a\ufffd", "猫\ufffd"]
+
+
 def test_a_row_longer_than_the_headings_keeps_its_cells() -> None:
     """Headings are filled up with empty texts; a number becomes its text, null an empty one."""
     table = extract_table(Asked('{"columns": ["a"], "rows": [["1", 2, null]]}'), PICTURE)
@@ -141,6 +183,13 @@ def test_fields_by_name_are_texts_or_none() -> None:
     assert schema["additionalProperties"] is False
     extract_fields(client, PICTURE, {"name": "", "total": "with currency"})
     assert "name, total (with currency)" in client.fields["text"]
+
+
+def test_a_field_that_is_no_text_is_written_as_json() -> None:
+    """A list or truth value of a model that is not bound to texts comes as JSON, not as Python."""
+    client = Asked('{"tags": ["茶", "x"], "paid": true, "total": 7.5}')
+    found = extract_fields(client, PICTURE, ["tags", "paid", "total"])
+    assert found == {"tags": '["茶", "x"]', "paid": "true", "total": "7.5"}
 
 
 class Line(BaseModel):
@@ -165,6 +214,22 @@ def test_fields_of_a_model_come_back_as_its_object() -> None:
     assert schema["$defs"]["Line"]["required"] == ["item", "price"]
     assert "shop (as printed at the top), total" in client.fields["text"]
     assert "required" not in Receipt.model_json_schema()["properties"]
+
+
+class Part(BaseModel):
+    name: str
+    parts: list[Part] = []
+
+
+def test_a_model_may_hold_itself() -> None:
+    """Its fields are named at the top of the schema, where pydantic has only a reference."""
+    client = Asked('{"name": "bicycle", "parts": [{"name": "wheel"}]}')
+    whole = extract_fields(client, PICTURE, Part)
+    assert whole == Part(name="bicycle", parts=[Part(name="wheel")])
+    schema = schema_of(client)
+    assert list(schema["properties"]) == ["name", "parts"]
+    assert schema["properties"]["parts"]["items"] == {"$ref": "#/$defs/Part"}
+    assert schema["$defs"]["Part"]["additionalProperties"] is False
 
 
 @pytest.mark.parametrize("model", [RootModel[list[str]], type("Empty", (BaseModel,), {})])
@@ -199,6 +264,7 @@ PAGE = '<!DOCTYPE html>\n<html lang="en"><body><h1>Log in</h1></body></html>'
         f"```html\n{PAGE}\n```",
         f"Here is the code:\n\n```html\n{PAGE}\n```\nIt uses inline CSS.",
         f"Sure! {PAGE} Tell me if you need more.",
+        f"{'İ' * 9} {PAGE} İ",
     ],
 )
 def test_a_page_is_taken_out_of_what_is_said_around_it(answer: str, tmp_path: Path) -> None:
@@ -207,6 +273,13 @@ def test_a_page_is_taken_out_of_what_is_said_around_it(answer: str, tmp_path: Pa
     assert (page.html, str(page), page.complete) == (PAGE, PAGE, True)
     page.save(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text("utf-8") == PAGE
+
+
+@pytest.mark.parametrize("around", ["```html\n{}\n```", "{}"])
+def test_a_page_that_shows_code_is_not_cut_at_its_fences(around: str) -> None:
+    """A screenshot of documentation has fences of its own, within the page."""
+    page = "<html><body><pre>\n```js\nlet a\n```\n</pre><p>end</p></body></html>"
+    assert to_html(Asked(around.format(page)), PICTURE).html == page
 
 
 def test_a_piece_of_a_page_a_cut_one_and_none() -> None:
@@ -229,6 +302,13 @@ def test_a_solution_has_its_steps_and_its_answer() -> None:
     assert list(schema_of(client)["properties"]) == ["steps", "answer"]
 
 
+@pytest.mark.parametrize("text", ["{}", '{"steps": ["a"]}', '{"answer": "4", "steps": "a"}'])
+def test_a_solution_without_steps_or_answer_is_an_error(text: str) -> None:
+    """Of a server that binds no answer: an empty solution is not taken for one."""
+    with pytest.raises(AnswerError, match=r"no list 'steps'|no answer"):
+        solve(Asked(text), PICTURE)
+
+
 def test_a_judgement_is_data() -> None:
     """Verdict and categories can only be those that are named; a category counts once."""
     client = Asked('{"reasons": ["A gun."], "categories": ["a", "b", "a"], "verdict": "block"}')
@@ -243,6 +323,8 @@ def test_a_judgement_is_data() -> None:
         moderate(Asked('{"verdict": "maybe"}'), PICTURE)
     with pytest.raises(InvalidArgumentError, match="list of names"):
         moderate(client, PICTURE, "a")
+    with pytest.raises(InvalidArgumentError, match="list of names"):
+        moderate(client, PICTURE, [1])  # type: ignore[list-item]
 
 
 def test_a_product_question_brings_its_knowledge_as_the_system_prompt() -> None:
@@ -312,6 +394,14 @@ def test_a_server_that_tells_no_sizes_needs_them_given() -> None:
         locate(Asked(text), PICTURE, "a", size=(200, 200))
     found = locate(Asked(text), PICTURE, "a", size=(200, 200), seen=(100, 100))
     assert found.boxes == (Box(20, 40, 60, 80, "a"),)
+
+
+def test_an_unknown_convention_is_told_before_anything_is_asked() -> None:
+    """Not after the answer has been paid for; the error lists those that are known."""
+    client = Asked("(1,2),(3,4)", media=media(10, 10, (28, 28)))
+    with pytest.raises(InvalidArgumentError, match=r"'qwen2' is none of qwen2-vl"):
+        locate(client, PICTURE, "a", convention="qwen2")  # type: ignore[arg-type]
+    assert client.fields == {}
 
 
 def test_what_is_not_there_has_no_boxes() -> None:

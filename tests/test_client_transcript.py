@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from qwen2vl_client import (
     AsyncConversation,
@@ -90,6 +91,30 @@ class TestSaving:
         path = tmp_path / "no folder" / "a.json"
         with pytest.raises(InvalidArgumentError, match=r"cannot write .*a\.json: No such file"):
             Conversation(Client("http://127.0.0.1:9")).save(path, pictures=pictures)
+
+    @pytest.mark.parametrize("name", ["", ".", "/", "a\0b"])
+    def test_a_name_that_no_file_can_have_is_told(self, name: str) -> None:
+        """An error of ours that names it, not pathlib's."""
+        with pytest.raises(InvalidArgumentError, match="cannot write"):
+            Conversation(Client()).save(name)
+
+    def test_what_could_not_be_written_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        """The folder of that name stays, and no half-written file stands beside it."""
+        (tmp_path / "a").mkdir()
+        with pytest.raises(InvalidArgumentError, match="cannot write"):
+            Conversation(Client()).save(tmp_path / "a")
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+    def test_settings_are_saved_or_told(self, tmp_path: Path) -> None:
+        """A number of numpy comes back as a number; what JSON has no word for is an error."""
+        path = tmp_path / "a.json"
+        half: Any = np.float32(0.5)
+        Conversation(Client(), temperature=half, keep_last=np.int64(3)).save(path)  # type: ignore[arg-type]
+        settings = json.loads(path.read_text("utf-8"))["settings"]
+        assert (settings["temperature"], settings["keep_last"]) == (0.5, 3)
+        stop: Any = {"a"}
+        with pytest.raises(InvalidArgumentError, match="type set is no JSON"):
+            Conversation(Client(), stop=stop).save(path)
 
     def test_a_file_that_was_tampered_with_reads_no_other_file(self, tmp_path: Path) -> None:
         """A picture's name becomes a path: only a hash may, and only what has that hash is sent."""

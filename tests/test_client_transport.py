@@ -7,6 +7,7 @@ import contextlib
 import copy
 import importlib
 import inspect
+import json
 import pickle
 import pkgutil
 import shutil
@@ -42,6 +43,8 @@ from qwen2vl_client import (
     RequestTooLargeError,
     ServerError,
     ServerNotReachedError,
+    checks,
+    transport,
 )
 from qwen2vl_client.cli import main
 from qwen2vl_client.retry import RetryPolicy, parse_retry_after
@@ -86,18 +89,20 @@ def error_kinds(root: type[ClientError] = ClientError) -> list[type[ClientError]
     return list(dict.fromkeys([root, *below]))
 
 
-def both(awaiting: bool, url: str, model: str | None = None, **options: Any) -> None:
+def both(
+    awaiting: bool, url: str, model: str | None = None, text: str = "x", **options: Any
+) -> None:
     """Ask something by the one client or by the other."""
 
     async def ask() -> None:
         async with AsyncClient(url, "", model, **options) as client:
-            await client.chat("x")
+            await client.chat(text)
 
     if awaiting:
         asyncio.run(ask())
     else:
         with Client(url, "", model, **options) as client:
-            client.chat("x")
+            client.chat(text)
 
 
 class TestKeysAndAddresses:
@@ -200,6 +205,9 @@ class TestKeysAndAddresses:
             ("max_retries", 1.5),
             ("max_retries", True),
             ("max_retries", None),
+            ("upload_above", "1"),
+            ("upload_above", -1),
+            ("upload_above", True),
         ],
     )
     def test_options_that_make_no_sense_are_refused(self, name: str, value: Any) -> None:
@@ -506,6 +514,23 @@ class TestRetries:
         first, second = server.requests
         assert 1.0 <= second.at - first.at < 20
 
+    @pytest.mark.parametrize(
+        ("milliseconds", "seconds"),
+        [("1500", 1.5), ("0", 0.0), ("12.5", 0.0125), ("soon", 7.0), ("-1", 7.0), ("", 7.0)],
+    )
+    def test_milliseconds_to_wait_go_before_seconds(
+        self, milliseconds: str, seconds: float
+    ) -> None:
+        """``retry-after-ms``, as OpenAI's servers and Azure's send it; one that cannot be read
+        leaves ``Retry-After`` to hold."""
+        headers = {"retry_after": "7", "retry_after_ms": milliseconds}
+        with (
+            asking(stub.failure(429, **headers), max_retries=0) as (client, _),
+            pytest.raises(RateLimitError) as caught,
+        ):
+            client.chat("x")
+        assert caught.value.retry_after == seconds
+
     def test_retry_after_as_a_date_is_waited_for(self) -> None:
         """Measured by the server's clock, here an hour ahead of ours."""
         ahead = datetime.now(UTC) + timedelta(hours=1)
@@ -608,7 +633,67 @@ class TestRetries:
         assert asked == 37
 
 
+@contextlib.contextmanager
+def reading_late(pause: float) -> Iterator[str]:
+    """A server that takes connections, reads nothing for a while, then everything, and answers."""
+    answer = json.dumps({"choices": [{"message": {"content": "late"}}]}).encode()
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            time.sleep(pause)
+            file = connection.makefile("rb")
+            head = iter(file.readline, b"\r\n")
+            (length,) = (int(line[15:]) for line in head if line.lower().startswith(b"content-len"))
+            file.read(length)
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(answer))
+            connection.sendall(answer)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+LONG = "x" * 2**25
+"""More than the buffers between two sockets hold."""
+
+
 class TestTimeouts:
+    def test_sending_may_take_longer_than_connecting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A large picture on a slow line, or to a server that is busy, has the whole timeout."""
+        monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.2)
+        with reading_late(1.0) as url, Client(url, "", "m", max_retries=0, timeout=60) as client:
+            assert client.chat(LONG).text == "late"
+
+    @pytest.mark.parametrize("awaiting", [False, True])
+    def test_a_body_that_is_not_taken_in_time_is_a_timeout(self, awaiting: bool) -> None:
+        """And not a connection that broke, after which it would be sent again."""
+        with reading_late(30) as url, pytest.raises(APITimeoutError, match=r"timeout=0\.5 s"):
+            both(awaiting, url, "m", timeout=0.5, text=LONG)
+
+    def test_tls_that_does_not_come_about_is_no_answer_that_is_late(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The time that is named is that for connecting, which it was."""
+        monkeypatch.setattr(checks, "CONNECT_TIMEOUT", 0.2)
+        monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.2)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
+            with (
+                Client(url, "", "m", max_retries=0, timeout=60) as client,
+                pytest.raises(ServerNotReachedError, match=r"no connection within 0\.2 s"),
+            ):
+                client.chat("x")
+
     def test_a_silent_server_ends_in_a_timeout_and_is_not_asked_again(self) -> None:
         """A second copy of a request that is being worked on would slow both down."""
         with (

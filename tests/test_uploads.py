@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import json
+import os
 import random
 import select
 import socket
@@ -209,6 +211,23 @@ def test_an_unknown_id_has_an_error_of_its_own(api: Running, file_id: str) -> No
     assert (answer.status_code, error["code"]) == (404, "file_not_found")
     assert error["param"] == "messages[0].content[1].file_id"
     assert file_id not in answer.text
+
+
+@pytest.mark.parametrize("of", [(FileStore, "add"), (uploads.MultiPartParser, "parse")])
+def test_a_full_disk_is_told(
+    api: Running, monkeypatch: pytest.MonkeyPatch, of: tuple[type, str]
+) -> None:
+    """While the form is received, or the file kept; the next upload finds room again."""
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(*of, full)
+        refused = upload(api, png())
+    assert refused.status_code == 500
+    assert error_of(refused)["message"] == "The file cannot be kept: No space left on device."
+    assert upload(api, png()).status_code == 200
 
 
 def test_the_same_bytes_have_the_same_id(api: Running) -> None:

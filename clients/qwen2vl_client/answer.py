@@ -115,7 +115,7 @@ class Answer:
         """
         message = {"role": "assistant", "content": self.text}
         calls = self.raw["choices"][0]["message"].get("tool_calls")
-        return _repaired({**message, "tool_calls": calls} if calls else message)
+        return repaired({**message, "tool_calls": calls} if calls else message)
 
     @classmethod
     def from_raw(
@@ -153,7 +153,8 @@ class Answer:
         )
 
 
-def _repaired(message: dict[str, Any]) -> dict[str, Any]:
+def repaired(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object in which half of a surrogate pair is U+FFFD, which UTF-8 can express."""
     raw = json.dumps(message, ensure_ascii=False).encode("utf-16", "surrogatepass")
     whole: dict[str, Any] = json.loads(raw.decode("utf-16", "replace"))
     return whole
@@ -165,7 +166,9 @@ def _text(content: object) -> str:
 
 def _tool_call(raw: Mapping[str, Any]) -> ToolCall:
     function = raw["function"]
-    return ToolCall(str(raw.get("id") or ""), function["name"], function.get("arguments") or "{}")
+    given = function.get("arguments") or "{}"  # some servers send the object itself
+    arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    return ToolCall(str(raw.get("id") or ""), function["name"], arguments)
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,12 @@ class Model:
 
     def __str__(self) -> str:
         return self.id
+
+    @classmethod
+    def from_raw(cls, raw: dict[str, Any]) -> Model:
+        """Read an entry of the list of models, which has an ``id``."""
+        window = raw.get("max_model_len")
+        return cls(str(raw["id"]), window if isinstance(window, int) else None, raw)
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,7 @@ class Explanation:
                 media=media_of(raw),
                 raw=raw,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise APIResponseError(
                 f"the explanation lacks a field; it has {sorted(raw)}"
             ) from error
@@ -247,12 +256,15 @@ class StoredFile:
         if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
             raise APIResponseError(f"the answer is no file object: {str(raw)[:120]!r}")
         expires = raw.get("expires_at")
-        return cls(
-            raw["id"],
-            str(raw.get("filename") or ""),
-            str(raw.get("purpose") or ""),
-            int(raw.get("bytes") or 0),
-            int(raw.get("created_at") or 0),
-            None if expires is None else int(expires),
-            raw,
-        )
+        try:
+            return cls(
+                raw["id"],
+                str(raw.get("filename") or ""),
+                str(raw.get("purpose") or ""),
+                int(raw.get("bytes") or 0),
+                int(raw.get("created_at") or 0),
+                None if expires is None else int(expires),
+                raw,
+            )
+        except (TypeError, ValueError, OverflowError) as error:
+            raise APIResponseError(f"the answer is no file object: {str(raw)[:120]!r}") from error

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import ssl
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from qwen2vl_client.errors import (
     ServerNotReachedError,
     status_error_class,
 )
-from qwen2vl_client.retry import parse_retry_after
+from qwen2vl_client.retry import retry_after_of
 from qwen2vl_client.steps import Call, Reply
 
 CONNECT_TIMEOUT = 10.0
@@ -73,7 +74,7 @@ def checked_api_key(api_key: str | None) -> str | None:
 
 def checked_timeout(timeout: float) -> float:
     """Return the timeout in seconds if it is a positive number; infinity is three years."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, Real) or not timeout > 0:
         raise InvalidArgumentError(f"timeout={timeout!r} must be a number of seconds above 0")
     return min(float(timeout), _LONGEST_TIMEOUT)
 
@@ -128,7 +129,7 @@ def status_error(status: int, headers: Mapping[str, str], body: bytes) -> APISta
         type=_text(fields.get("type")),
         param=_text(fields.get("param")),
         request_id=headers.get("x-request-id"),
-        retry_after=parse_retry_after(headers.get("retry-after"), headers.get("date")),
+        retry_after=retry_after_of(headers),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 from qwen2vl_client.answer import Answer, Explanation, Model
@@ -62,16 +63,18 @@ class Dialogue:
             ("keep_last", keep_last, 0),
             ("summary_max_tokens", summary_max_tokens, 1),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise InvalidArgumentError(f"{name}={value!r} must be {least} or more")
+        if not isinstance(system, str | None):
+            raise InvalidArgumentError(f"system={system!r:.80} must be a text or None")
         if not isinstance(summary_prompt, str | None):
             raise InvalidArgumentError(f"summary_prompt={summary_prompt!r} must be a text or None")
         check_fields(sampling)
         self.flows = flows
         self.overflow: Policy = overflow
-        self.keep_last = keep_last
+        self.keep_last = int(keep_last)
         self.summary_prompt = summary_prompt
-        self.summary_max_tokens = summary_max_tokens
+        self.summary_max_tokens = int(summary_max_tokens)
         self.sampling = sampling
         self.history = History(system)
         self.events: list[Event] = []

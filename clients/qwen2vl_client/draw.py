@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen2vl_client.answer import StoredFile
 from qwen2vl_client.boxes import Box
 from qwen2vl_client.errors import InvalidArgumentError, MediaError
 from qwen2vl_client.media import ImageSource, file_content
@@ -97,13 +96,30 @@ def _upright(image: ImageSource) -> Image:
     try:
         if isinstance(image, Image.Image):
             opened = image
-        elif isinstance(image, StoredFile):
-            raise ValueError("it is on the server: give the picture itself")
         else:
             opened = Image.open(io.BytesIO(file_content(image)[0]))
-        return ImageOps.exif_transpose(opened).convert("RGB")
+        return _as_shown(ImageOps.exif_transpose(opened))
     except (OSError, ValueError, SyntaxError) as error:
         raise MediaError(f"cannot draw on the picture {image!r:.120}: {error}") from error
+
+
+def _as_shown(picture: Image) -> Image:
+    """Return a picture as the server shows it to a model: on white, of 8 bits a sample.
+
+    For numbers of 32 bits files keep to no range; the largest tells which it is.
+    """
+    from PIL import Image  # noqa: PLC0415  (as above)
+
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+        samples = picture.convert("F")  # Pillow's own way to RGB cuts them to 0 to 255
+        tops = {"I": (255, 65535), "F": (1, 255)}.get(picture.mode, (65535,))
+        high: Any = samples.getextrema()[1]
+        top = next((one for one in tops if high <= one), tops[-1])
+        return samples.point(lambda sample: sample * (255 / top)).convert("RGB")
+    if picture.mode != "RGB" and picture.has_transparency_data:
+        seen = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    return picture.convert("RGB")
 
 
 def _font(labels: set[str], given: str | os.PathLike[str] | None, size: int) -> FreeTypeFont:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 from urllib.parse import quote
 
@@ -81,14 +82,15 @@ class Flows:
     def __init__(
         self, base_url: str, model: str | None, max_retries: int, upload_above: int | None
     ) -> None:
-        if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
+        whole = isinstance(max_retries, Integral) and not isinstance(max_retries, bool)
+        if not whole or max_retries < 0:
             raise InvalidArgumentError(
                 f"max_retries={max_retries!r} must be a whole number, 0 or more"
             )
         self.base_url = base_url
         self.given_model = model
         self._offered: list[Model] | None = None
-        self._retry = RetryPolicy(max_retries)
+        self._retry = RetryPolicy(int(max_retries))
         self._uploads = Uploads(upload_above, self._retry.attempts)
 
     def chat(
@@ -145,7 +147,7 @@ class Flows:
             isinstance(entry, dict) and "id" in entry for entry in listed
         ):
             raise APIResponseError(f"{self.base_url}/models answered without a list of models")
-        return [Model(str(one["id"]), one.get("max_model_len"), one) for one in listed]
+        return [Model.from_raw(one) for one in listed]
 
     def model(self, given: str | None = None) -> Flow[str]:
         """Return the name of the model to ask, which the server is asked for once."""

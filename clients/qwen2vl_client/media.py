@@ -43,6 +43,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters and more: C
 _SENT_AS_IS = ("http", "https")
 _FILE_ID = re.compile(r"file-[A-Za-z0-9]{16,}")
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+_SEE_THROUGH = {"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
 
 
 def image_part(source: ImageSource) -> ContentPart:
@@ -70,12 +71,12 @@ def video_part(source: VideoSource) -> ContentPart:
         return {"type": "video_url", "video_url": {"file_id": uploaded}}
     frames: list[Any] | None = None
     if isinstance(source, list | tuple) or pixels.is_array(source):
-        frames = list(cast("Sequence[Any]", source))
         if pixels.is_array(source) and cast("Any", source).ndim != 4:
             raise MediaError(
                 f"an array {list(cast('Any', source).shape)} is no video: give [frames, height, "
                 "width, 3], or a list of pictures"
             )
+        frames = list(cast("Sequence[Any]", source))
     if frames is not None:
         if not frames:
             raise MediaError("a video given as frames needs at least one frame: the list is empty")
@@ -149,6 +150,11 @@ def file_content(source: object) -> tuple[bytes, str]:
     """Return the bytes of anything that can be uploaded, and a name for them."""
     if _is_pixels(source):
         return _picture(source)[0], "picture.png"
+    if file_id(source) or _given_url(source) is not None:
+        raise MediaError(
+            f"{_short(str(source))} is a URL or an uploaded file; give the file itself: a path, "
+            "its bytes, an open file, a Pillow image or a numpy array"
+        )
     data, _ = _file_bytes(source, "file")
     path = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "")
     named = isinstance(path, str | os.PathLike)
@@ -208,31 +214,43 @@ def _file_bytes(source: object, what: str) -> tuple[bytes, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source), f"the {what} given as bytes"
     if hasattr(source, "read"):
-        file = cast("IO[bytes]", source)
-        if hasattr(file, "seekable") and file.seekable():
-            file.seek(0)  # it may have been read for an earlier question, or just been written
-        content = file.read()
-        if not isinstance(content, bytes):
-            raise MediaError(f"the {what}'s file is open for text; open it with mode 'rb'")
-        return content, f"the {what} read from an open file"
+        return _content(cast("IO[bytes]", source), what), f"the {what} read from an open file"
     if not isinstance(source, str | os.PathLike):
         raise MediaError(f"{_kind(source)} is no {what}: {_ACCEPTED}")
     if source == "":
         raise MediaError(f"an empty string names no {what}: {_ACCEPTED}")
     path = Path(os.fsdecode(source))
     name = _short(str(path))
+    file = what if what == "file" else f"{what} file"
     try:
         # pathlib's own raises where it does not know the user, and "~x" may be a file.
         path = Path(os.path.expanduser(path))  # noqa: PTH111  (see above)
         if path.exists() and not path.is_file():
-            raise MediaError(f"{name} is a folder or a device, not a {what} file")
+            raise MediaError(f"{name} is a folder or a device, not a {file}")
         return path.read_bytes(), name
     except FileNotFoundError:
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise MediaError(f"there is no {what} file {name}{where}") from None
+        raise MediaError(f"there is no {file} {name}{where}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise MediaError(f"cannot read the {what} {name}: {reason}") from error
+
+
+def _content(file: IO[bytes], what: str) -> bytes:
+    try:
+        if hasattr(file, "seekable") and file.seekable():
+            file.seek(0)  # it may have been read for an earlier question, or just been written
+        content = file.read()
+    except (OSError, ValueError) as error:  # a closed one, or one that is open for writing
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MediaError(
+            f"cannot read the {what} from its file ({reason}); give one that is open with mode 'rb'"
+        ) from error
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise MediaError(
+            f"the {what}'s file gave {type(content).__name__} and no bytes; open it with mode 'rb'"
+        )
+    return bytes(content)
 
 
 def _is_pixels(source: object) -> bool:
@@ -262,6 +280,8 @@ def _writable(picture: Any) -> Any:
     """Return a Pillow image in a mode that PNG holds; ``MediaError`` where its range is unknown."""
     if picture.mode in _PNG_MODES:
         return picture
+    if picture.mode in _SEE_THROUGH:
+        return picture.convert(_SEE_THROUGH[picture.mode])
     if picture.mode in ("I", "F"):
         # Pillow would cut the numbers to 0 to 255, which leaves a white or a black picture.
         raise MediaError(

@@ -26,7 +26,7 @@ def png(array: Any) -> bytes:
     (RGBA). ``MediaError`` for anything else.
     """
     shape = tuple(array.shape)
-    channels = 1 if len(shape) == 2 else shape[-1]
+    channels = shape[2] if len(shape) == 3 else 1
     usable = len(shape) in (2, 3) and channels in _COLOUR_TYPES and all(shape)
     if not usable or str(array.dtype) != "uint8" or max(shape) > _MOST_SIDE:
         raise MediaError(

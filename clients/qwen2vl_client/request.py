@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import numbers
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
@@ -232,7 +233,8 @@ def shows_media(turn: Message) -> bool:
 def encode(body: Mapping[str, Any]) -> bytes:
     """Return the body as UTF-8 JSON; ``InvalidArgumentError`` names what JSON cannot hold."""
     try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        text = json.dumps(body, ensure_ascii=False, allow_nan=False, default=plain)
+        return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(
             f"a text holds half of a surrogate pair ({error.object[error.start]!r}), "
@@ -244,10 +246,19 @@ def encode(body: Mapping[str, Any]) -> bytes:
         ) from error
 
 
+def plain(value: object) -> float:
+    """Return a number of another library, as numpy's, as Python's; ``TypeError`` for any other."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"an object of type {type(value).__name__} is no JSON")
+
+
 def _unwritable(body: Mapping[str, Any]) -> str:
     for name, value in body.items():
         try:
-            json.dumps(value, allow_nan=False)
+            json.dumps(value, allow_nan=False, default=plain)
         except (TypeError, ValueError, RecursionError):
             return f"{name}={reprlib.repr(value)}"  # of anything deep or long the beginning
     return "the request"

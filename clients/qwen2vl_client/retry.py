@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -68,6 +69,17 @@ def is_retryable(error: APIConnectionError | APIStatusError) -> bool:
     if isinstance(error, APIStatusError):
         return error.status in RETRIED_STATUSES or error.status >= 500
     return error.retryable
+
+
+def retry_after_of(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that an answer asks to wait; None where it asks for none.
+
+    ``retry-after-ms``, which OpenAI's servers and Azure's send, is finer and goes first.
+    """
+    milliseconds = headers.get("retry-after-ms", "").strip()
+    if _SECONDS.fullmatch(milliseconds):
+        return float(milliseconds) / 1000
+    return parse_retry_after(headers.get("retry-after"), headers.get("date"))
 
 
 def parse_retry_after(value: str | None, date: str | None = None) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from qwen2vl_client.errors import InvalidArgumentError, MediaError
 from qwen2vl_client.fitting import Event
 from qwen2vl_client.history import History, Note, Turn
+from qwen2vl_client.request import plain
 from qwen2vl_client.transcript_check import check
 
 FORMAT = "qwen2vl-conversation"
@@ -46,8 +47,9 @@ def write(
         raise InvalidArgumentError(f"pictures={pictures!r} is neither 'inside' nor 'beside'")
     try:
         _write(path, history, events, settings, beside=pictures == "beside")
-    except OSError as error:
-        raise InvalidArgumentError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidArgumentError(f"cannot write {path}: {reason}") from error
 
 
 def _write(
@@ -95,10 +97,14 @@ def _write(
         "folder": folder_of(path).name,
     }
     unfinished = path.with_name(f".{path.name}.part")
-    text = json.dumps(document, ensure_ascii=False, indent=1)
-    # Half of a surrogate pair becomes the escape that JSON has for it.
-    unfinished.write_bytes(text.encode("utf-8", "backslashreplace"))
-    unfinished.replace(path)
+    text = json.dumps(document, ensure_ascii=False, indent=1, default=plain)
+    try:
+        # Half of a surrogate pair becomes the escape that JSON has for it.
+        unfinished.write_bytes(text.encode("utf-8", "backslashreplace"))
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path) -> tuple[History, list[Event], dict[str, Any]]:

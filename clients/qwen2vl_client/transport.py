@@ -19,6 +19,9 @@ import requests
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError
 
 from qwen2vl_client.checks import (
     CONNECT_TIMEOUT,
@@ -57,7 +60,7 @@ class Transport:
         self.base_url = checked_base_url(base_url)
         self._timeout = checked_timeout(timeout)
         self._session = requests.Session()
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=POOL)
+        adapter = _Adapter(pool_connections=1, pool_maxsize=POOL)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
         # With an auth object in place requests does not look for a password in ~/.netrc.
@@ -128,7 +131,7 @@ class Transport:
                 url_of(self.base_url, call),
                 data=call.body,
                 headers=headers,
-                timeout=(min(limit, CONNECT_TIMEOUT), limit),
+                timeout=limit,
                 stream=True,
                 allow_redirects=False,
                 proxies=self._proxies,
@@ -222,6 +225,54 @@ class ByteStream:
             self._response.close()
 
 
+class _Connection(HTTPConnection):
+    """Has ``CONNECT_TIMEOUT`` for connecting, and the request's own timeout for sending.
+
+    urllib3 sends all of a body within the timeout for connecting, too short for a large picture
+    on a slow line.
+    """
+
+    def connect(self) -> None:
+        limit = self.timeout
+        self.timeout = CONNECT_TIMEOUT if limit is None else min(limit, CONNECT_TIMEOUT)
+        try:
+            super().connect()
+        except TimeoutError as error:  # of TLS; urllib3 takes it for an answer that did not come
+            raise ConnectTimeoutError(self, str(error)) from error
+        finally:
+            self.timeout = limit
+        self.sock.settimeout(limit)
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+class _Adapter(HTTPAdapter):
+    """Makes connections of our own, directly and through a proxy."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        if not proxy.lower().startswith("socks"):  # which has connections of its own
+            manager.pool_classes_by_scheme = _POOLS
+        return manager
+
+
+_POOLS = {"http": _Pool, "https": _SecurePool}
+
+
 class _Bearer(AuthBase):
     def __init__(self, api_key: str | None) -> None:
         self._api_key = api_key
@@ -233,7 +284,7 @@ class _Bearer(AuthBase):
 
 
 def _connection_error(error: Exception, base_url: str, timeout: float) -> Exception:
-    if _caused_by(error, urllib3.exceptions.ReadTimeoutError):
+    if _caused_by(error, urllib3.exceptions.ReadTimeoutError) or _ended_while_sending(error):
         return timed_out(base_url, timeout)
     if isinstance(error, requests.ConnectTimeout):
         return no_connection(base_url, timeout)
@@ -246,6 +297,13 @@ def _connection_error(error: Exception, base_url: str, timeout: float) -> Except
     ):
         return InvalidArgumentError(f"cannot send to {base_url}: {error}")
     return APIConnectionError(f"the connection to {base_url} broke off: {_reason(error)}")
+
+
+def _ended_while_sending(error: Exception) -> bool:
+    """Tell whether the timeout ended while the body was sent; the system's own has a number."""
+    return _caused_by(error, urllib3.exceptions.ProtocolError) and any(
+        isinstance(link, TimeoutError) and link.errno is None for link in _chain(error)
+    )
 
 
 def _caused_by(error: Exception, kind: type[Exception]) -> bool:

@@ -9,6 +9,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 from urllib.parse import urlencode
 
@@ -55,8 +56,9 @@ class Uploads:
     """
 
     def __init__(self, above: int | None, ask: Callable[[Call], Flow[Reply]]) -> None:
-        if above is not None and (isinstance(above, bool) or above < 0):
-            raise InvalidArgumentError(f"upload_above={above} must be 0 or more bytes, or None")
+        number = isinstance(above, Real) and not isinstance(above, bool)
+        if above is not None and not (number and above >= 0):
+            raise InvalidArgumentError(f"upload_above={above!r} must be 0 or more bytes, or None")
         self._above = above
         self._ask = ask
         self._ids: OrderedDict[str, str] = OrderedDict()

@@ -6,6 +6,7 @@ file tells what came of one, its ``custom_id`` beside an id of its own.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +92,15 @@ def read(path: Path, most_lines: int, most_bytes: int) -> tuple[Sequence[Line], 
 
 
 def _numbered(path: Path, most_bytes: int) -> Iterator[tuple[int, int, bytes]]:
-    """Yield each line that is not blank, with its number and place; no more of it than needed."""
+    """Yield each line that is not blank, with its number and place; no more of it than needed.
+
+    What marks the file as UTF-8 at its beginning, as editors on Windows do, is no part of a line.
+    """
     with path.open("rb") as source:
         number = start = 0
+        if source.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            start = len(codecs.BOM_UTF8)
+        source.seek(start)
         while data := source.readline(most_bytes + 2):
             number += 1
             whole = data.rstrip(b"\r\n")
@@ -126,26 +133,34 @@ def _custom_id(data: bytes, most_bytes: int) -> str:
     try:
         line = from_json(data, allow_inf_nan=False)
     except ValueError as error:
-        text = f"The line is not valid JSON: {str(error)[:200]}."
+        fault = str(error).replace("at line 1 column", "at column")  # the line is ours to count
+        text = f"The line is not valid JSON in UTF-8: {fault[:200]}."
         raise _Faulty("invalid_json_line", text) from None
     if not isinstance(line, dict):
         raise _Faulty("invalid_json_line", "The line must be a JSON object.")
     custom_id, body = line.get("custom_id"), line.get("body")
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= 512:
-        text = "custom_id must be a string of 1 to 512 characters."
+        text = f"custom_id must be a string of 1 to 512 characters, not {_shown(custom_id)}."
         raise _Faulty("invalid_value", text, "custom_id")
     if line.get("method") != "POST":
-        raise _Faulty("invalid_value", "method must be 'POST'.", "method")
+        text = f"method must be 'POST', not {_shown(line.get('method'))}."
+        raise _Faulty("invalid_value", text, "method")
     if line.get("url") != ENDPOINT:
-        raise _Faulty("invalid_url", f"url must be {ENDPOINT!r}.", "url")
+        text = f"url must be {ENDPOINT!r}, not {_shown(line.get('url'))}."
+        raise _Faulty("invalid_url", text, "url")
     if not isinstance(body, dict):
         raise _Faulty("invalid_type", "body must be an object.", "body")
     if body.get("stream"):
         raise _Faulty("unsupported_parameter", "A batch has no streams.", "body.stream")
     if unknown := sorted(line.keys() - _KEYS):
         name = unknown[0][:60]
-        raise _Faulty("unsupported_parameter", f"{name!r} is not known here.", name)
+        text = f"{name!r} is not known here; a line has custom_id, method, url and body."
+        raise _Faulty("unsupported_parameter", text, name)
     return custom_id
+
+
+def _shown(value: object) -> str:
+    return (repr(value) if isinstance(value, str) else to_json(value).decode())[:60]
 
 
 def answered(line_id: str, custom_id: str, request_id: str, status: int, body: bytes) -> bytes:

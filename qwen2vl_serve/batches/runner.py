@@ -132,7 +132,7 @@ class Runner:
             logger.error("batch %s: %s", batch.id, error)
             message = (
                 f"The server cannot keep the batch ({error.strerror or error}): make it again "
-                "when its operator has mended batches.folder."
+                "when its operator has mended that."
             )
             batch.faults.append(Fault("storage_error", message, None, None))
             batch.reach("failed")
@@ -289,7 +289,7 @@ class Runner:
         try:
             return self.store.files.add(data, name, RESULT, owner=batch.owner).id
         except ValueError as error:
-            raise OSError(str(error)) from None
+            raise OSError(f"{name}: {error}, batches.max_bytes") from None
 
     async def _sweep(self) -> None:
         while True:

@@ -149,6 +149,9 @@ class _Server:
 
     async def run(self) -> int:
         begun = time.monotonic()
+        # First, as a folder may be another server's, and the import takes seconds. Uploads' starts
+        # a thread where it holds some, which no fork may meet.
+        batches = batch_store(self.profile)
         # Compiles while vLLM is imported. It is gone before vLLM forks, and before a wait in which
         # a signal that another thread receives would not be noticed.
         compiler = threading.Thread(target=resample.equals_pillow)
@@ -157,7 +160,7 @@ class _Server:
             seam = self._import_engine()
             compiler.join()
             seam.share_imports()
-            loader, batches = media_loader(self.profile), batch_store(self.profile)
+            loader = media_loader(self.profile)
             async with seam.start_engine(self.profile, self.adapters) as engine:
                 try:
                     return await self._serve(engine, loader, batches, begun)

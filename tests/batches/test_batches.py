@@ -657,6 +657,16 @@ def test_a_batch_whose_files_cannot_be_kept_fails_for_good(
         assert len(server.engine.requests) == 1
 
 
+def test_outcomes_that_exceed_what_is_kept_name_the_limit(tmp_path: Path) -> None:
+    """All files together may hold so many bytes, and one alone is more."""
+    small = {"max_bytes": 1000, "max_file_bytes": 1000}
+    with served(profile(tmp_path, batches=small), Keys()) as server, client(server.root) as ai:
+        batch = ended(ai, begun(ai, many(5)))
+        assert batch.status == "failed"
+        (fault,) = batch.errors.data
+        assert "exceed the 1000 of all files, batches.max_bytes" in fault.message
+
+
 def test_a_folder_serves_one_server(tmp_path: Path) -> None:
     """Two would ask everything twice."""
     store = batch_store(profile(tmp_path))

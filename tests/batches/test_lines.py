@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,38 @@ def test_requests_are_found_where_they_stand(tmp_path: Path) -> None:
     assert faults == []
     assert [one.custom_id for one in found] == ["a", "b"]
     assert [json.loads(one.body(path)) for one in found] == [BODY, body]
+
+
+def test_a_mark_of_utf_8_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    """As editors on Windows write it; the request behind it is found."""
+    path = written(tmp_path / "in", codecs.BOM_UTF8 + json.dumps(line("a")).encode(), line("b"))
+    found, faults = lines.read(path, 10, 10_000)
+    assert faults == []
+    assert [json.loads(one.body(path)) for one in found] == [BODY, BODY]
+    path.write_bytes(codecs.BOM_UTF8)
+    assert [fault.code for fault in lines.read(path, 10, 1000)[1]] == ["empty_file"]
+
+
+@pytest.mark.parametrize(
+    ("faulty", "told"),
+    [
+        (
+            b'{"a": 1',
+            "The line is not valid JSON in UTF-8: EOF while parsing an object at column 7.",
+        ),
+        (line(method="post"), "method must be 'POST', not 'post'."),
+        (line(method=None), "method must be 'POST', not null."),
+        (line(url="/v1/embeddings"), "url must be '/v1/chat/completions', not '/v1/embeddings'."),
+        (line(custom_id=7), "custom_id must be a string of 1 to 512 characters, not 7."),  # type: ignore[arg-type]  # the fault
+        (line(n=1), "'n' is not known here; a line has custom_id, method, url and body."),
+    ],
+)
+def test_a_fault_tells_what_is_wrong_and_what_is_right(
+    tmp_path: Path, faulty: dict[str, Any] | bytes, told: str
+) -> None:
+    """With the value that was given; a place is a column of the line that ``line`` names."""
+    _, (fault,) = lines.read(written(tmp_path / "in", line("first"), faulty), 10, 1000)
+    assert (fault.message, fault.line) == (told, 2)
 
 
 @pytest.mark.parametrize(

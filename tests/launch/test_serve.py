@@ -335,6 +335,14 @@ def test_whatever_fails_while_vllm_is_imported_is_one_line(launch: Launch) -> No
     )
 
 
+def test_a_folder_of_no_use_is_told_before_vllm_is_imported(launch: Launch) -> None:
+    """Of batches; the import takes seconds, and may fail for another reason."""
+    server = launch("no-import", "batches.enabled=true", "batches.folder=/proc/nowhere")
+    assert server.ended() != 0
+    assert any("batches.folder: cannot use /proc/nowhere" in line for line in server.lines)
+    assert not any("torchvision" in line for line in server.lines)
+
+
 def test_what_was_foreseen_stands_beside_what_came(launch: Launch, tmp_path: Path) -> None:
     """In the operator's line and in the metrics; how long it took is kept for the next start."""
     file = f"server.log_file={tmp_path}/serve.log"

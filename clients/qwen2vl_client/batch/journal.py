@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeAlias, overload
 
 from qwen2vl_client.batch.outcome import Outcome
-from qwen2vl_client.errors import InvalidArgumentError
+from qwen2vl_client.errors import BatchError, InvalidArgumentError
 
 try:
     import fcntl
@@ -49,7 +50,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that ``append`` has told of
+            self._file.close()
 
     def __len__(self) -> int:
         return len(self._done)
@@ -71,14 +73,15 @@ class Journal:
         return True
 
     def append(self, outcome: Outcome) -> None:
-        """Write one outcome; when this returns it is on the disk."""
-        self._file.write(_line(outcome))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write one outcome; when this returns it is on the disk. Raises ``BatchError``."""
+        with self._told():
+            self._file.write(_line(outcome))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._done[outcome.id] = (outcome.index, outcome.request)
 
     def finish(self) -> None:
-        """Put the lines in the order of the requests, each with its place."""
+        """Put the lines in the order of the requests, each with its place; ``BatchError``."""
         lines = [(self._done[one.id][0], one.index, *place) for one, *place in self._lines()]
         ordered = sorted(lines)
         if lines != ordered or any(now != then for now, then, *_ in lines):
@@ -104,6 +107,17 @@ class Journal:
                 return file
             file.close()
 
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Name the file that cannot be written, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise BatchError(
+                f"cannot write {self.path}: {error.strerror or error}; what was written before is "
+                "kept: mend that, and start the batch again with the same output"
+            ) from error
+
     def _lock(self, file: IO[bytes]) -> None:
         if fcntl is None:
             return
@@ -123,7 +137,8 @@ class Journal:
                 self._done[outcome.id] = (outcome.index, outcome.request)
         whole = kept[-1][1] if kept else 0
         if len(kept) == total:
-            self._file.truncate(whole)  # what a kill left of the last write
+            with self._told():
+                self._file.truncate(whole)  # what a kill left of the last write
         else:
             self._rewrite(kept)
 
@@ -146,10 +161,14 @@ class Journal:
 
     def _rewrite(self, places: Sequence[_Place]) -> None:
         """Replace the file by one that holds the lines at ``places``, at once or not at all."""
-        new = self.path.with_name(self.path.name + ".new")
-        with self.path.open("rb") as old, contextlib.ExitStack() as stack:
+        path = self.path.resolve()  # a link stays one
+        new = path.with_name(path.name + ".new")
+        with self._told(), path.open("rb") as old, contextlib.ExitStack() as stack:
             file = new.open("w+b")
+            stack.callback(new.unlink, missing_ok=True)
             stack.callback(file.close)
+            with contextlib.suppress(OSError):  # of a disk without modes
+                shutil.copymode(path, new)
             self._lock(file)  # before it has the name, so that it is never there unlocked
             for start, stop, index in places:
                 old.seek(start)
@@ -159,8 +178,8 @@ class Journal:
                 file.write(line)
             file.flush()
             os.fsync(file.fileno())
-            new.replace(self.path)
-            _sync_folder(self.path.parent)
+            new.replace(path)
+            _sync_folder(path.parent)
             stack.pop_all()
         self._file.close()
         self._file = file

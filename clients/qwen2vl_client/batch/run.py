@@ -64,8 +64,8 @@ def batch(
         KeyboardInterrupt: at once; what is under way is not waited for.
         InvalidArgumentError: an argument or a request cannot be used; ``output`` holds other
             requests or is being written.
-        BatchError: more than ``max_failures`` requests in a row have failed; the server is gone,
-            or refuses them all. What was answered is kept.
+        BatchError: more than ``max_failures`` requests in a row have failed (the server is gone,
+            or refuses them all), or ``output`` cannot be written. What was answered is kept.
     """
     for name, value, least in (
         ("concurrency", concurrency, 1),

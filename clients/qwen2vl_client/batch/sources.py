@@ -27,6 +27,7 @@ SUFFIXES = frozenset(
 _LISTED = ("image", "images", "video", "videos")
 _OWN = frozenset({"id", "custom_id", "text", "system", "messages", *_LISTED})
 _COLUMNS = ("id", "text", "image", "video", "system")
+_ASKING = frozenset({"text", "image", "video"})
 _ENVELOPE = frozenset({"method", "url"})  # of a line of OpenAI's batch API, beside its body
 
 
@@ -115,7 +116,10 @@ def from_jsonl(
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InvalidArgumentError(f"{path}, line {number} is no JSON: {error}") from error
+            told = str(error)
+            if isinstance(error, json.JSONDecodeError):  # the line is ours to count
+                told = f"{error.msg} at column {error.pos + 1}"
+            raise InvalidArgumentError(f"{path}, line {number} is no JSON: {told}") from error
         if not isinstance(value, dict):
             raise InvalidArgumentError(f"{path}, line {number} is no JSON object")
         if each is not None:
@@ -131,7 +135,7 @@ def from_csv(
     each: Callable[[dict[str, str]], Task[Any]] | None = None,
     encoding: str = UTF_8,
 ) -> Iterator[Request]:
-    """Yield a request for each row of a CSV file with headings.
+    """Yield a request for each row of a CSV file with headings; a row of empty cells is none.
 
     The columns ``id``, ``text``, ``image``, ``video`` and ``system`` mean what they say, others
     nothing; or ``each`` makes a task of a row, with relative paths left as they are. Excel in
@@ -141,6 +145,12 @@ def from_csv(
         if each is not None:
             yield Request(index, row.get("id") or str(index), each(row))
             continue
+        if not row.keys() & _ASKING:
+            found = ", ".join(repr(key) for key in row if key is not None)
+            raise InvalidArgumentError(
+                f"{path} has the headings {found}, and none of them is text, image or video: its "
+                "first line must name the columns, parted by commas"
+            )
         known = {key: row[key] for key in _COLUMNS if row.get(key)}
         yield _from_mapping(known, index, Path(path).parent)
 
@@ -148,9 +158,11 @@ def from_csv(
 def from_folder(
     folder: str | os.PathLike[str], each: Callable[[Path], Task[Any]]
 ) -> Iterator[Request]:
-    """Yield a request for each picture of a folder, by name; the name is the id."""
-    found = sorted(one for one in Path(folder).iterdir() if one.suffix.lower() in SUFFIXES)
-    for index, picture in enumerate(found):
+    """Yield a request for each picture of a folder, by name; the name is the id.
+
+    Hidden files are none: macOS leaves a ``._photo.jpg`` that is no picture beside each.
+    """
+    for index, picture in enumerate(sorted(_pictures(folder))):
         yield Request(index, picture.name, each(picture))
 
 
@@ -167,8 +179,7 @@ def opened(
             raise InvalidArgumentError(
                 f"{path} is a folder: say what to ask of each picture, as each=ocr.task"
             )
-        count = sum(one.suffix.lower() in SUFFIXES for one in path.iterdir())
-        return from_folder(path, each), count
+        return from_folder(path, each), len(_pictures(path))
     if not path.is_file():
         raise InvalidArgumentError(f"there is no file or folder {path} (a question goes in a list)")
     if path.suffix.lower() == ".csv":
@@ -177,6 +188,14 @@ def opened(
     with path.open("rb") as lines:
         count = sum(1 for line in lines if line.strip())
     return from_jsonl(path, each=each, encoding=encoding), count
+
+
+def _pictures(folder: str | os.PathLike[str]) -> list[Path]:
+    return [
+        one
+        for one in Path(folder).iterdir()
+        if one.suffix.lower() in SUFFIXES and not one.name.startswith(".")
+    ]
 
 
 def _lines(
@@ -198,10 +217,15 @@ def _lines(
 
 
 def _rows(path: str | os.PathLike[str], encoding: str) -> Iterator[dict[str, str]]:
-    """Yield the rows of a CSV file by its headings; ``InvalidArgumentError`` names a bad line."""
+    """Yield the rows of a CSV file by its headings; ``InvalidArgumentError`` names a bad line.
+
+    Excel writes rows of nothing but commas where something stood once.
+    """
     rows = csv.DictReader(_lines(path, encoding, newline=""))
     try:
-        yield from rows
+        for row in rows:
+            if any(row[heading] for heading in rows.fieldnames or ()):
+                yield row
     except csv.Error as error:
         raise InvalidArgumentError(
             f"{path}, line {rows.line_num + 1}: {error}; is a quote left open? Longer texts go in "

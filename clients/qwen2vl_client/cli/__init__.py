@@ -1,7 +1,7 @@
 """The command line: ``main(["ask", …])``; a file a command.
 
-Exit status of each: 0 done; 1 the server refused, failed or was not there; 2 an argument cannot
-be used (a picture that is missing, too); 130 interrupted.
+Exit status of each: 0 done; 1 the server refused, failed or was not there, or a batch ended early;
+2 an argument cannot be used (a picture that is missing, too); 130 interrupted.
 """
 
 from __future__ import annotations

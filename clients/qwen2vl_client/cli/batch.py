@@ -66,6 +66,10 @@ def _run(arguments: argparse.Namespace) -> int:
         raise InvalidArgumentError(
             f"--question is for a folder of pictures; {arguments.requests} has its own questions"
         )
+    if question is None and Path(arguments.requests).is_dir():
+        raise InvalidArgumentError(
+            f"{arguments.requests} is a folder: say with --question what to ask of each picture"
+        )
 
     def about(picture: Path) -> Task[Reply]:
         return Task(question, as_reply, (picture,))

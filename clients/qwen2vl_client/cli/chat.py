@@ -19,6 +19,7 @@ from qwen2vl_client.cli.options import (
     client_of,
     given_of,
     run,
+    text_of,
     with_advice,
 )
 from qwen2vl_client.client import Client
@@ -128,7 +129,7 @@ class Chat:
             elif word.startswith("/") and "/" not in word[1:]:
                 _say(f"there is no {word}; /help lists the commands")
             elif line:
-                self._ask(line)
+                self._ask(text_of(line))
         except KeyboardInterrupt:
             _say("\n(stopped; the question is not part of the conversation)")
         except ClientError as error:
@@ -250,19 +251,26 @@ def _lines() -> Iterator[str]:
 
 
 def _prompt() -> Callable[[], str]:
-    """Return what reads a line from the terminal."""
+    """Return what reads a line from the terminal; bytes that are no text as Python has paths."""
     try:
         from prompt_toolkit import PromptSession  # noqa: PLC0415 -- an extra
         from prompt_toolkit.completion import NestedCompleter, PathCompleter  # noqa: PLC0415
         from prompt_toolkit.history import FileHistory  # noqa: PLC0415
     except ImportError:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")
         return lambda: input("> ")
+
+    class History(FileHistory):
+        def store_string(self, string: str) -> None:
+            super().store_string(text_of(string))  # the file is UTF-8
+
     paths = PathCompleter(expanduser=True)
     completer = NestedCompleter.from_nested_dict(
         {**dict.fromkeys(PLAIN), **dict.fromkeys(PATHS, paths)}
     )
     session: PromptSession[str] = PromptSession(
-        "> ", history=FileHistory(str(_history())), completer=completer, complete_while_typing=False
+        "> ", history=History(str(_history())), completer=completer, complete_while_typing=False
     )
     return session.prompt
 

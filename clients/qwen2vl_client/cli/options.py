@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from qwen2vl_client.client import DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Client
@@ -162,6 +163,10 @@ def run(
     command: Callable[[argparse.Namespace], int],
 ) -> int:
     """Parse, run and return the exit status; whatever fails is one line on standard error."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by what started this process
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115  (it stays open)
+            setattr(sys, name, stream)
     try:
         try:
             arguments = parser.parse_args(argv)

@@ -20,6 +20,7 @@ from qwen2vl_client.tasks.task import (
     json_format,
     json_of,
     pictures,
+    text_of,
 )
 
 M = TypeVar("M")
@@ -106,7 +107,10 @@ def _said(schema: Mapping[str, Any]) -> dict[str, Any]:
     Left to its choice a model leaves fields out that the picture does show.
     """
     said = copy.deepcopy(dict(schema))
-    for part in [said, *said.get("$defs", {}).values()]:
+    parts = said.get("$defs", {})
+    if "$ref" in said:  # a model that holds itself is there as a part alone
+        said = {**copy.deepcopy(parts[said["$ref"].rpartition("/")[2]]), "$defs": parts}
+    for part in [said, *parts.values()]:
         properties = part.get("properties")
         if not properties:
             continue
@@ -126,7 +130,7 @@ def _meaning(part: Mapping[str, Any]) -> str:
 
 def _found(names: Sequence[str], answer: Answer) -> Found:
     value = json_of(answer)
-    return {name: _text(value.get(name)) for name in names}
+    return {name: text_of(value.get(name)).strip() or None for name in names}
 
 
 def _validated(model: Any, answer: Answer) -> Any:
@@ -135,9 +139,3 @@ def _validated(model: Any, answer: Answer) -> Any:
         return model.model_validate(value)
     except ValueError as error:  # pydantic's ValidationError is one
         raise AnswerError(f"the answer does not fit {model.__name__}: {error}", answer) from error
-
-
-def _text(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    return value.strip() if isinstance(value, str) else str(value)

@@ -14,7 +14,8 @@ from qwen2vl_client.media import ImageSource
 from qwen2vl_client.prompts import PromptsGiven, chosen
 from qwen2vl_client.tasks.task import EXACT, Task, Use, pictures, unfenced
 
-_PAGE = re.compile(r"<!doctype html.*|<html[\s>].*", re.DOTALL | re.IGNORECASE)
+_BEGUN = re.compile(r"(?:<!doctype html|<html[\s>]).*", re.DOTALL | re.IGNORECASE)
+_WHOLE = re.compile(rf"{_BEGUN.pattern}</html>", re.DOTALL | re.IGNORECASE)
 _ELEMENT = re.compile(r"<[a-zA-Z][^<>]*>")
 
 
@@ -52,10 +53,10 @@ def to_html(image: ImageSource, *, prompts: PromptsGiven = "en", **fields: Any) 
 
 def _read(answer: Answer) -> Page:
     code = unfenced(answer.text)
-    found = _PAGE.search(code)
+    # A page that shows fences of its own is not cut at them.
+    found = _WHOLE.search(code) or _WHOLE.search(answer.text) or _BEGUN.search(code)
     if found:
-        end = code.lower().rfind("</html>")
-        code = code[found.start() : end + 7] if end > found.start() else found[0]
+        code = found[0]
     elif not _ELEMENT.search(code):
         raise AnswerError(f"the answer holds no HTML; it begins with {code[:80]!r}", answer)
     return Page(code.strip(), answer)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen2vl_client.answer import Answer
-from qwen2vl_client.boxes import Box, Convention, Size, boxes_in
+from qwen2vl_client.boxes import Box, Convention, Size, boxes_in, marks_in
 from qwen2vl_client.errors import AnswerError, InvalidArgumentError
 from qwen2vl_client.media import ImageSource
 from qwen2vl_client.prompts import PromptsGiven, chosen, filled
@@ -41,6 +41,8 @@ def locate(
     model saw of it after the resize), both width and height in pixels, are told by this project's
     server and need be given for others only.
     """
+    if convention is not None:
+        marks_in("", convention)  # an unknown one is told before anything is asked
     texts = chosen(prompts)
     prompt = texts.locate_json if convention == "qwen2.5-vl" else texts.locate
     # Boxes are written in special tokens, which a server leaves out unless told to keep them.

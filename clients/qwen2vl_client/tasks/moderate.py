@@ -51,7 +51,8 @@ def moderate(
     **fields: Any,
 ) -> Task[Judgement]:
     """Judge a picture; verdict and categories can only be those that are named here."""
-    if isinstance(categories, str) or not categories:
+    listed = [] if isinstance(categories, str) or not categories else list(categories)
+    if not listed or not all(isinstance(name, str) for name in listed):
         raise InvalidArgumentError(f"categories={categories!r} must be a list of names")
     text = filled(chosen(prompts).moderate, categories=", ".join(categories))
     format_ = json_format("judgement", schema(categories))

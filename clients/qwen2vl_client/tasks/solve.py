@@ -6,9 +6,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen2vl_client.answer import Answer
+from qwen2vl_client.errors import AnswerError
 from qwen2vl_client.media import ImageSource
 from qwen2vl_client.prompts import PromptsGiven, chosen
-from qwen2vl_client.tasks.task import EXACT, Task, Use, json_format, json_of, pictures, texts_of
+from qwen2vl_client.tasks.task import (
+    EXACT,
+    Task,
+    Use,
+    json_format,
+    json_of,
+    list_of,
+    pictures,
+    text_of,
+    texts_of,
+)
 
 SCHEMA = {
     "type": "object",
@@ -36,11 +47,17 @@ class Solution:
 
 @Use
 def solve(image: ImageSource, *, prompts: PromptsGiven = "en", **fields: Any) -> Task[Solution]:
-    """Solve the problem in a picture; the steps come before the answer, as thought does."""
+    """Solve the problem in a picture; the steps come before the answer, as thought does.
+
+    ``AnswerError`` where one of the two is missing.
+    """
     given = {"response_format": json_format("solution", SCHEMA), **fields}
     return Task(chosen(prompts).solve, _read, pictures(image), fields=given, defaults=EXACT)
 
 
 def _read(answer: Answer) -> Solution:
     value = json_of(answer)
-    return Solution(texts_of(value.get("steps")), "".join(texts_of([value.get("answer")])), answer)
+    steps = texts_of(list_of(value, "steps", answer))
+    if value.get("answer") is None:
+        raise AnswerError(f"the solution has no answer: {answer.text[:80]!r}", answer)
+    return Solution(steps, text_of(value["answer"]), answer)

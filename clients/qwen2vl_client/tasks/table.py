@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from qwen2vl_client.answer import Answer
-from qwen2vl_client.errors import InvalidArgumentError
+from qwen2vl_client.errors import AnswerError, InvalidArgumentError
 from qwen2vl_client.media import ImageSource
 from qwen2vl_client.prompts import PromptsGiven, chosen
-from qwen2vl_client.tasks.task import EXACT, Task, Use, json_format, json_of, pictures, texts_of
+from qwen2vl_client.tasks.task import (
+    EXACT,
+    Task,
+    Use,
+    json_format,
+    json_of,
+    list_of,
+    pictures,
+    texts_of,
+)
 
 SCHEMA = {
     "type": "object",
@@ -66,16 +75,23 @@ class Table:
 def extract_table(
     image: ImageSource, *, prompts: PromptsGiven = "en", **fields: Any
 ) -> Task[Table]:
-    """Extract the table in a picture; the engine is bound to answer in its shape."""
+    """Extract the table in a picture; the engine is bound to answer in its shape.
+
+    ``AnswerError`` where the answer is of another.
+    """
     given = {"response_format": json_format("table", SCHEMA), **fields}
     return Task(chosen(prompts).table, _read, pictures(image), fields=given, defaults=EXACT)
 
 
 def _read(answer: Answer) -> Table:
     value = json_of(answer)
-    columns = texts_of(value.get("columns"))
-    given = value.get("rows")
-    rows = [texts_of(row) for row in given] if isinstance(given, list) else []
+    columns = texts_of(list_of(value, "columns", answer))
+    given = list_of(value, "rows", answer)
+    if not all(isinstance(row, list) for row in given):
+        raise AnswerError(
+            f"the rows of the answer's table are no lists of cells: {given!r:.120}", answer
+        )
+    rows = [texts_of(row) for row in given]
     width = max([len(columns), *map(len, rows)])
     return Table(_padded(columns, width), tuple(_padded(row, width) for row in rows), answer)
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from qwen2vl_client.answer import Answer
+from qwen2vl_client.answer import Answer, repaired
 from qwen2vl_client.errors import AnswerError, InvalidArgumentError
 from qwen2vl_client.media import ContentPart, image_part, sources, video_part
 from qwen2vl_client.request import SYSTEM_PROMPT
@@ -23,6 +23,8 @@ P = ParamSpec("P")
 #: tables, coordinates and code repeat themselves. Room for a page of text.
 EXACT: Mapping[str, Any] = {"temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 2048}
 
+_JSON = json.JSONDecoder()
+_BRACKET = re.compile(r"[{\[]")
 _FENCED = re.compile(r"```[\w+-]*[ \t]*\r?\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 
@@ -162,13 +164,15 @@ def unfenced(text: str) -> str:
 
 
 def json_of(answer: Answer) -> dict[str, Any]:
-    """Return the JSON object that an answer is; ``AnswerError`` where it is none or was cut."""
+    """Return the JSON object in an answer; ``AnswerError`` where there is none or it was cut."""
+    code = unfenced(answer.text)
+    begin = _BRACKET.search(code)
     try:
-        value = json.loads(unfenced(answer.text))
+        value, _ = _JSON.raw_decode(code, begin.start() if begin else 0)
+        if isinstance(value, dict):
+            return repaired(value)
     except (ValueError, RecursionError):
-        value = None
-    if isinstance(value, dict):
-        return value
+        pass
     if answer.finish_reason == "length" and len(answer.text) - len(answer.text.rstrip()) > 40:
         # JSON allows blanks between its parts, so a model that is lost may write them for ever.
         raise AnswerError(
@@ -185,12 +189,23 @@ def json_of(answer: Answer) -> dict[str, Any]:
     raise AnswerError(f"the answer is no JSON object; it begins with {answer.text[:80]!r}", answer)
 
 
+def list_of(value: Mapping[str, Any], name: str, answer: Answer) -> list[Any]:
+    """Return a list of an answer's JSON by its name; ``AnswerError`` where it is none."""
+    found = value.get(name)
+    if not isinstance(found, list):
+        raise AnswerError(
+            f"the answer's JSON holds no list {name!r}; it begins with {answer.text[:80]!r}", answer
+        )
+    return found
+
+
 def texts_of(value: object) -> tuple[str, ...]:
     """Return a JSON list as texts; none where it is no list."""
-    return tuple(_text(one) for one in value) if isinstance(value, list) else ()
+    return tuple(text_of(one) for one in value) if isinstance(value, list) else ()
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """Return a JSON value as text: null is empty, what is no text is written as JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
