@@ -15,6 +15,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from qwen2vl_serve.errors import APIError
+from qwen2vl_serve.protocol.shown import shown
 from qwen2vl_serve.protocol.validation import MOST_VALUES, is_crowded
 
 ENDPOINT = "/v1/chat/completions"
@@ -140,13 +141,13 @@ def _custom_id(data: bytes, most_bytes: int) -> str:
         raise _Faulty("invalid_json_line", "The line must be a JSON object.")
     custom_id, body = line.get("custom_id"), line.get("body")
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= 512:
-        text = f"custom_id must be a string of 1 to 512 characters, not {_shown(custom_id)}."
+        text = f"custom_id must be a string of 1 to 512 characters, not {shown(custom_id)}."
         raise _Faulty("invalid_value", text, "custom_id")
     if line.get("method") != "POST":
-        text = f"method must be 'POST', not {_shown(line.get('method'))}."
+        text = f"method must be 'POST', not {shown(line.get('method'))}."
         raise _Faulty("invalid_value", text, "method")
     if line.get("url") != ENDPOINT:
-        text = f"url must be {ENDPOINT!r}, not {_shown(line.get('url'))}."
+        text = f"url must be {ENDPOINT!r}, not {shown(line.get('url'))}."
         raise _Faulty("invalid_url", text, "url")
     if not isinstance(body, dict):
         raise _Faulty("invalid_type", "body must be an object.", "body")
@@ -157,10 +158,6 @@ def _custom_id(data: bytes, most_bytes: int) -> str:
         text = f"{name!r} is not known here; a line has custom_id, method, url and body."
         raise _Faulty("unsupported_parameter", text, name)
     return custom_id
-
-
-def _shown(value: object) -> str:
-    return (repr(value) if isinstance(value, str) else to_json(value).decode())[:60]
 
 
 def answered(line_id: str, custom_id: str, request_id: str, status: int, body: bytes) -> bytes:

@@ -6,7 +6,6 @@ the schema. Schemas are walked by their keywords: a property may have the name o
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from qwen2vl_serve.errors import InvalidValue
+from qwen2vl_serve.protocol.shown import shown
 
 Schema = Mapping[str, Any]
 
@@ -80,27 +80,27 @@ class _Reader:
                 raise self._refused(path, name, "is nothing that answers can be held to")
         for name, (fits, words) in _FORMS.items():
             if name in schema and not fits(schema[name]):
-                raise self._refused(path, name, f"must be {words}, not {_shown(schema[name])}")
+                raise self._refused(path, name, f"must be {words}, not {shown(schema[name])}")
         for least, most in _RANGES:
             if least in schema and most in schema and schema[least] > schema[most]:
-                told = f"is {_shown(schema[least])}, more than {most} ({_shown(schema[most])})"
+                told = f"is {shown(schema[least])}, more than {most} ({shown(schema[most])})"
                 raise self._refused(path, least, told)
         patterns = [("pattern", schema["pattern"])] if "pattern" in schema else []
         patterns += [("patternProperties", one) for one in schema.get("patternProperties", ())]
         for name, pattern in patterns:
             if fault := _fault(pattern):
-                raise self._refused(path, name, f"is {_shown(pattern)}, {fault}")
+                raise self._refused(path, name, f"is {shown(pattern)}, {fault}")
 
     def _referred(self, schema: Schema, path: str) -> tuple[Any, str]:
         reference = schema["$ref"]
         if not isinstance(reference, str) or not re.match(r"#(/|$)", reference):
-            told = f"is {_shown(reference)}; it must be as '#/$defs/name'"
+            told = f"is {shown(reference)}; it must be as '#/$defs/name'"
             raise self._refused(path, "$ref", told)
         target: Any = self.root
         for step in reference.split("/")[1:]:
             target = _step(target, unquote(step).replace("~1", "/").replace("~0", "~"))
         if not _is_schema(target):
-            raise self._refused(path, "$ref", f"is {_shown(reference)}, where no schema is")
+            raise self._refused(path, "$ref", f"is {shown(reference)}, where no schema is")
         said = target if isinstance(target, Mapping) else {}
         for name in _BESIDE:
             if name in schema and (name not in said or schema[name] != said[name]):
@@ -240,12 +240,3 @@ def _fault(pattern: str) -> str | None:
     except (OverflowError, RecursionError):
         return None
     return None
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, list):
-        return "an array" if value else "an empty array"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:40]}…"

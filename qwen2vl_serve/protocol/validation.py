@@ -27,6 +27,7 @@ from qwen2vl_serve.profile import Overflow
 from qwen2vl_serve.protocol import control_tokens, json_schema, tool_rules
 from qwen2vl_serve.protocol.chat import ASKING_NOTHING, UNSUPPORTED, ChatRequest
 from qwen2vl_serve.protocol.content import FramesPart, ImagePart, VideoPart
+from qwen2vl_serve.protocol.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +260,7 @@ def _check_said_of_all(request: ChatRequest) -> None:
         known, said = first.setdefault(name, (path, value))
         if said != value:
             raise InvalidValue(
-                f"{path} is {_shown(value)}, but {known} is {_shown(said)}; give one of them.",
+                f"{path} is {shown(value)}, but {known} is {shown(said)}; give one of them.",
                 param=path,
             )
     sides = [first[name][0] for name in ("resized_height", "resized_width") if name in first]
@@ -356,7 +357,7 @@ def as_request_error(error: ErrorDetails, roles: str = _ROLES) -> RequestError:
     if kind in _TYPE_NAMES:
         either = "a string or " if kind == "list_type" and error["loc"][-1] == "@parts" else ""
         return InvalidType(
-            f"{param} must be {either}{_TYPE_NAMES[kind]}, not {_shown(given)}.", param=param
+            f"{param} must be {either}{_TYPE_NAMES[kind]}, not {shown(given)}.", param=param
         )
     if kind.startswith("union_tag"):
         field = "role" if "_role" in context["discriminator"] else "type"
@@ -366,7 +367,7 @@ def as_request_error(error: ErrorDetails, roles: str = _ROLES) -> RequestError:
 
 def _as_bound_error(param: str, error: ErrorDetails) -> InvalidValue:
     """Return the error for a value of the right type that is out of bounds."""
-    kind, held, context = error["type"], _shown(error["input"]), error.get("ctx", {})
+    kind, held, context = error["type"], shown(error["input"]), error.get("ctx", {})
     if kind in _BOUNDS:
         told = {name: _bound(value) for name, value in context.items()}
         words, held = _BOUNDS[kind].format(**told), told.get("actual_length", held)
@@ -398,13 +399,13 @@ def _as_one_of_error(param: str, given: object, names: tuple[str, str]) -> Reque
 def _as_tag_error(param: str, given: object, field: str, served: str) -> RequestError:
     """Return the error for a message without a known role, or a part without a known type."""
     if not isinstance(given, dict):
-        return InvalidType(f"{param} must be an object, not {_shown(given)}.", param=param)
+        return InvalidType(f"{param} must be an object, not {shown(given)}.", param=param)
     param = f"{param}.{field}"
     if field not in given:
         return MissingParameter(f"{param} is required.", param=param)
     if not isinstance(given[field], str):
-        return InvalidType(f"{param} must be a string, not {_shown(given[field])}.", param=param)
-    return InvalidValue(f"{param} is {_shown(given[field])}; served are {served}.", param=param)
+        return InvalidType(f"{param} must be a string, not {shown(given[field])}.", param=param)
+    return InvalidValue(f"{param} is {shown(given[field])}; served are {served}.", param=param)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -415,17 +416,3 @@ def _path(location: tuple[int | str, ...]) -> str:
         elif not step.startswith("@"):
             path += f".{step}" if path else step
     return path or "body"
-
-
-def _shown(value: object) -> str:
-    """Return a short JSON-like rendering; long strings (base64) are cut."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "an empty array" if not value else "an array"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:40]}… ({len(text)} characters)"
